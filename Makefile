@@ -1,0 +1,34 @@
+# Everything runs in .venv, which each target creates and fills when pyproject.toml or constraints.txt is newer than it.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test check bench clean
+
+demo: .venv/.base  ## Train a real model on real data in two processes, with the plan, a live line and the result.
+	$(BIN)/widebatch launch configs/digits.yaml --gpus 0 --procs 2
+
+test: .venv/.dev  ## All tests, under 10 minutes on 2 cores.
+	$(BIN)/python -m pytest
+
+check: .venv/.dev  ## Format, lint and types.
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: .venv/.base  ## Digits at k = 1, 4, 16 with and without the linear rule, 3 seeds; rewrites the table's numbers in configs/results.
+	$(BIN)/python -m tests.bench_rules
+
+clean:  ## Remove what the targets above made.
+	rm -rf .venv build dist .mypy_cache .ruff_cache .hypothesis *.egg-info
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/.base: .venv/bin/python pyproject.toml constraints.txt
+	$(PIP) --editable .
+	touch $@
+
+.venv/.dev: .venv/.base
+	$(PIP) --editable '.[dev]'
+	touch $@

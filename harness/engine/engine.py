@@ -1,0 +1,99 @@
+"""One whole optimizer step, on any backend. Only this floor knows Accelerate and DeepSpeed."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from harness.parts.data import Micro
+from harness.plan.config import Config
+from harness.plan.plan import Plan
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp16": torch.float32, "fp64": torch.float64}
+"""Type of the weights and of the data, by `precision`; bf16 and fp16 are autocast over float32 weights."""
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+COLUMNS = ("loss_sum", "count", "stop", "grad_norm", "clip_factor", "applied")
+
+
+@dataclass(frozen=True)
+class StepRow:
+    """One optimizer step as measured, the same on every rank.
+
+    `loss_sum` and `count` are over all ranks; `grad_norm` is of the mean loss, before clipping; `clip_factor` <= 1 is what clipping
+    multiplied it by; `applied` says whether the weights moved; `stop` how many ranks ask to stop.
+    """
+
+    loss_sum: float
+    count: float
+    stop: float
+    grad_norm: float
+    clip_factor: float
+    applied: float
+
+    @property
+    def loss(self) -> float:
+        """Mean loss over all counted items of the step; NaN where nothing was counted."""
+        return self.loss_sum / self.count if self.count else float("nan")
+
+
+class Engine(ABC):
+    """A model, its optimizer and the ranks it is trained by."""
+
+    plan: Plan
+    device: torch.device
+    dtype: torch.dtype
+    rank: int
+    processes: int
+
+    @property
+    @abstractmethod
+    def model(self) -> nn.Module:
+        """The recipe's own model, to evaluate and to look at."""
+
+    @abstractmethod
+    def step(self, micros: Sequence[Micro], lr: float, stop: bool) -> None:
+        """One optimizer step over this rank's passes at rate `lr`. Nothing is read back to the host here.
+
+        The gradient is the sum over all ranks divided by the global count of items (Goyal et al. 2017, remark 3). A step whose loss
+        or gradient is not finite on any rank moves nothing on any rank. `stop` asks all ranks to stop.
+        """
+
+    @abstractmethod
+    def read(self) -> list[StepRow]:
+        """The steps since the last call: the one copy from device to host of a window."""
+
+    @abstractmethod
+    def sync_buffers(self) -> None:
+        """Make buffers such as BatchNorm's running statistics the mean over ranks, before evaluation or saving."""
+
+    @abstractmethod
+    def reduce(self, sums: Tensor) -> Tensor:
+        """The sum of a tensor over all ranks."""
+
+    @abstractmethod
+    def any_rank(self, flag: bool) -> bool:
+        """Whether a flag is up on any rank."""
+
+    @abstractmethod
+    def barrier(self) -> None:
+        """Wait until all ranks are here."""
+
+    @abstractmethod
+    def export_state(self) -> dict[str, Tensor]:
+        """Weights and optimizer state on the host, by name: `model/NAME` and `optimizer/NAME/KEY`. Needed on rank 0 only."""
+
+    @abstractmethod
+    def import_state(self, tensors: dict[str, Tensor]) -> None:
+        """Take weights and optimizer state over; rates, betas and decay stay the plan's. Raises UserError where they do not fit."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Leave the process group."""
+
+
+def autocast(config: Config, device: torch.device) -> torch.autocast:
+    """The autocast region of the config's precision; switched off for fp32 and fp64."""
+    dtype = AUTOCAST.get(config.precision)
+    return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)

@@ -1,0 +1,40 @@
+"""Optimizer state by the names of parameters, so that it outlives the order, the grouping and the world it was saved in."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from harness.plan.errors import UserError
+
+
+def name_optimizer(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
+    """The state as tensors named `PARAMETER/KEY`. Numbers become 0-d float64 tensors."""
+    out = {}
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                out[f"{name}/{key}"] = value
+            elif isinstance(value, bool | int | float):
+                out[f"{name}/{key}"] = torch.tensor(value, dtype=torch.float64)
+            elif value is not None:
+                raise UserError("optim.name", f"state {key!r} of {name} is a {type(value).__name__}", "choose another optimizer")
+    return out
+
+
+def load_optimizer(model: nn.Module, optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Take named state over. Group settings (lr, betas, decay) stay as they are: they are the plan's, not the checkpoint's."""
+    by_name: dict[str, dict[str, Any]] = {}
+    for full, value in tensors.items():
+        name, _, key = full.rpartition("/")
+        by_name.setdefault(name, {})[key] = float(value) if value.dtype == torch.float64 and value.ndim == 0 else value
+    parameters = dict(model.named_parameters())
+    unknown = sorted(set(by_name) - set(parameters))
+    if unknown:
+        at = f"the checkpoint has optimizer state for {unknown[0]}, the model no such parameter"
+        raise UserError("recipe", at, "use the recipe it was trained with, or another run.dir")
+    tree = optimizer.state_dict()
+    place = {id(p): number for number, p in enumerate(p for g in optimizer.param_groups for p in g["params"])}
+    tree["state"] = {place[id(parameters[name])]: state for name, state in by_name.items()}
+    optimizer.load_state_dict(tree)

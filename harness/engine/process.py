@@ -1,0 +1,30 @@
+"""This process among its peers: joining the group, agreeing on a text, leaving."""
+
+import torch
+import torch.distributed as dist
+from accelerate import PartialState
+
+
+def use_cpu(wished: bool) -> bool:
+    """Whether this process computes on the CPU: because that was asked for, or because there is no GPU."""
+    return wished or not torch.cuda.is_available()
+
+
+def join(cpu: bool) -> None:
+    """Join the process group that the launcher's environment describes, over gloo or NCCL; alone, do nothing."""
+    PartialState(cpu=cpu)
+
+
+def agree(text: str) -> str:
+    """Rank 0's text, on every rank."""
+    if not dist.is_initialized():
+        return text
+    box = [text]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def leave() -> None:
+    """Leave the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,100 @@
+"""What a recipe is: one frozen dataclass whose fields are its knobs, with a model, data and a loss."""
+
+import dataclasses
+import json
+from abc import ABC, abstractmethod
+from importlib import import_module
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import PydanticSchemaGenerationError, TypeAdapter
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from harness.parts.data import Data, default_collate
+from harness.plan.code import load_attribute
+from harness.plan.config import RecipeConfig, Strict
+from harness.plan.decode import check
+from harness.plan.errors import UserError, did_you_mean
+from harness.plan.plan import Plan
+
+Split = Literal["train", "valid"]
+Sum = tuple[Tensor, Tensor | int]
+"""A sum over counted items (a scalar tensor) and their number. Means are formed after summing over all ranks."""
+
+BUILT_IN = {
+    "digits": "harness.recipes.digits:Digits",
+    "images": "harness.recipes.images:Images",
+    "bytes_lm": "harness.recipes.bytes_lm:BytesLM",
+}
+
+
+class Recipe(Strict, ABC):
+    """The user's one file. Subclass it as `@dataclass(frozen=True)`; the fields are knobs of the run file.
+
+    A batch is what `collate` makes of samples, moved to the device: for a `Table`, a dict of its columns.
+    """
+
+    item: ClassVar[str] = "sample"
+    """What the loss counts: "sample" or "token"."""
+    augments: ClassVar[bool] = False
+    """Whether batches carry `key`: int64 [n], a random number per sample and epoch, the same on every layout of GPUs."""
+    workers: int = 0
+    """Processes that fetch samples where the data is no `Table`. A recipe may make it a knob."""
+
+    @abstractmethod
+    def model(self) -> nn.Module:
+        """A fresh model. The caller has seeded torch."""
+
+    @abstractmethod
+    def data(self, split: Split) -> Data:
+        """The samples of a split: a `Table` of tensors, or anything with `len()` and integer indexing."""
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Any) -> Sum:
+        """The summed loss of a batch (scalar tensor with a gradient) and the number of items in it (int or tensor)."""
+
+    def metrics(self, model: nn.Module, batch: Any) -> dict[str, Sum]:
+        """Sums and counts by name for evaluation; `loss` must be among them. The model is in eval mode, without gradients."""
+        return {"loss": self.loss(model, batch)}
+
+    def optimizer(self, model: nn.Module, plan: Plan) -> Optimizer | None:
+        """An optimizer of the recipe's own, or None for the run file's `optim.name`. The engine sets the learning rate."""
+        return None
+
+    def flops_per_item(self) -> float | None:
+        """Floating-point operations of one training step per counted item, or None where nobody counted them."""
+        return None
+
+    def collate(self, samples: list[Any]) -> Any:
+        """A batch from single samples, where the data is no `Table`."""
+        return default_collate(samples)
+
+
+def load_recipe(config: RecipeConfig) -> Recipe:
+    """The recipe named in the run file, with its knobs checked. Raises UserError."""
+    if ".py:" in config.use:
+        kind = load_attribute("recipe.use", config.use)
+    elif config.use in BUILT_IN:
+        module, _, name = BUILT_IN[config.use].partition(":")
+        kind = vars(import_module(module))[name]
+    else:
+        known = [*BUILT_IN, "file.py:Class"]
+        raise UserError("recipe.use", f"{config.use!r} is no built-in recipe", did_you_mean(config.use, known))
+    if not (isinstance(kind, type) and issubclass(kind, Recipe) and dataclasses.is_dataclass(kind)):
+        raise UserError("recipe.use", f"{config.use} is no recipe", "make it `@dataclass(frozen=True) class ...(Recipe)`")
+    known = [f.name for f in dataclasses.fields(kind)]
+    for knob, value in config.knobs.items():
+        if knob not in known:
+            raise UserError(f"recipe.{knob}", f"is {value!r}, but {kind.__name__} has no such knob", did_you_mean(knob, known))
+    try:
+        return check(TypeAdapter[Recipe](kind), json.dumps(dict(config.knobs)), prefix="recipe.", at=config.knobs)
+    except PydanticSchemaGenerationError as e:
+        raise UserError("recipe.use", f"{config.use}: a field has a type no run file can hold ({e})", "use numbers and text") from e
+
+
+def seed_torch(seed: int) -> None:
+    """Seed the generators that models and dropout draw from, of the CPU and of this process's GPU."""
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed(seed)

@@ -1,0 +1,212 @@
+"""The run file: what a user wishes, in samples and epochs. Every field, with its meaning, is here and nowhere else.
+
+Sections of the YAML are fields of `Config`; a flag `--batch.total 4096` sets the same field over the file.
+Nothing here is derived: `harness.plan.plan` turns wishes into numbers.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import ConfigDict, Field
+
+EXCLUSIVE = (
+    ("batch.per_gpu", "batch.total"),
+    ("schedule.epochs", "schedule.samples"),
+    ("scaling.warmup_epochs", "scaling.warmup_samples", "scaling.warmup_fraction"),
+    ("eval.every_epochs", "eval.every_samples"),
+    ("checkpoint.every_epochs", "checkpoint.every_samples"),
+)
+"""Settings of which one at most may be set. A flag replaces the run file's choice of the same group."""
+
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Below1 = Annotated[float, Field(ge=0, lt=1)]
+Knob = bool | int | float | str | None | list[bool | int | float | str]
+
+
+class Strict:
+    """Base of dataclasses that refuse unknown fields and values of another type when decoded."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeConfig(Strict):
+    """What is trained: model, data and loss. Any other key of this section is a knob of the recipe itself."""
+
+    use: str = "digits"
+    """A built-in recipe (digits, images, bytes_lm) or your own as `file.py:Class`, the path relative to the run file."""
+    samples: Count | None = None
+    """Size of the training set. Stated here, planning need not import the recipe; the worker checks it."""
+    knobs: Mapping[str, Knob] = field(default_factory=dict)
+    """The recipe's own fields, written beside `use` in the run file and as --recipe.NAME on the command line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchConfig(Strict):
+    """The batch at which the recipe was tuned, and the batch wanted now."""
+
+    reference: Count
+    """Global batch, in samples per optimizer step, at which lr, weight decay, betas and warm-up were tuned."""
+    per_gpu: Count | None = None
+    """Samples per GPU per optimizer step: the global batch grows with the GPUs. Exclusive with batch.total."""
+    total: Count | None = None
+    """Global batch, the same on any number of GPUs. Exclusive with batch.per_gpu."""
+    micro: Count | Literal["auto"] = "auto"
+    """Most samples of one forward pass per GPU; accumulation follows. auto: the GPU's whole share in one pass."""
+    last: Literal["keep", "drop"] = "keep"
+    """The run's last, short batch: train on it with its true count, or drop it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig(Strict):
+    """The optimizer as tuned at batch.reference. The plan rewrites these numbers for the batch wanted now."""
+
+    name: str = "sgd"
+    """Optimizer, by its name in torch.optim or pytorch_optimizer: sgd, adamw, lamb, ..."""
+    lr: Positive
+    """Learning rate tuned at batch.reference."""
+    momentum: Below1 | None = None
+    """Momentum of SGD-like optimizers. Unset: the optimizer's own default."""
+    betas: tuple[Below1, Below1] | None = None
+    """Decay rates of Adam-like optimizers per step at batch.reference. Unset: the optimizer's own default."""
+    eps: Positive | None = None
+    """Term added to Adam-like denominators. Unset: the optimizer's own default."""
+    weight_decay: NonNegative = 0.0
+    """Weight decay, applied to matrices and kernels only, not to norms and biases."""
+    clip: Positive | None = None
+    """Largest global gradient norm; the norm is of the mean loss over the global batch. Unset: no clipping."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScalingConfig(Strict):
+    """How the ratio k = global batch / batch.reference changes the recipe."""
+
+    rule: str = "linear"
+    """linear, sqrt, adam_sde, adam, legw, noise, surge, none, auto, or your own as `file.py:function` (ratio -> factor)."""
+    betas: Literal["keep", "sde", "half_life"] | None = None
+    """Betas at ratio k: kept, 1-k(1-beta), or beta^k. Unset: as the rule says."""
+    weight_decay: Literal["keep", "timescale"] | None = None
+    """Weight decay at ratio k: kept, or scaled so that B/(lr wd) stays. Unset: as the rule says."""
+    warmup_epochs: NonNegative | None = None
+    """Length of the warm-up in epochs. Unset with the two below: 5 epochs where the rule raises lr, else none."""
+    warmup_samples: Annotated[int, Field(ge=0)] | None = None
+    """Length of the warm-up in samples. Exclusive with the other two."""
+    warmup_fraction: Below1 | None = None
+    """Length of the warm-up as a share of the schedule. Exclusive with the other two."""
+    warmup_from: Literal["reference", "zero"] = "reference"
+    """Where the warm-up starts: at optim.lr, the rate that is known to be stable, or at zero."""
+    noise_scale: Positive | None = None
+    """Gradient noise scale in samples, measured. The rules noise and surge need it; every plan is checked against it."""
+    extend: bool = False
+    """Rule noise: lengthen the schedule by the samples that the larger batch wastes, instead of only telling them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig(Strict):
+    """How long to train and the shape of the learning rate. Lengths are in the unit of the schedule: epochs or samples."""
+
+    epochs: Positive | None = None
+    """Length in passes over the data. Exclusive with schedule.samples."""
+    samples: Count | None = None
+    """Length in samples. Exclusive with schedule.epochs."""
+    shape: Literal["constant", "linear", "cosine", "step", "exponential", "plateau", "inverse_sqrt", "wsd"] = "constant"
+    """Learning rate after the warm-up, as a factor of its peak."""
+    milestones: tuple[Positive, ...] = ()
+    """Shape step: where the rate is multiplied by gamma, in the schedule's unit, counted from the start."""
+    gamma: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Shapes step, exponential, plateau: the factor of one drop."""
+    every: Positive | None = None
+    """Shape exponential: one factor gamma per this length. Shape plateau: patience, the length without improvement."""
+    decay_fraction: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """Shape wsd (warm-up, stable, decay): the share of the schedule that decays."""
+    final_fraction: Fraction = 0.0
+    """Shapes linear, cosine, wsd: the factor at the end. Shape plateau: the smallest factor."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackendConfig(Strict):
+    """How the model lies on the devices."""
+
+    name: Literal["ddp"] = "ddp"
+    """ddp: one whole copy per GPU, gradients averaged (one process alone needs no averaging)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig(Strict):
+    """When to evaluate. The end of the run is always evaluated."""
+
+    every_epochs: Positive | None = None
+    """Evaluate each time this many epochs have gone by. Exclusive with eval.every_samples."""
+    every_samples: Count | None = None
+    """Evaluate each time this many samples have gone by."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig(Strict):
+    """When to save. The end of the run, and a stop on request, are always saved."""
+
+    every_epochs: Positive | None = None
+    """Save each time this many epochs have gone by. Exclusive with checkpoint.every_samples."""
+    every_samples: Count | None = None
+    """Save each time this many samples have gone by."""
+    keep: Count = 2
+    """How many of the newest checkpoints stay on disk."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuardConfig(Strict):
+    """What happens when a loss or gradient is not finite."""
+
+    nonfinite: Literal["skip", "stop"] = "skip"
+    """skip: leave weights and moments as they are and go on with the next batch. stop: end the run."""
+    budget: Annotated[int, Field(ge=0)] = 10
+    """How many steps may be skipped before the run stops all the same."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchConfig(Strict):
+    """Who is told what happens."""
+
+    every_steps: Count = 10
+    """Length of a logging window in optimizer steps. Values leave the device once per window."""
+    wandb: Literal["off", "offline", "online"] = "offline"
+    """Weights & Biases: off, a local run folder to sync later, or the service."""
+    project: str = "widebatch"
+    """Project in Weights & Biases."""
+    use: tuple[str, ...] = ()
+    """Your own watchers as `file.py:Class`: called without arguments, then with each event, on rank 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(Strict):
+    """The run itself."""
+
+    dir: str | None = None
+    """Run folder. One that holds checkpoints is resumed. Unset: runs/NAME-TIME, always new."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Seed of the initial weights, the sample order, augmentation and dropout."""
+    stop_after_steps: Count | None = None
+    """Save and stop after this many steps of this process, leaving the schedule as it is. For tests and debugging."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Strict):
+    """A whole run file."""
+
+    recipe: RecipeConfig = field(default_factory=RecipeConfig)
+    batch: BatchConfig
+    optim: OptimConfig
+    scaling: ScalingConfig = field(default_factory=ScalingConfig)
+    schedule: ScheduleConfig
+    backend: BackendConfig = field(default_factory=BackendConfig)
+    precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
+    """fp32; bf16 or fp16 autocast over float32 weights (fp16 with loss scaling, on a GPU only); fp64 to compare layouts."""
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    watch: WatchConfig = field(default_factory=WatchConfig)
+    run: RunConfig = field(default_factory=RunConfig)

@@ -1,0 +1,243 @@
+"""YAML and flags -> Config, and back. Strict: every mistake is one line with its dotted path.
+
+Precedence: default < run file < flag. Flags arrive as {"batch.total": "4096"} and are read as YAML scalars.
+"""
+
+import dataclasses
+import json
+import re
+from collections.abc import Hashable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+
+from harness.plan.config import EXCLUSIVE, Config, RecipeConfig
+from harness.plan.errors import UserError, did_you_mean
+
+T = TypeVar("T")
+MAX_BYTES = 1_000_000
+_FLOAT = re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+")
+
+
+class _Loader(yaml.SafeLoader):
+    """safe_load that reads 1e-3 as a number (YAML 1.2) and refuses a key written twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                line = key.start_mark.line + 1
+                raise UserError(str(key.value), f"written twice, again on line {line}", "keep one of them")
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+
+
+_WANTED = {
+    "int_type": "give a whole number",
+    "int_parsing": "give a whole number",
+    "int_from_float": "give a whole number",
+    "float_type": "give a number",
+    "float_parsing": "give a number",
+    "string_type": "give text, in quotes if it looks like a number",
+    "bool_type": "give true or false",
+    "tuple_type": "give a list, such as [1, 2]",
+    "list_type": "give a list, such as [1, 2]",
+    "dict_type": "give a mapping",
+    "dataclass_type": "give a section",
+}
+_KNOB = "give a number, text, true, false or a list of these"
+
+
+def load(path: Path, flags: Mapping[str, str] | None = None) -> Config:
+    """Read a run file and lay typed flags over it. Raises UserError."""
+    tree = read_yaml(path)
+    _resolve_code(tree, path.resolve().parent)
+    over: dict[str, Any] = {}
+    for dotted, text in (flags or {}).items():
+        _set(over, dotted, _scalar(dotted, text))
+    _resolve_code(over, Path.cwd())
+    _replace_exclusive(tree, over)
+    return decode(_merge(tree, over))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """One YAML mapping from a file of at most MAX_BYTES. Raises UserError."""
+    try:
+        data = path.read_bytes()
+    except OSError as e:
+        raise UserError("run file", f"{path}: {e.strerror}", "give the path of a run file, such as configs/digits.yaml") from e
+    if len(data) > MAX_BYTES:
+        raise UserError("run file", f"{path} has {len(data)} bytes", f"a run file has at most {MAX_BYTES}")
+    try:
+        tree = yaml.load(data, Loader=_Loader)  # noqa: S506  _Loader is a SafeLoader
+    except yaml.YAMLError as e:
+        mark = getattr(e, "problem_mark", None)
+        where = f" line {mark.line + 1}" if mark else ""
+        problem = getattr(e, "problem", None) or "not readable"
+        raise UserError("run file", f"{path}{where}: not YAML: {problem}", "mend that line") from e
+    if not isinstance(tree, dict):
+        raise UserError("run file", f"{path} holds {type(tree).__name__}", "write sections such as `batch: {reference: 64}`")
+    return tree
+
+
+def decode(tree: Mapping[str, Any]) -> Config:
+    """A checked Config from plain dicts, lists and scalars. Raises UserError naming the dotted path."""
+    tree = dict(tree)
+    known = [f.name for f in dataclasses.fields(Config)]
+    for name, section in tree.items():
+        if name not in known:
+            raise UserError(str(name), "unknown section", did_you_mean(str(name), known))
+        if name != "precision" and not isinstance(section, Mapping):
+            raise UserError(name, f"is {_show(section)}, not a section", f"write `{name}: {{...}}`")
+    for name in ("batch", "optim", "schedule"):
+        tree.setdefault(name, {})
+    tree["recipe"] = _split_knobs(tree.get("recipe", {}))
+    try:
+        text = json.dumps(tree, allow_nan=True)
+    except TypeError as e:
+        raise UserError("run file", f"holds a value that is no number, text or list ({e})", "put it in quotes") from e
+    return check(_adapter(), text, prefix="", at=tree)
+
+
+def check(adapter: TypeAdapter[T], text: str, prefix: str, at: Mapping[str, Any]) -> T:
+    """Validate JSON text strictly; the first mistake becomes a UserError under `prefix`."""
+    try:
+        return adapter.validate_json(text, strict=True)
+    except ValidationError as e:
+        errors = e.errors(include_url=False)
+        unknown = [x for x in errors if x["type"] == "unexpected_keyword_argument"]
+        raise _explain((unknown or errors)[0], prefix, at) from None
+
+
+def encode(config: Config) -> dict[str, Any]:
+    """The resolved config as plain data; `decode(encode(c)) == c`."""
+    tree: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    tree["recipe"] |= tree["recipe"].pop("knobs")
+    return tree
+
+
+def fields_of(section: str) -> list[str]:
+    """Names of the settings of one section."""
+    kind = get_type_hints(Config)[section]
+    return [f.name for f in dataclasses.fields(kind) if f.name != "knobs"] if dataclasses.is_dataclass(kind) else []
+
+
+@cache
+def _adapter() -> TypeAdapter[Config]:
+    return TypeAdapter(Config)
+
+
+def _split_knobs(section: Mapping[str, Any]) -> dict[str, Any]:
+    own = {f.name for f in dataclasses.fields(RecipeConfig)} - {"knobs"}
+    knobs = {k: v for k, v in section.items() if k not in own}
+    return {k: v for k, v in section.items() if k in own} | {"knobs": knobs}
+
+
+def _explain(error: ErrorDetails, prefix: str, tree: Mapping[str, Any]) -> UserError:
+    """Pydantic's first error as setting, value and remedy."""
+    loc = [str(x) for x in error["loc"] if not _is_type_tag(str(x))]
+    if loc[:2] == ["recipe", "knobs"]:
+        loc.pop(1)
+    path = prefix + ".".join(loc)
+    kind, ctx, value = error["type"], error.get("ctx", {}), error.get("input")
+    if kind == "unexpected_keyword_argument":
+        names = fields_of(loc[0]) if len(loc) > 1 else []
+        return UserError(path, f"is {_show(value)}, but there is no such setting", did_you_mean(loc[-1], names))
+    if kind.startswith("missing") and len(loc) <= 2:
+        return UserError(path, "missing", f"write {path} in the run file or give --{path}")
+    if (len(loc) > 2 and kind.startswith("missing")) or kind in ("too_long", "too_short"):
+        whole = ".".join(loc[:2])
+        return UserError(prefix + whole, f"has the wrong number of values, {_show(_at(tree, loc[:2]))}", "see --help for the form")
+    if kind in _WANTED:
+        union = [str(x) for x in error["loc"] if _is_type_tag(str(x))]
+        wanted = "give a whole number or auto" if loc[-1] == "micro" else _WANTED[kind]
+        return UserError(path, f"is {_show(value)}", _KNOB if union and loc[-1] != "micro" else wanted)
+    bound = {"greater_than": ">", "greater_than_equal": ">=", "less_than": "<", "less_than_equal": "<="}.get(kind)
+    if bound:
+        limit = next(iter(v for k, v in ctx.items() if k in ("gt", "ge", "lt", "le")))
+        return UserError(path, f"is {_show(value)}", f"it must be {bound} {limit:g}")
+    if kind == "literal_error":
+        return UserError(path, f"is {_show(value)}", f"choose one of {ctx['expected']}")
+    if kind == "finite_number":
+        return UserError(path, f"is {_show(value)}", "it must be finite")
+    return UserError(path, f"is {_show(value)}", error["msg"].removeprefix("Input ").lower())
+
+
+def _at(tree: Mapping[str, Any], loc: list[str]) -> Any:
+    value: Any = tree
+    for part in loc:
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def _is_type_tag(part: str) -> bool:
+    """Pydantic names the arm of a union inside the location: `micro.constrained-int`."""
+    return part in ("int", "float", "str", "bool") or part.startswith(("constrained-", "literal[", "list[", "tuple["))
+
+
+def _show(value: object) -> str:
+    text = "none" if value is None else repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _scalar(dotted: str, text: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506  _Loader is a SafeLoader
+    except yaml.YAMLError as e:
+        raise UserError(f"--{dotted}", f"is {text!r}, which is not YAML", "quote it") from e
+
+
+def _set(tree: dict[str, Any], dotted: str, value: Any) -> None:
+    section, _, name = dotted.partition(".")
+    if name:
+        tree.setdefault(section, {})[name] = value
+    else:
+        tree[section] = value
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    out = dict(base)
+    for key, value in over.items():
+        under = out.get(key)
+        out[key] = under | value if isinstance(under, dict) and isinstance(value, dict) else value
+    return out
+
+
+def _replace_exclusive(tree: dict[str, Any], over: Mapping[str, Any]) -> None:
+    """Drop from the file what a flag of the same exclusive group replaces."""
+    for group in EXCLUSIVE:
+        section = group[0].partition(".")[0]
+        names = [g.partition(".")[2] for g in group]
+        ours, theirs = over.get(section), tree.get(section)
+        if not isinstance(ours, dict) or not isinstance(theirs, dict) or not any(n in ours for n in names):
+            continue
+        dropped = [n for n in names if n in theirs and n not in ours]
+        for setting in ("milestones", "every"):
+            if section == "schedule" and dropped and setting in theirs and setting not in ours:
+                remedy = f"give --schedule.{setting} as well"
+                raise UserError(f"schedule.{setting}", f"{theirs[setting]} is in {dropped[0]}, the unit a flag changed", remedy)
+        for n in dropped:
+            del theirs[n]
+
+
+def _resolve_code(tree: dict[str, Any], base: Path) -> None:
+    """Make the paths in `recipe.use`, `scaling.rule` and `watch.use` absolute, so that the run folder's copy works too."""
+    for section, name in (("recipe", "use"), ("scaling", "rule"), ("watch", "use")):
+        part = tree.get(section)
+        if isinstance(part, dict) and name in part:
+            value = part[name]
+            part[name] = [_absolute(v, base) for v in value] if isinstance(value, list) else _absolute(value, base)
+
+
+def _absolute(name: Any, base: Path) -> Any:
+    if not isinstance(name, str) or ".py:" not in name:
+        return name
+    path, _, attribute = name.rpartition(":")
+    return f"{base / path}:{attribute}"

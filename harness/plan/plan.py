@@ -1,0 +1,236 @@
+"""plan(config, world) -> Plan: the only place where a number of a run is derived. Pure, frozen, no torch."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from harness.plan.batch import Split, split_batch
+from harness.plan.cautions import Caution, Facts, cautions
+from harness.plan.config import Config
+from harness.plan.errors import UserError
+from harness.plan.lengths import Lengths
+from harness.plan.optimizers import OptimizerFacts, optimizer_facts
+from harness.plan.rules import Rewrite, Situation, rewrite, scale_betas, scale_decay
+from harness.plan.schedule import Schedule
+from harness.plan.world import World
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every number of a run. Batches and lengths in samples, `*_steps` in optimizer steps, rates absolute.
+
+    `target_lr` (JSON key `lr`) is the rate after the warm-up; `lr(step)` the rate of a step. `sources` gives each number's reason.
+    """
+
+    world_size: int
+    nodes: int
+    processes: int
+    micro_batch: int
+    accumulate: int
+    global_batch: int
+    reference_batch: int
+    ratio: float
+    rule: str
+    target_lr: float
+    reference_lr: float
+    optimizer: str
+    weight_decay: float
+    momentum: float | None
+    betas: tuple[float, float] | None
+    eps: float | None
+    clip: float | None
+    warmup_samples: int
+    warmup_steps: int
+    total_samples: int
+    total_steps: int
+    dataset_samples: int | None
+    eval_every_samples: int | None
+    checkpoint_every_samples: int | None
+    schedule: Schedule
+    backend: str
+    precision: str
+    warnings: tuple[Caution, ...]
+    sources: dict[str, str] = field(compare=False)
+
+    def lr(self, step: int) -> float:
+        """The learning rate of optimizer step `step` (the first is 0), if all steps before it were of this plan."""
+        return self.lr_at(step * self.global_batch)
+
+    def lr_at(self, samples: int) -> float:
+        """The learning rate of the step that begins at `samples` seen."""
+        return self.schedule.lr(samples, self.global_batch)
+
+    @property
+    def passes(self) -> int:
+        """Forward passes of one process in a full optimizer step: accumulation, times the ranks it plays."""
+        return self.accumulate * (self.world_size // self.processes)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data with the outside names; `lr` is the rate after the warm-up."""
+        tree: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        tree["lr"] = tree.pop("target_lr")
+        return tree
+
+
+def plan(config: Config, world: World, dataset: int | None = None) -> Plan:
+    """Derive every number of the run `config` on `world`. `dataset`: training samples, where the run file does not say.
+
+    Pure. Raises UserError, naming setting, value and remedy, for a plan that cannot be.
+    """
+    dataset = config.recipe.samples or dataset
+    lengths = Lengths(dataset)
+    facts = _optimizer(config, world)
+    split = split_batch(config.batch, world)
+    situation = Situation(split.global_batch, config.batch.reference, config.scaling.noise_scale)
+    rule, done = rewrite(config.scaling.rule, facts.family, situation)
+    schedule, reasons = _schedule(config, lengths, done)
+    steps, short = divmod(schedule.horizon, split.global_batch)
+    dropped = short if config.batch.last == "drop" else 0
+    steps += 1 if short and not dropped else 0
+    if steps == 0:
+        at = f"drop leaves no step: the schedule's {schedule.horizon} samples are fewer than one batch of {split.global_batch}"
+        raise UserError("batch.last", at, "set batch.last: keep or train longer")
+    k = situation.k
+    betas = config.optim.betas or facts.betas
+    new_betas = betas and scale_betas(betas, k, config.scaling.betas or done.betas)
+    eps = config.optim.eps or facts.eps
+    decay_mode = config.scaling.weight_decay or done.weight_decay
+    warmup_steps = -(-schedule.warmup // split.global_batch)
+    wished = lengths.horizon(config)
+    warnings = cautions(
+        Facts(
+            family=facts.family,
+            rule=rule,
+            k=k,
+            lr_factor=done.lr,
+            global_batch=split.global_batch,
+            noise_scale=config.scaling.noise_scale,
+            beta2=new_betas[1] if new_betas else None,
+            warmup_steps=warmup_steps,
+            total_steps=steps,
+            dropped=dropped,
+            horizon=schedule.horizon,
+            wasted=0 if config.scaling.extend else round(wished * max(done.horizon - 1, 0)),
+        )
+    )
+    last = f"{schedule.horizon} / {split.global_batch} per step"
+    sources = {
+        **_reasons(config, world, split, done, facts),
+        **reasons,
+        "total_steps": f"{last}, the last with {short}" if short and not dropped else f"{last}, {dropped} dropped",
+    }
+    return Plan(
+        world_size=world.size,
+        nodes=world.nodes,
+        processes=world.run_by,
+        micro_batch=split.micro_batch,
+        accumulate=split.accumulate,
+        global_batch=split.global_batch,
+        reference_batch=config.batch.reference,
+        ratio=k,
+        rule=rule,
+        target_lr=schedule.peak,
+        reference_lr=config.optim.lr,
+        optimizer=config.optim.name,
+        weight_decay=scale_decay(config.optim.weight_decay, k, done.lr, decay_mode),
+        momentum=config.optim.momentum if config.optim.momentum is not None else facts.momentum,
+        betas=new_betas,
+        eps=eps and eps * done.eps,
+        clip=config.optim.clip,
+        warmup_samples=schedule.warmup,
+        warmup_steps=warmup_steps,
+        total_samples=schedule.horizon - dropped,
+        total_steps=steps,
+        dataset_samples=dataset,
+        eval_every_samples=lengths.cadence("eval", config.eval.every_epochs, config.eval.every_samples),
+        checkpoint_every_samples=lengths.cadence("checkpoint", config.checkpoint.every_epochs, config.checkpoint.every_samples),
+        schedule=schedule,
+        backend=config.backend.name,
+        precision=config.precision,
+        warnings=warnings,
+        sources=sources,
+    )
+
+
+def _optimizer(config: Config, world: World) -> OptimizerFacts:
+    """The optimizer's facts, after a check that the settings given are ones it has."""
+    o, facts = config.optim, optimizer_facts(config.optim.name)
+    for name, value, has in (
+        ("momentum", o.momentum, facts.momentum),
+        ("betas", o.betas, facts.betas),
+        ("eps", o.eps, facts.eps),
+    ):
+        if value is not None and has is None:
+            raise UserError(f"optim.{name}", f"is {value}, but {o.name} has no {name}", "leave it out")
+    if config.scaling.betas in ("sde", "half_life") and facts.betas is None:
+        raise UserError("scaling.betas", f"is {config.scaling.betas}, but {o.name} has no betas", "leave it out")
+    if facts.nesterov and o.momentum == 0:
+        raise UserError("optim.momentum", "is 0, but nesterov needs momentum", "give 0.9, or optim.name: sgd")
+    if config.precision == "fp16" and world.device == "cpu":
+        raise UserError("precision", "fp16 does nothing on a CPU", "use bf16 or fp32 there")
+    return facts
+
+
+def _schedule(config: Config, lengths: Lengths, done: Rewrite) -> tuple[Schedule, dict[str, str]]:
+    """The learning rate over samples, with the reasons of its lengths."""
+    s = config.schedule
+    wished = lengths.horizon(config)
+    horizon = round(wished * done.horizon) if config.scaling.extend else wished
+    unit = f"schedule.samples {wished}" if s.samples else f"schedule.epochs {s.epochs:g} x {lengths.dataset} samples"
+    warmup, warmup_reason = lengths.warmup(config, done.lr > 1, horizon, done.warmup)
+    peak = config.optim.lr * done.lr
+    start = 0.0 if config.scaling.warmup_from == "zero" and warmup else min(config.optim.lr, peak)
+    if s.shape == "step" and not s.milestones:
+        raise UserError("schedule.milestones", "missing, and shape step needs them", "give a list such as [30, 60, 80]")
+    if s.shape in ("exponential", "plateau") and s.every is None:
+        raise UserError("schedule.every", f"missing, and shape {s.shape} needs it", "give a length in the schedule's unit")
+    if s.shape == "inverse_sqrt" and not warmup:
+        raise UserError("schedule.shape", "inverse_sqrt without a warm-up has no scale", "set scaling.warmup_epochs")
+    schedule = Schedule(
+        shape=s.shape,
+        start=start,
+        peak=peak,
+        warmup=warmup,
+        horizon=horizon,
+        milestones=tuple(lengths.shape_length(config, "milestones", m) for m in s.milestones),
+        gamma=s.gamma,
+        every=max(lengths.shape_length(config, "every", s.every), 1) if s.every else 0,
+        decay_fraction=s.decay_fraction,
+        final_fraction=s.final_fraction,
+    )
+    ramp = "zero" if start == 0 else f"the reference lr {start:g}"
+    steps = "held fixed in samples, so the steps follow by division"
+    return schedule, {
+        "total_samples": unit if horizon == wished else f"{unit}, x {done.horizon:g} by scaling.extend",
+        "warmup_samples": f"{warmup_reason}, from {ramp}" if warmup else warmup_reason,
+        "warmup_steps": steps,
+        "schedule": f"shape {s.shape} over samples",
+    }
+
+
+def _reasons(config: Config, world: World, split: Split, done: Rewrite, facts: OptimizerFacts) -> dict[str, str]:
+    """The reason of each number that is not a length."""
+    betas, decay = config.scaling.betas or done.betas, config.scaling.weight_decay or done.weight_decay
+    played = f"{world.size} ranks played by {world.run_by} processes" if world.simulated else f"{world.device} ranks"
+    decayed = {"keep": "kept", "timescale": "wd k lr/lr' keeps B/(lr wd) (Wang & Aitchison 2024, arXiv 2405.13698)"}
+    kept = {"keep": "kept", "sde": "1 - k(1 - beta)", "half_life": "beta^k: the same half-life in samples"}
+    return {
+        "world_size": played,
+        "nodes": "as asked",
+        "micro_batch": split.micro_reason,
+        "accumulate": f"share of {split.global_batch // world.size} per rank / micro_batch {split.micro_batch}",
+        "global_batch": split.global_reason,
+        "reference_batch": "batch.reference: where the recipe was tuned",
+        "ratio": f"k = {split.global_batch} / {config.batch.reference}",
+        "rule": done.source,
+        "lr": done.reason,
+        "reference_lr": "optim.lr",
+        "weight_decay": decayed[decay],
+        "momentum": "kept: torch SGD needs no momentum correction (Goyal et al. 2017, remark 2)"
+        if facts.momentum is not None
+        else "none",
+        "betas": kept[betas] if facts.betas else f"{config.optim.name} has none",
+        "eps": (f"eps x {done.eps:g} by the rule" if done.eps != 1 else "kept") if facts.eps else f"{config.optim.name} has none",
+        "backend": "backend.name",
+        "precision": "precision",
+    }

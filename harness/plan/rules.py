@@ -1,0 +1,168 @@
+"""The scaling rules: how the ratio k = global batch / reference batch rewrites a recipe. One pure function each.
+
+Every duration is held fixed in samples. A rule is a prior, the journal is the evidence: over 35 workloads no
+heuristic fitted all (Shallue et al. 2019, arXiv 1811.03600).
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from harness.plan.code import load_attribute
+from harness.plan.errors import UserError, did_you_mean
+from harness.plan.optimizers import Family
+
+Betas = tuple[float, float]
+BetaMode = Literal["keep", "sde", "half_life"]
+DecayMode = Literal["keep", "timescale"]
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What a rule may look at. Batches and the noise scale are in samples; `betas` are those of the reference."""
+
+    global_batch: int
+    reference_batch: int
+    noise_scale: float | None = None
+
+    @property
+    def k(self) -> float:
+        """Global batch over reference batch."""
+        return self.global_batch / self.reference_batch
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """What a rule does to the recipe. `lr`, `eps`, `warmup` and `horizon` are factors; `horizon` is in samples."""
+
+    lr: float
+    reason: str
+    source: str
+    betas: BetaMode = "keep"
+    weight_decay: DecayMode = "keep"
+    eps: float = 1.0
+    warmup: float = 1.0
+    horizon: float = 1.0
+
+
+def linear(s: Situation) -> Rewrite:
+    """lr' = k lr (Goyal et al. 2017, arXiv 1706.02677, section 2.1), held with a gradual warm-up (section 2.2)."""
+    return Rewrite(s.k, f"lr x k = x{s.k:g}", "Goyal et al. 2017, arXiv 1706.02677")
+
+
+def sqrt(s: Situation) -> Rewrite:
+    """lr' = sqrt(k) lr keeps the covariance of the updates (Krizhevsky 2014, 1404.5997; Hoffer et al. 2017, 1705.08741)."""
+    return Rewrite(math.sqrt(s.k), f"lr x sqrt(k) = x{math.sqrt(s.k):g}", "Krizhevsky 2014, arXiv 1404.5997")
+
+
+def adam_sde(s: Situation) -> Rewrite:
+    """lr' = sqrt(k) lr, 1-beta' = k(1-beta), eps' = eps/sqrt(k) (Malladi et al. 2022, 2205.10287). Needs k < 1/(1-beta1)."""
+    root = math.sqrt(s.k)
+    return Rewrite(root, f"lr x sqrt(k) = x{root:g}", "Malladi et al. 2022, arXiv 2205.10287", betas="sde", eps=1 / root)
+
+
+def adam(s: Situation) -> Rewrite:
+    """lr' = sqrt(k) lr, beta' = beta^k (the same half-life in samples), eps' = eps/sqrt(k), decay by constant timescale.
+
+    Malladi et al. 2022, 2205.10287, with the half-life of Marek et al. 2025, 2507.07101, section 4.3: valid at any k.
+    """
+    root = math.sqrt(s.k)
+    source = "Malladi et al. 2022, arXiv 2205.10287; Marek et al. 2025, arXiv 2507.07101"
+    return Rewrite(root, f"lr x sqrt(k) = x{root:g}", source, betas="half_life", weight_decay="timescale", eps=1 / root)
+
+
+def legw(s: Situation) -> Rewrite:
+    """lr' = sqrt(k) lr and the warm-up k times as many epochs, so as many steps (You et al. 2019, 1901.08256)."""
+    root = math.sqrt(s.k)
+    return Rewrite(root, f"lr x sqrt(k) = x{root:g}", "You et al. 2019, arXiv 1901.08256", warmup=s.k)
+
+
+def noise(s: Situation) -> Rewrite:
+    """lr' = lr (1 + Bn/B_ref) / (1 + Bn/B); equal progress takes k lr/lr' times the samples.
+
+    McCandlish et al. 2018, 1812.06162.
+    """
+    bn = _noise_scale(s, "noise")
+    factor = (1 + bn / s.reference_batch) / (1 + bn / s.global_batch)
+    reason = f"lr x (1 + Bn/B_ref)/(1 + Bn/B) = x{factor:g} at noise scale Bn = {bn:g}"
+    return Rewrite(factor, reason, "McCandlish et al. 2018, arXiv 1812.06162", horizon=s.k / factor)
+
+
+def surge(s: Situation) -> Rewrite:
+    """lr proportional to 2 / (sqrt(Bn/B) + sqrt(B/Bn)): it falls again past Bn (Li et al. 2024, 2405.14578)."""
+    bn = _noise_scale(s, "surge")
+
+    def level(batch: int) -> float:
+        return 2 / (math.sqrt(bn / batch) + math.sqrt(batch / bn))
+
+    factor = level(s.global_batch) / level(s.reference_batch)
+    return Rewrite(factor, f"lr x{factor:g} on the surge curve at noise scale Bn = {bn:g}", "Li et al. 2024, arXiv 2405.14578")
+
+
+def none(s: Situation) -> Rewrite:
+    """Nothing is rewritten."""
+    return Rewrite(1.0, "rule none: kept", "the run file")
+
+
+RULES: dict[str, Callable[[Situation], Rewrite]] = {
+    "linear": linear,
+    "sqrt": sqrt,
+    "adam_sde": adam_sde,
+    "adam": adam,
+    "legw": legw,
+    "noise": noise,
+    "surge": surge,
+    "none": none,
+}
+
+
+def rewrite(name: str, family: Family, situation: Situation) -> tuple[str, Rewrite]:
+    """Apply a rule by name: (the name of the rule taken, its rewrite). Raises UserError on an unknown name."""
+    if name == "auto":
+        taken = "adam" if family == "adam" else "sqrt" if family == "sign" else "linear"
+        done = RULES[taken](situation)
+        reason = f"auto took {taken} for the {family} family: {done.reason}"
+        return taken, Rewrite(**(vars(done) | {"reason": reason}))
+    if ".py:" in name:
+        return name, _custom(name, situation)
+    if name not in RULES:
+        known = [*RULES, "auto", "file.py:function"]
+        raise UserError("scaling.rule", f"{name!r} is not a rule", did_you_mean(name, known))
+    return name, RULES[name](situation)
+
+
+def scale_beta(beta: float, k: float, mode: BetaMode) -> float:
+    """A decay rate per step at k times the batch: kept; 1 - k(1-beta) (Malladi 2022); beta^k (Marek 2025)."""
+    if mode == "half_life":
+        return float(beta**k)
+    return 1 - k * (1 - beta) if mode == "sde" else beta
+
+
+def scale_betas(betas: Betas, k: float, mode: BetaMode) -> Betas:
+    """Both betas at k times the batch. Raises UserError where 1 - k(1-beta) would not be positive."""
+    bound = min(1 / (1 - b) for b in betas)
+    if mode == "sde" and k >= bound:
+        at = f"adam_sde: ratio {k:g} is past its bound 1/(1-beta1) = {bound:g}"
+        raise UserError("scaling.rule", at, "use rule adam (betas^k), which is valid at any ratio, or a smaller batch")
+    return scale_beta(betas[0], k, mode), scale_beta(betas[1], k, mode)
+
+
+def scale_decay(weight_decay: float, k: float, lr_factor: float, mode: DecayMode) -> float:
+    """wd' = wd k lr/lr' keeps the timescale B/(lr wd) (Wang & Aitchison 2024, 2405.13698); or wd kept."""
+    return weight_decay * k / lr_factor if mode == "timescale" else weight_decay
+
+
+def _custom(name: str, situation: Situation) -> Rewrite:
+    function = load_attribute("scaling.rule", name)
+    factor = function(situation.k) if callable(function) else None
+    if not isinstance(factor, int | float) or not math.isfinite(factor) or factor <= 0:
+        raise UserError("scaling.rule", f"{name} gave {factor!r} at ratio {situation.k:g}", "return a positive lr factor")
+    return Rewrite(float(factor), f"lr x{factor:g} by {name.rsplit('/', 1)[-1]}", name)
+
+
+def _noise_scale(s: Situation, rule: str) -> float:
+    if s.noise_scale is None:
+        remedy = "measure it (batch/noise_scale_samples in a journal) or use rule linear, sqrt or adam"
+        raise UserError("scaling.noise_scale", f"missing, and rule {rule} needs it", remedy)
+    return s.noise_scale

@@ -1,0 +1,1 @@
+"""L1, the built-in recipes. One file each: copy one to start your own."""

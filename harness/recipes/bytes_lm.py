@@ -1,0 +1,157 @@
+"""A byte-level GPT on any text files; by default on the Python standard library's own source, so it runs offline.
+
+The loss counts bytes, not windows: the last window of a file is shorter, its padding is masked, and means are over true counts.
+"""
+
+import math
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as fn
+
+from harness.parts.data import Table
+from harness.parts.recipe import Recipe, Split, Sum
+from harness.plan.errors import UserError
+
+VOCABULARY = 256
+MASKED = -100
+VALID_EVERY = 20
+"""Every twentieth file is for validation."""
+
+
+@dataclass(frozen=True)
+class BytesLM(Recipe):
+    """Pre-norm GPT: learned positions, causal attention (torch's SDPA), tied embedding, no biases, no dropout by default."""
+
+    item: ClassVar[str] = "token"
+
+    files: str | None = None
+    """A folder of text files, or one file. Unset: the modules at the top of the Python standard library."""
+    suffix: str = ".py"
+    """Only files with this ending are read from a folder."""
+    max_bytes: int = 4_000_000
+    """Reading stops here."""
+    context: int = 128
+    """Bytes that one sample predicts."""
+    width: int = 128
+    """Width of the residual stream."""
+    depth: int = 4
+    """Number of blocks."""
+    heads: int = 4
+    """Attention heads; they divide the width."""
+    dropout: float = 0.0
+    """Share dropped from each block's output."""
+
+    def model(self) -> nn.Module:
+        """Token ids int64 [n, t] -> logits [n, t, 256]."""
+        if self.width % self.heads:
+            raise UserError("recipe.heads", f"{self.heads} does not divide width {self.width}", "choose one that does")
+        return Gpt(self)
+
+    def data(self, split: Split) -> Table:
+        """Columns tokens uint8 [n, context + 1] and length int64 [n], the number of true bytes in the row."""
+        paths = _paths(self.files, self.suffix)
+        chosen = [p for i, p in enumerate(paths) if (i % VALID_EVERY == 0) == (split == "valid")] if len(paths) > 1 else paths
+        rows, lengths, budget = [], [], self.max_bytes
+        for path in chosen:
+            text = np.fromfile(path, np.uint8)[:budget]
+            if len(text) < 2:
+                continue
+            budget -= len(text)
+            windows = -(-(len(text) - 1) // self.context)
+            padded = np.zeros(windows * self.context + 1, np.uint8)
+            padded[: len(text)] = text
+            starts = np.arange(windows) * self.context
+            rows.append(padded[starts[:, None] + np.arange(self.context + 1)])
+            lengths.append(np.minimum(len(text) - starts, self.context + 1))
+        if not rows:
+            raise UserError("recipe.files", f"{self.files!r} holds no text for split {split}", "name a folder with more files")
+        tokens, length = np.concatenate(rows), np.concatenate(lengths)
+        if len(paths) == 1:
+            held_out = np.arange(len(tokens)) % VALID_EVERY == 0
+            keep = held_out if split == "valid" else ~held_out
+            tokens, length = tokens[keep], length[keep]
+        return Table({"tokens": torch.from_numpy(tokens), "length": torch.from_numpy(length).long()})
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Sum:
+        """Cross-entropy in nats, summed over the bytes that are not padding."""
+        tokens = batch["tokens"].long()
+        place = torch.arange(1, tokens.shape[1], device=tokens.device)
+        real = place < batch["length"][:, None]
+        target = tokens[:, 1:].masked_fill(~real, MASKED)
+        logits = model(tokens[:, :-1])
+        total = fn.cross_entropy(logits.flatten(0, 1), target.flatten(), ignore_index=MASKED, reduction="sum")
+        return total, real.sum()
+
+    def metrics(self, model: nn.Module, batch: Any) -> dict[str, Sum]:
+        """Loss in nats per byte, and the same in bits."""
+        total, count = self.loss(model, batch)
+        return {"loss": (total, count), "bits_per_byte": (total / math.log(2), count)}
+
+    def flops_per_item(self) -> float:
+        """Training FLOPs per token, 6N + 12 L t d (Chowdhery et al. 2022, 2204.02311, appendix B); attention counted in full."""
+        weights = VOCABULARY * self.width + 12 * self.depth * self.width**2
+        return 6.0 * weights + 12.0 * self.depth * self.context * self.width
+
+
+class Block(nn.Module):
+    """Attention and a 4x feed-forward layer, each on a normalised input and added to the stream. [n, t, d] -> [n, t, d]."""
+
+    def __init__(self, knobs: BytesLM) -> None:
+        super().__init__()
+        self.heads = knobs.heads
+        self.norm1, self.norm2 = nn.LayerNorm(knobs.width, bias=False), nn.LayerNorm(knobs.width, bias=False)
+        self.qkv = nn.Linear(knobs.width, 3 * knobs.width, bias=False)
+        self.out = nn.Linear(knobs.width, knobs.width, bias=False)
+        self.up = nn.Linear(knobs.width, 4 * knobs.width, bias=False)
+        self.down = nn.Linear(4 * knobs.width, knobs.width, bias=False)
+        self.dropout = nn.Dropout(knobs.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """One block."""
+        n, t, d = x.shape
+        q, k, v = self.qkv(self.norm1(x)).view(n, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
+        mixed = fn.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.dropout(self.out(mixed.transpose(1, 2).reshape(n, t, d)))
+        out: Tensor = x + self.dropout(self.down(fn.gelu(self.up(self.norm2(x)))))
+        return out
+
+
+class Gpt(nn.Module):
+    """Weights start at N(0, 0.02), those into the stream at 0.02 / sqrt(2 depth) (Radford et al. 2019, GPT-2)."""
+
+    def __init__(self, knobs: BytesLM) -> None:
+        super().__init__()
+        self.token = nn.Embedding(VOCABULARY, knobs.width)
+        self.position = nn.Parameter(torch.empty(knobs.context, knobs.width))
+        self.blocks = nn.ModuleList(Block(knobs) for _ in range(knobs.depth))
+        self.norm = nn.LayerNorm(knobs.width, bias=False)
+        for name, weight in self.named_parameters():
+            into_stream = name.endswith(("out.weight", "down.weight"))
+            if weight.ndim > 1:
+                nn.init.normal_(weight, std=0.02 / math.sqrt(2 * knobs.depth) if into_stream else 0.02)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Ids int64 [n, t] -> logits [n, t, 256]."""
+        x = self.token(tokens) + self.position[: tokens.shape[1]]
+        for block in self.blocks:
+            x = block(x)
+        return fn.linear(self.norm(x), self.token.weight)
+
+
+def _paths(files: str | None, suffix: str) -> list[Path]:
+    if files is None:
+        root = Path(sysconfig.get_paths()["stdlib"])
+        return sorted(root.glob("*.py"))
+    path = Path(files)
+    if path.is_file():
+        return [path]
+    found = sorted(p for p in path.rglob(f"*{suffix}") if p.is_file())
+    if not found:
+        raise UserError("recipe.files", f"{files!r} holds no file that ends in {suffix!r}", "give a file or a folder of text")
+    return found

@@ -1,0 +1,125 @@
+"""Image classification: IDX files or a folder per class; a small ResNet of our own, or any model of timm."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from harness.parts.data import Data
+from harness.parts.recipe import Recipe, Split, Sum
+from harness.plan.config import Below1, Count, NonNegative
+from harness.plan.errors import UserError, did_you_mean
+from harness.recipes.image_augment import augment, mix, partner, symmetric_beta
+from harness.recipes.image_files import Shape, open_images
+from harness.recipes.resnet import BLOCKS, Norm, mlp, resnet, use_ghosts
+
+TIMM = "timm:"
+RESNET_WIDTH, MLP_WIDTH = 16, 256
+
+
+@dataclass(frozen=True)
+class Images(Recipe):
+    """Cross-entropy over classes. With BatchNorm, its n is a knob and the same on every layout of GPUs.
+
+    Bytes stay bytes until the loss, which maps them to [-1, 1] in the type of the model's weights.
+    """
+
+    augments: ClassVar[bool] = True
+
+    root: str = "/usr/share/datasets/fashion-mnist"
+    """Folder with IDX files named as MNIST's (train-images-idx3-ubyte[.gz], ...), or with train/CLASS/*.png|jpg and valid/."""
+    size: Count | None = None
+    """Side in pixels to which image folders are cut and resized. IDX files are taken as they are: leave it out."""
+    net: str = "resnet8"
+    """resnet8, resnet14, resnet20, mlp, or timm:NAME for a model of timm, from fresh weights."""
+    width: Count | None = None
+    """Channels of the ResNet's first stage, or hidden units of the mlp. Unset: 16, or 256. timm models have their own."""
+    norm: Norm = "batch"
+    """batch, group or none. timm models have their own: leave batch, which bears on the BatchNorms they have."""
+    norm_samples: Annotated[int, Field(ge=2)] = 32
+    """Samples over which BatchNorm takes its statistics, whatever the micro-batch; choose a micro-batch that it divides."""
+    dropout: Below1 = 0.0
+    """Share of features dropped before the last layer."""
+    augment: bool = True
+    """Move each training image by up to 1/8 of its side, anew in every epoch."""
+    flip: bool = True
+    """With augment: mirror every other image. Not for digits or letters."""
+    label_smoothing: Below1 = 0.0
+    """Share of the target spread over all classes (Szegedy et al. 2016, 1512.00567)."""
+    mixup: NonNegative = 0.0
+    """Alpha of the Beta distribution by which training images are mixed with a neighbour in the micro-batch. 0: not mixed."""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Processes that decode image folders. 0: decode in this one."""
+
+    def model(self) -> nn.Module:
+        """Images [n, c, h, w] in [-1, 1] -> logits [n, classes]."""
+        shape = open_images(self.root, self.size).shape()
+        if self.net.startswith(TIMM):
+            model = self._timm(shape)
+        elif self.net in BLOCKS:
+            width = self.width or RESNET_WIDTH
+            model = resnet(shape, self.net, width=width, norm=self.norm, dropout=self.dropout)
+        elif self.net == "mlp":
+            model = mlp(shape, width=self.width or MLP_WIDTH, norm=self.norm, dropout=self.dropout)
+        else:
+            known = [*BLOCKS, "mlp", TIMM + "NAME"]
+            raise UserError("recipe.net", f"{self.net!r} is unknown", did_you_mean(self.net, known))
+        return use_ghosts(model, self.norm_samples)
+
+    def _timm(self, shape: Shape) -> nn.Module:
+        if self.norm != "batch" or self.width is not None:
+            setting, value = ("width", self.width) if self.width is not None else ("norm", self.norm)
+            raise UserError(f"recipe.{setting}", f"is {value}, but {self.net} has its own", "leave it out")
+        return timm_model(self.net.removeprefix(TIMM), shape, self.dropout)
+
+    def data(self, split: Split) -> Data:
+        """Samples of image uint8 [c, h, w] and label int64: a Table for IDX files, decoded on demand for folders."""
+        return open_images(self.root, self.size).split(split)
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Sum:
+        """Cross-entropy with label smoothing, summed over images. Augmented and mixed by the batch's `key` in training only."""
+        image, label = batch["image"], batch["label"]
+        if not model.training:
+            return self._cross_entropy(model(scaled(image, model)), label).sum(), len(label)
+        if self.augment:
+            image = augment(image, batch["key"], flip=self.flip)
+        x = scaled(image, model)
+        if not self.mixup:
+            return self._cross_entropy(model(x), label).sum(), len(label)
+        share = symmetric_beta(batch["key"], self.mixup)
+        logits = model(mix(x, share))
+        one, other = self._cross_entropy(logits, label), self._cross_entropy(logits, partner(label))
+        return (share * one + (1 - share) * other).sum(), len(label)
+
+    def metrics(self, model: nn.Module, batch: Any) -> dict[str, Sum]:
+        """Loss without smoothing, and accuracy."""
+        logits, label = model(scaled(batch["image"], model)), batch["label"]
+        right = 100.0 * (logits.argmax(-1) == label).sum()
+        return {"loss": (cross_entropy(logits, label, reduction="sum"), len(label)), "accuracy_pct": (right, len(label))}
+
+    def _cross_entropy(self, logits: Tensor, label: Tensor) -> Tensor:
+        return cross_entropy(logits, label, label_smoothing=self.label_smoothing, reduction="none")
+
+
+def scaled(image: Tensor, model: nn.Module) -> Tensor:
+    """Bytes 0..255 [n, c, h, w] as numbers in [-1, 1], in the type of the model's weights."""
+    return image.to(next(model.parameters()).dtype) / 127.5 - 1
+
+
+def timm_model(name: str, shape: Shape, dropout: float) -> nn.Module:
+    """The model `name` of timm with fresh weights, made for `shape`. Raises UserError."""
+    try:
+        import timm
+    except ImportError as e:
+        raise UserError("recipe.net", f"{TIMM}{name} needs timm ({e})", "pip install 'widebatch[vision]'") from e
+    if not timm.is_model(name) or "." in name:
+        remedy = "timm.list_models() lists their names; a tag of weights, as in resnet18.a1_in1k, is none: they start fresh"
+        raise UserError("recipe.net", f"timm has no model {name!r}", remedy)
+    fixed = timm.models.get_pretrained_cfg_value(name, "fixed_input_size")
+    img_size = (shape.height, shape.width) if fixed else None
+    model: nn.Module = timm.create_model(
+        name, num_classes=shape.classes, in_chans=shape.channels, drop_rate=dropout, img_size=img_size
+    )
+    return model

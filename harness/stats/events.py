@@ -1,0 +1,98 @@
+"""What a run tells: frozen events, in order. Watchers are told; they cannot steer.
+
+Lengths are in samples and optimizer steps, times in seconds of a monotonic clock. A metric's name has one slash and its unit as
+suffix.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from harness.plan.plan import Plan
+
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Started:
+    """The run begins, or goes on at `samples`. `config` is the resolved run file as plain data."""
+
+    plan: Plan
+    config: dict[str, Any]
+    folder: str
+    step: int
+    samples: int
+    parameters: int
+    device: str
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """One optimizer step is done. Told once per window, for each step of it. `samples` counts those seen after it."""
+
+    step: int
+    samples: int
+    metrics: Metrics
+
+
+@dataclass(frozen=True)
+class Windowed:
+    """A logging window is done: sums over its steps and over all ranks, and rates over its training time."""
+
+    step: int
+    samples: int
+    metrics: Metrics
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The validation split was measured, each sample once. `best`: the lowest loss so far."""
+
+    step: int
+    samples: int
+    metrics: Metrics
+    best: bool
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint is on disk."""
+
+    step: int
+    samples: int
+    path: str
+    seconds: float
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Noticed:
+    """Something a person should know: a warning of the plan, a skipped step, a checkpoint that was damaged."""
+
+    step: int
+    samples: int
+    code: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The run is over. `reason`: complete, stop_after_steps, stop_requested or guard."""
+
+    step: int
+    samples: int
+    reason: str
+    message: str
+    metrics: Metrics = field(default_factory=dict)
+
+
+Event = Started | Stepped | Windowed | Evaluated | Saved | Noticed | Ended
+
+NAMES: dict[type[Event], str] = {
+    Started: "start",
+    Stepped: "step",
+    Windowed: "window",
+    Evaluated: "eval",
+    Saved: "checkpoint",
+    Noticed: "notice",
+    Ended: "end",
+}

@@ -1,0 +1,283 @@
+"""The loop: train(config, plan) yields frozen events. Whoever listens cannot steer.
+
+What steers is in here and agreed over ranks: the skip of a step that is not finite, the plateau rule, the stop on request.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from harness.engine import checkpoint
+from harness.engine.ddp import DdpEngine
+from harness.engine.engine import Engine, StepRow
+from harness.engine.state import State
+from harness.evaluate import evaluate
+from harness.parts.data import Feed
+from harness.parts.recipe import Recipe, load_recipe
+from harness.plan.config import Config
+from harness.plan.decode import encode
+from harness.plan.errors import UserError
+from harness.plan.order import Order, deals, derive
+from harness.plan.plan import Plan
+from harness.stats.clock import Clock
+from harness.stats.events import Ended, Evaluated, Event, Metrics, Noticed, Saved, Started, Stepped, Windowed
+from harness.stats.window import Window
+
+
+def train(
+    config: Config,
+    plan: Plan,
+    *,
+    cpu: bool = False,
+    folder: Path | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Iterator[Event]:
+    """Train `config` as `plan` says, on the processes that are here, and yield what happens.
+
+    `folder` is the run folder: with one, checkpoints are written there, and a run that has some goes on. `stop` is asked once a
+    step; when it says yes on any rank, all save and end at the close of the window. Raises UserError before the first step.
+    """
+    recipe = load_recipe(config.recipe)
+    data = recipe.data("train")
+    _check_data(plan, len(data))
+    run = _Run(config, plan, recipe, DdpEngine(config, plan, recipe, cpu=cpu), folder, stop)
+    order = Order(len(data), derive(config.run.seed, 3))
+    key_seed = derive(config.run.seed, 4) if recipe.augments else None
+    engine = run.engine
+    options = {"device": engine.device, "dtype": engine.dtype, "collate": recipe.collate, "workers": recipe.workers}
+    run.feed = Feed(data, order=order, key_seed=key_seed, **options)  # type: ignore[arg-type]
+    run.valid = Feed(recipe.data("valid"), order=None, key_seed=key_seed, **options)  # type: ignore[arg-type]
+    notices = list(run.resume())
+    size = sum(p.numel() for p in engine.model.parameters())
+    state = run.state
+    yield Started(plan, encode(config), str(folder or ""), state.step, state.samples, size, str(engine.device))
+    yield from notices
+    yield from (Noticed(state.step, state.samples, w.code, w.message) for w in plan.warnings)
+    yield from run.steps()
+
+
+def _check_data(plan: Plan, found: int) -> None:
+    if plan.dataset_samples is not None and plan.dataset_samples != found:
+        at = f"is {plan.dataset_samples}, but the recipe's data has {found} samples"
+        raise UserError("recipe.samples", at, f"write {found} or leave it out")
+    if found == 0:
+        raise UserError("recipe.use", "the recipe's data is empty", "give it samples")
+
+
+@dataclass
+class _Run:
+    """A run in progress: what `train` would otherwise hold in twenty local variables."""
+
+    config: Config
+    plan: Plan
+    recipe: Recipe
+    engine: Engine
+    folder: Path | None
+    stop: Callable[[], bool]
+    state: State = field(default_factory=State)
+    clock: Clock = field(default_factory=Clock)
+    feed: Feed = field(init=False)
+    valid: Feed = field(init=False)
+    saved_at: int = -1
+    evaluated_at: int = -1
+
+    def resume(self) -> Iterator[Event]:
+        """Take over the newest good checkpoint of the run folder, if there is one. The plan's numbers stay."""
+        if self.folder is None:
+            return
+        found, complaints = checkpoint.newest(self.folder / "checkpoints")
+        for complaint in complaints:
+            yield Noticed(0, 0, "damaged_checkpoint", f"not used: {complaint}")
+        if found is None:
+            if complaints:
+                at = f"none of the {len(complaints)} checkpoints in {self.folder} can be used ({complaints[0]})"
+                raise UserError("run.dir", at, "restore one, or give another run.dir to start anew")
+            return
+        if found.about["dataset"] != len(self.feed.data):
+            at = f"{self.folder} was trained on {found.about['dataset']} samples, the data now has {len(self.feed.data)}"
+            raise UserError("run.dir", at, "give another run.dir")
+        if found.about["seed"] != self.config.run.seed:
+            at = f"is {self.config.run.seed}, but {self.folder} was begun with {found.about['seed']}"
+            raise UserError("run.seed", at, "the sample order hangs on it: keep the seed, or give another run.dir")
+        self.engine.import_state(found.tensors)
+        self.state = found.state
+        self.saved_at = self.state.samples
+        before, now = found.about["global_batch"], self.plan.global_batch
+        world = f"{found.about['world_size']} -> {self.plan.world_size} ranks, global batch {before} -> {now}"
+        text = f"going on from {found.path.name} at step {self.state.step}: {world}"
+        yield Noticed(self.state.step, self.state.samples, "resumed", text)
+
+    def steps(self) -> Iterator[Event]:
+        """All steps from where the state stands to the plan's end."""
+        plan, config, engine = self.plan, self.config, self.engine
+        first, asked = self.state.step, False
+        pending: list[tuple[int, float]] = []
+        position = self.state.samples
+        dealt = deals(
+            position,
+            plan.total_samples,
+            plan.global_batch,
+            plan.micro_batch,
+            plan.world_size,
+            engine.rank,
+            engine.processes,
+        )
+        self.clock.lap()
+        for deal, micros in self.feed.steps(dealt):
+            lr = plan.lr_at(position - self.state.skipped_samples) * self.state.plateau.factor
+            asked = asked or self.stop()
+            engine.step(micros, lr, asked)
+            before, position = position, position + deal.samples
+            pending.append((deal.samples, lr))
+            taken = self.state.step + len(pending) - first
+            over = position >= plan.total_samples
+            limit = taken == config.run.stop_after_steps
+            evaluate_now = over or _crossed(before, position, plan.eval_every_samples)
+            save_now = over or limit or _crossed(before, position, plan.checkpoint_every_samples)
+            if not (len(pending) == config.watch.every_steps or evaluate_now or save_now):
+                continue
+            rows = engine.read()
+            yield from self._window(rows, pending)
+            pending = []
+            failed = self._guard(rows)
+            wanted = any(row.stop > 0 for row in rows)
+            if evaluate_now and not failed:
+                yield from self._evaluate()
+            if (save_now or wanted) and not failed:
+                yield from self._save()
+            if over or failed or limit or wanted:
+                yield self._end(
+                    "guard" if failed else "complete" if over else "stop_after_steps" if limit else "stop_requested",
+                    failed,
+                )
+                return
+        yield self._end("complete", "")
+
+    def _window(self, rows: Sequence[StepRow], pending: Sequence[tuple[int, float]]) -> Iterator[Event]:
+        """Move the state past the steps just read and tell them."""
+        seconds = self.clock.lap()
+        item = f"progress/{self.recipe.item}s"
+        for row, (samples, lr) in zip(rows, pending, strict=True):
+            s, skipped = self.state, not row.applied
+            self.state = replace(
+                s,
+                step=s.step + 1,
+                samples=s.samples + samples,
+                skipped_steps=s.skipped_steps + skipped,
+                skipped_samples=s.skipped_samples + samples * skipped,
+                items=s.items + row.count,
+            )
+            metrics = {
+                "train/loss": row.loss,
+                "train/lr": lr,
+                "train/grad_norm": row.grad_norm,
+                "train/clip_factor": row.clip_factor,
+            }
+            yield Stepped(self.state.step, self.state.samples, metrics | {"batch/samples": samples, "batch/items": row.count})
+            if skipped:
+                text = f"loss {row.loss:g}, gradient norm {row.grad_norm:g}: the step was skipped on all ranks"
+                yield Noticed(self.state.step, self.state.samples, "nonfinite", text)
+        steps = len(rows)
+        window = Window(
+            loss_sum=sum(r.loss_sum for r in rows),
+            items=sum(r.count for r in rows),
+            samples=sum(samples for samples, _ in pending),
+            steps=steps,
+            skipped=self.state.skipped_steps,
+            seconds=seconds,
+            grad_norm=sum(r.grad_norm for r in rows) / steps,
+            clipped=sum(r.clip_factor < 1 for r in rows),
+            lr=pending[-1][1],
+        )
+        metrics = window.metrics(self.recipe.item, self.engine.processes, self.recipe.flops_per_item())
+        yield Windowed(self.state.step, self.state.samples, self._progress() | {item: self.state.items} | metrics)
+
+    def _progress(self) -> Metrics:
+        plan, s = self.plan, self.state
+        out = {
+            "progress/step": float(s.step),
+            "progress/samples": float(s.samples),
+            "progress/epoch": s.samples / len(self.feed.data),
+            "progress/train_s": self.clock.train_s,
+            "progress/wall_s": self.clock.wall_s,
+            "batch/global_samples": float(plan.global_batch),
+            "batch/micro_samples": float(plan.micro_batch),
+            "batch/accumulate": float(plan.accumulate),
+            "batch/world_size": float(plan.world_size),
+            "batch/ratio": plan.ratio,
+        }
+        if self.config.scaling.noise_scale is not None:
+            out["batch/noise_scale_samples"] = self.config.scaling.noise_scale
+            out["batch/critical_ratio"] = plan.global_batch / self.config.scaling.noise_scale
+        return out
+
+    def _guard(self, rows: Sequence[StepRow]) -> str:
+        """Why the run must stop, or nothing."""
+        guard, skipped = self.config.guard, sum(not r.applied for r in rows)
+        if skipped and guard.nonfinite == "stop":
+            return "a loss or gradient was not finite, and guard.nonfinite is stop"
+        if self.state.skipped_steps > guard.budget:
+            return (
+                f"{self.state.skipped_steps} steps were not finite, more than guard.budget {guard.budget}: "
+                f"lr {self.plan.target_lr:g} (rule {self.plan.rule} at k = {self.plan.ratio:g}) is likely too high; "
+                "try scaling.rule sqrt, a longer warm-up, or a smaller batch"
+            )
+        return ""
+
+    def _evaluate(self) -> Iterator[Event]:
+        if self.evaluated_at == self.state.samples:
+            return
+        with self.clock.pause():
+            metrics = evaluate(self.engine, self.recipe, self.config, self.valid)
+        loss, s, shape = metrics["eval/loss"], self.state, self.plan.schedule
+        better = math.isfinite(loss) and loss < s.best.get("eval/loss", math.inf)
+        plateau = s.plateau
+        if shape.shape == "plateau":
+            plateau = plateau.after(loss, s.samples, patience=shape.every, gamma=shape.gamma, floor=shape.final_fraction)
+        self.state = replace(s, best=metrics if better else s.best, last=metrics, plateau=plateau)
+        self.evaluated_at = s.samples
+        yield Evaluated(s.step, s.samples, self._progress() | metrics, better)
+        if plateau.factor != s.plateau.factor:
+            text = f"no better eval/loss for {shape.every} samples: lr x {plateau.factor:g} from here"
+            yield Noticed(s.step, s.samples, "plateau", text)
+
+    def _save(self) -> Iterator[Event]:
+        """Rank 0 writes, all wait. Whether it worked is agreed, so that no rank goes on alone."""
+        if self.folder is None or self.saved_at == self.state.samples:
+            return
+        plan, state, begin = self.plan, self.state, time.monotonic()
+        about = {
+            "dataset": len(self.feed.data),
+            "seed": self.config.run.seed,
+            "world_size": plan.world_size,
+            "global_batch": plan.global_batch,
+            "lr": plan.target_lr,
+        }
+        with self.clock.pause():
+            self.engine.sync_buffers()
+            problem, path = "", self.folder
+            if self.engine.rank == 0:
+                try:
+                    tensors = self.engine.export_state()
+                    path = checkpoint.save(self.folder / "checkpoints", state, about, tensors, self.config.checkpoint.keep)
+                except OSError as e:
+                    problem = f"checkpoint not written: {e}"
+            failed = self.engine.any_rank(bool(problem))
+        if failed:
+            yield Noticed(state.step, state.samples, "checkpoint_failed", problem or "checkpoint not written on rank 0")
+            return
+        self.saved_at = state.samples
+        size = sum(f.stat().st_size for f in path.iterdir()) if self.engine.rank == 0 else 0
+        yield Saved(state.step, state.samples, str(path), time.monotonic() - begin, size)
+
+    def _end(self, reason: str, message: str) -> Ended:
+        s = self.state
+        metrics = {f"best/{k.partition('/')[2]}": v for k, v in s.best.items()} | s.last
+        return Ended(s.step, s.samples, reason, message, metrics)
+
+
+def _crossed(before: int, after: int, every: int | None) -> bool:
+    """Whether a multiple of `every` samples lies in (before, after]."""
+    return every is not None and after // every > before // every

@@ -1,0 +1,114 @@
+"""The terminal: the plan, one live line, evaluations, and what ended the run. Plain lines where there is no terminal."""
+
+import math
+from typing import assert_never, final
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from harness.stats.events import Ended, Evaluated, Event, Metrics, Noticed, Saved, Started, Stepped, Windowed
+from harness.watch.table import plan_table
+
+PLAIN_LINES = 20
+"""Progress lines of a whole run where there is no terminal."""
+
+
+@final
+class Terminal:
+    """Tells events to a person. Colours follow NO_COLOR; a live line needs a terminal."""
+
+    def __init__(self, console: Console | None = None, *, show_plan: bool = True) -> None:
+        self.console = console or Console()
+        self._show_plan = show_plan
+        self._progress: Progress | None = None
+        self._task = TaskID(0)
+        self._total = 0
+        self._told = -1
+
+    def __call__(self, event: Event) -> None:
+        """Tell one event."""
+        match event:
+            case Started():
+                self._start(event)
+            case Stepped():
+                pass
+            case Windowed():
+                self._window(event)
+            case Evaluated():
+                best = "  [green]best[/green]" if event.best else ""
+                self._say(f"eval   {event.samples:>12,} samples  {_metrics(event.metrics, 'eval/')}{best}")
+            case Saved():
+                self._say(f"[dim]saved  {event.samples:>12,} samples  {escape(event.path)} ({event.seconds:.2f} s)[/dim]")
+            case Noticed():
+                style = "cyan" if event.code == "resumed" else "yellow"
+                self._say(f"[{style}]note   {event.samples:>12,} samples  \\[{event.code}] {escape(event.message)}[/{style}]")
+            case Ended():
+                self._end(event)
+            case _:
+                assert_never(event)
+
+    def close(self) -> None:
+        """Take the live line down."""
+        if self._progress:
+            self._progress.stop()
+
+    def _say(self, text: str) -> None:
+        self.console.print(text, highlight=False, soft_wrap=True)
+
+    def _start(self, event: Started) -> None:
+        plan = event.plan
+        if self._show_plan:
+            self.console.print(plan_table(plan))
+        where = f"{plan.processes} process{'es' if plan.processes > 1 else ''} on {event.device.partition(':')[0]}"
+        played = f" playing {plan.world_size} ranks" if plan.processes != plan.world_size else ""
+        self._say(f"\n{event.parameters:,} parameters, {where}{played}, run folder {escape(event.folder or 'none')}")
+        self._total = plan.total_samples
+        if self.console.is_terminal:
+            columns = (
+                TextColumn("train"),
+                BarColumn(bar_width=24),
+                TextColumn("{task.description}"),
+                TimeRemainingColumn(),
+            )
+            self._progress = Progress(*columns, console=self.console, refresh_per_second=4)
+            self._task = self._progress.add_task("starting", total=plan.total_samples, completed=event.samples)
+            self._progress.start()
+
+    def _window(self, event: Windowed) -> None:
+        m = event.metrics
+        text = (
+            f"step {event.step:,}  loss {m['train/loss']:.4f}  lr {m['train/lr']:.4g}  "
+            f"grad {m['train/grad_norm']:.3g}  {_rate(m)}  epoch {m['progress/epoch']:.2f}"
+        )
+        if self._progress:
+            self._progress.update(self._task, description=text, completed=event.samples)
+            return
+        part = event.samples * PLAIN_LINES // max(self._total, 1)
+        if part > self._told:
+            self._told = part
+            self._say(f"train  {event.samples:>12,} samples  {text}")
+
+    def _end(self, event: Ended) -> None:
+        self.close()
+        best = _metrics(event.metrics, "best/")
+        style = "red" if event.reason == "guard" else "bold"
+        tail = f": {event.message}" if event.message else ""
+        self._say(f"[{style}]{event.reason}[/{style}] after {event.step:,} steps, {event.samples:,} samples{escape(tail)}")
+        if best:
+            self._say(f"best   {best}   last   {_metrics(event.metrics, 'eval/')}")
+
+
+def _rate(m: Metrics) -> str:
+    return f"{m['throughput/samples_per_s']:,.0f} samples/s"
+
+
+def _metrics(metrics: Metrics, prefix: str) -> str:
+    shown = {k.removeprefix(prefix): v for k, v in metrics.items() if k.startswith(prefix)}
+    return "  ".join(f"{name} {_number(name, value)}" for name, value in shown.items())
+
+
+def _number(name: str, value: float) -> str:
+    if not math.isfinite(value):
+        return str(value)
+    return f"{value:.2f}%" if name.endswith("_pct") else f"{value:.4f}"

@@ -1,0 +1,45 @@
+"""The journal: events.jsonl in the run folder, one JSON object per line, append-only. The ground truth of a run."""
+
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, final
+
+from harness.stats.events import NAMES, Event, Started
+
+
+def to_line(event: Event) -> dict[str, Any]:
+    """An event as one flat object: its name, step and samples first, metrics by their names.
+
+    JSON has no NaN: a number that is not finite is written as the text "nan", "inf" or "-inf".
+    """
+    line: dict[str, Any] = {"event": NAMES[type(event)]}
+    fields = asdict(event)
+    if isinstance(event, Started):
+        fields["plan"] = event.plan.to_json()
+    fields |= fields.pop("metrics", {})
+    return line | {name: _plain(value) for name, value in fields.items()}
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@final
+class Journal:
+    """Appends each event to a file; flushed at the end of each window, so that a kill loses less than one."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a", encoding="utf-8")
+
+    def __call__(self, event: Event) -> None:
+        """Write one line."""
+        line = to_line(event)
+        self._file.write(json.dumps(line, allow_nan=False) + "\n")
+        if line["event"] != "step":
+            self._file.flush()
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._file.close()

@@ -1,0 +1,43 @@
+"""The plan as people read it: each number with its reason."""
+
+from rich.table import Table
+from rich.text import Text
+
+from harness.plan.plan import Plan
+
+_SHOWN = (
+    "world_size", "nodes", "micro_batch", "accumulate", "global_batch", "reference_batch", "ratio", "rule", "reference_lr", "lr",
+    "weight_decay", "momentum", "betas", "eps", "warmup_samples", "warmup_steps", "total_samples", "total_steps", "schedule",
+    "backend", "precision",
+)  # fmt: skip
+
+
+def show(value: object) -> str:
+    """A number, list or mapping for a narrow column."""
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list):
+        return ", ".join(show(v) for v in value)
+    if isinstance(value, dict):
+        return str(value["shape"])
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def plan_table(plan: Plan) -> Table:
+    """A table of name, value and reason; the warnings follow in `warning_lines`."""
+    tree = plan.to_json()
+    table = Table(box=None, pad_edge=False, header_style="bold", title_justify="left")
+    table.add_column("plan", style="cyan", no_wrap=True)
+    table.add_column("value", justify="right", no_wrap=True)
+    table.add_column("why", overflow="fold")
+    for name in _SHOWN:
+        if tree[name] is not None:
+            table.add_row(name, Text(show(tree[name])), Text(plan.sources.get(name, "")))
+    return table
+
+
+def warning_lines(plan: Plan) -> list[Text]:
+    """The plan's warnings, a line each."""
+    return [Text(f"warning [{w.code}] {w.message}", style="yellow") for w in plan.warnings]

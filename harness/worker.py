@@ -1,0 +1,106 @@
+"""One process of a run: reads the run file, plans for the world it finds, trains, and tells the watchers (on rank 0)."""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from datetime import datetime
+from pathlib import Path
+from types import FrameType
+
+import yaml
+
+from harness.engine.process import agree, join, leave, use_cpu
+from harness.parts.recipe import load_recipe
+from harness.plan.code import load_attribute
+from harness.plan.config import Config
+from harness.plan.decode import encode
+from harness.plan.errors import UserError
+from harness.plan.lengths import needs_dataset
+from harness.plan.plan import Plan, plan
+from harness.plan.world import World, place
+from harness.stats.events import Ended, Event
+from harness.train import train
+
+Watcher = Callable[[Event], None]
+EXIT = {"complete": 0, "stop_after_steps": 0, "stop_requested": 0, "guard": 3}
+"""Exit status by the reason of the end. 2 is a mistake of the user, 1 a failure."""
+
+
+class StopFlag:
+    """Up after SIGTERM, SIGINT or SIGUSR1. A second signal ends the process at once."""
+
+    def __init__(self) -> None:
+        self.up = False
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            signal.signal(number, self._raise)
+
+    def _raise(self, number: int, frame: FrameType | None) -> None:
+        if self.up:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        self.up = True
+
+    def __call__(self) -> bool:
+        """Whether a stop was asked for."""
+        return self.up
+
+
+def work(config: Config, name: str, environ: Mapping[str, str], *, simulate: int | None = None, show_plan: bool = True) -> int:
+    """Run this process's part to the end and return its exit status. `name` names the run folder where the run file does not."""
+    here = place(environ)
+    cpu = use_cpu(environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"))
+    world = World(simulate or here.size, here.nodes, "cpu" if cpu else "gpu", here.size)
+    dataset = len(load_recipe(config.recipe).data("train")) if needs_dataset(config) and not config.recipe.samples else None
+    planned = plan(config, world, dataset)
+    stop = StopFlag()
+    join(cpu)
+    folder = Path(agree(config.run.dir or f"runs/{name}-{datetime.now():%Y%m%d-%H%M%S}"))
+    reason = "complete"
+    with ExitStack() as stack:
+        stack.callback(leave)
+        watchers = _watchers(config, planned, folder, stack, show_plan) if here.rank == 0 else []
+        for event in train(config, planned, cpu=cpu, folder=folder, stop=stop):
+            for watcher in watchers:
+                watcher(event)
+            if isinstance(event, Ended):
+                reason = event.reason
+    if reason in ("stop_after_steps", "stop_requested") and here.rank == 0:
+        print(f"to go on: widebatch train {folder / 'run.yaml'}")
+    return EXIT[reason]
+
+
+def report(error: UserError, rank: int) -> int:
+    """Print a user's mistake as one line; the exit status for it."""
+    where = f"rank {rank}: " if rank else ""
+    print(f"error: {where}{error}", file=sys.stderr)
+    return 2
+
+
+def _watchers(config: Config, planned: Plan, folder: Path, stack: ExitStack, show_plan: bool) -> list[Watcher]:
+    """Open the run folder and those who are told what happens."""
+    from harness.watch.console import Terminal
+    from harness.watch.journal import Journal
+
+    folder.mkdir(parents=True, exist_ok=True)
+    resolved = encode(config) | {"run": encode(config)["run"] | {"dir": str(folder.resolve()), "stop_after_steps": None}}
+    (folder / "run.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False))
+    (folder / "plan.json").write_text(json.dumps(planned.to_json(), indent=1))
+    journal, terminal = Journal(folder / "events.jsonl"), Terminal(show_plan=show_plan)
+    stack.callback(journal.close)
+    stack.callback(terminal.close)
+    watchers: list[Watcher] = [journal, terminal]
+    if config.watch.wandb != "off":
+        from harness.watch.wandb import WandbWatcher
+
+        logger = WandbWatcher(config.watch, folder)
+        stack.callback(logger.close)
+        watchers.append(logger)
+    for named in config.watch.use:
+        watcher = load_attribute("watch.use", named)()
+        if not callable(watcher):
+            raise UserError("watch.use", f"{named}() gave {type(watcher).__name__}, not a callable", "give it __call__(event)")
+        watchers.append(watcher)
+    return watchers

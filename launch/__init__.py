@@ -1,0 +1,1 @@
+"""L5, the command line. Plans in this process, starts training as other processes."""

@@ -1,0 +1,46 @@
+"""Starting processes on this machine, and what is on it. The one file that knows subprocess."""
+
+import os
+import signal
+import subprocess
+from types import FrameType
+
+from launch.command import Command
+
+
+def gpu_count(visible: str | None) -> int:
+    """GPUs of this machine: those CUDA_VISIBLE_DEVICES leaves (`visible`), else all that nvidia-smi lists."""
+    if visible is not None:
+        return len([d for d in visible.split(",") if d.strip() and d.strip() != "-1"])
+    try:
+        out = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=20, check=False)  # noqa: S607
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return 0
+    return len(out.stdout.splitlines()) if out.returncode == 0 else 0
+
+
+def run(command: Command) -> int:
+    """Run to the end in a process group of its own; SIGINT, SIGTERM and SIGUSR1 are passed on to the workers in it.
+
+    Returns the exit status; a process that died of signal n gives 128 + n. The launcher in between ignores SIGUSR1, which would
+    otherwise kill it and orphan the workers.
+    """
+    ignored = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    child = subprocess.Popen(  # noqa: S603  argv is ours, no shell
+        command.argv, env=os.environ | dict(command.environ), start_new_session=True
+    )
+    signal.signal(signal.SIGUSR1, ignored)
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        try:
+            os.killpg(child.pid, number)
+        except ProcessLookupError:
+            return
+
+    before = {n: signal.signal(n, forward) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        status = child.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return status if status >= 0 else 128 - status

@@ -1,0 +1,78 @@
+"""Worker of test_layouts: trains every layout that fits the number of processes here, and writes what each step said."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness.engine.process import join
+from harness.plan.decode import decode
+from harness.plan.plan import plan
+from harness.plan.world import World, place
+from harness.stats.events import Stepped
+from harness.train import train
+
+STEPS = 50
+SAMPLES = 64 * (STEPS - 1) + 37
+"""A horizon that leaves 37 of 64 samples to the last step: three chunks of 16, so that the fourth rank has none."""
+
+LAYOUTS = {
+    "1x(4x16)": {"processes": 1, "world": 1, "micro": 16},
+    "2x(2x16)": {"processes": 2, "world": 2, "micro": 16},
+    "4x(1x16)": {"processes": 4, "world": 4, "micro": 16},
+    "1x64": {"processes": 1, "world": 1, "micro": 64},
+    "simulated 4": {"processes": 1, "world": 4, "micro": 16},
+    "simulated 4 on 2": {"processes": 2, "world": 4, "micro": 16},
+}
+
+
+RUNS = (
+    ("digits", "sgd", "fp64"),
+    ("digits", "sgd", "fp32"),
+    ("bytes_lm", "sgd", "fp64"),
+    ("bytes_lm", "sgd", "fp32"),
+    ("bytes_lm", "adamw", "fp64"),
+)
+"""In float32 Adam divides rounding noise by itself where gradients vanish, so its float32 runs are no test of layouts."""
+
+
+def config(recipe: str, optimizer: str, precision: str, micro: int, texts: str) -> dict[str, Any]:
+    """The run file of one layout; only `batch.micro` differs."""
+    recipes = {
+        "digits": {"use": "digits", "width": 8, "dropout": 0.0},
+        "bytes_lm": {"use": "bytes_lm", "files": texts, "width": 32, "depth": 2, "heads": 2, "context": 32},
+    }
+    optims = {"sgd": {"lr": 0.05, "momentum": 0.9}, "adamw": {"name": "adamw", "lr": 3e-3, "weight_decay": 0.1}}
+    return {
+        "recipe": recipes[recipe],
+        "batch": {"reference": 32, "total": 64, "micro": micro},
+        "optim": optims[optimizer] | {"clip": 1.0},
+        "scaling": {"rule": "auto", "warmup_samples": 640},
+        "schedule": {"samples": SAMPLES, "shape": "cosine"},
+        "precision": precision,
+        "watch": {"wandb": "off"},
+    }
+
+
+def main(out: Path, texts: str) -> None:
+    """Run the layouts of this many processes; rank 0 writes {name: [metrics of each step]}."""
+    torch.set_num_threads(1)
+    here = place(os.environ)
+    join(cpu=True)
+    results = {}
+    for name, layout in LAYOUTS.items():
+        if layout["processes"] != here.size:
+            continue
+        for recipe, optimizer, precision in RUNS:
+            c = decode(config(recipe, optimizer, precision, layout["micro"], texts))
+            events = train(c, plan(c, World(layout["world"], 1, "cpu", here.size)), cpu=True)
+            results[f"{recipe} {optimizer} {precision} {name}"] = [e.metrics for e in events if isinstance(e, Stepped)]
+    if here.rank == 0:
+        out.write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])
