@@ -4,11 +4,12 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
+from typing import Any, cast
 
 import yaml
 
@@ -30,12 +31,18 @@ EXIT = {"complete": 0, "stop_after_steps": 0, "stop_requested": 0, "guard": 3}
 
 
 class StopFlag:
-    """Up after SIGTERM, SIGINT or SIGUSR1. A second signal ends the process at once."""
+    """Up after SIGTERM, SIGINT or SIGUSR1. A second signal ends the process at once. As a context it restores the handlers."""
 
     def __init__(self) -> None:
         self.up = False
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            signal.signal(number, self._raise)
+
+    def __enter__(self) -> "StopFlag":
+        self._before = {n: signal.signal(n, self._raise) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _raise(self, number: int, frame: FrameType | None) -> None:
         if self.up:
@@ -55,14 +62,16 @@ def work(config: Config, name: str, environ: Mapping[str, str], *, simulate: int
     world = World(simulate or here.size, here.nodes, "cpu" if cpu else "gpu", here.size)
     dataset = len(load_recipe(config.recipe).data("train")) if needs_dataset(config) and not config.recipe.samples else None
     planned = plan(config, world, dataset)
-    stop = StopFlag()
+    custom = [load_attribute("watch.use", named) for named in config.watch.use]
     join(cpu)
     folder = Path(agree(config.run.dir or f"runs/{name}-{datetime.now():%Y%m%d-%H%M%S}"))
-    reason = "complete"
+    reason, watchers = "complete", None
     with ExitStack() as stack:
         stack.callback(leave)
-        watchers = _watchers(config, planned, folder, stack, show_plan) if here.rank == 0 else []
+        stop = stack.enter_context(StopFlag())
         for event in train(config, planned, cpu=cpu, folder=folder, stop=stop):
+            if watchers is None:  # at the first event: a mistake found before it leaves no run folder behind
+                watchers = _watchers(config, planned, folder, stack, show_plan, custom) if here.rank == 0 else []
             for watcher in watchers:
                 watcher(event)
             if isinstance(event, Ended):
@@ -79,14 +88,18 @@ def report(error: UserError, rank: int) -> int:
     return 2
 
 
-def _watchers(config: Config, planned: Plan, folder: Path, stack: ExitStack, show_plan: bool) -> list[Watcher]:
+def _watchers(
+    config: Config, planned: Plan, folder: Path, stack: ExitStack, show_plan: bool, custom: Sequence[Any]
+) -> list[Watcher]:
     """Open the run folder and those who are told what happens."""
     from harness.watch.console import Terminal
     from harness.watch.journal import Journal
 
+    named = [_checked(make()) for make in custom]
     folder.mkdir(parents=True, exist_ok=True)
-    resolved = encode(config) | {"run": encode(config)["run"] | {"dir": str(folder.resolve()), "stop_after_steps": None}}
-    (folder / "run.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False))
+    tree = encode(config)
+    tree["run"] |= {"dir": str(folder.resolve()), "stop_after_steps": None}
+    (folder / "run.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
     (folder / "plan.json").write_text(json.dumps(planned.to_json(), indent=1))
     journal, terminal = Journal(folder / "events.jsonl"), Terminal(show_plan=show_plan)
     stack.callback(journal.close)
@@ -98,9 +111,10 @@ def _watchers(config: Config, planned: Plan, folder: Path, stack: ExitStack, sho
         logger = WandbWatcher(config.watch, folder)
         stack.callback(logger.close)
         watchers.append(logger)
-    for named in config.watch.use:
-        watcher = load_attribute("watch.use", named)()
-        if not callable(watcher):
-            raise UserError("watch.use", f"{named}() gave {type(watcher).__name__}, not a callable", "give it __call__(event)")
-        watchers.append(watcher)
-    return watchers
+    return watchers + named
+
+
+def _checked(watcher: Any) -> Watcher:
+    if not callable(watcher):
+        raise UserError("watch.use", f"a {type(watcher).__name__} is no callable", "give it __call__(event)")
+    return cast(Watcher, watcher)

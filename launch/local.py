@@ -3,9 +3,13 @@
 import os
 import signal
 import subprocess
+import time
 from types import FrameType
 
 from launch.command import Command
+
+GRACE_S = 60.0
+"""How long workers may go on after their launcher ended: the time to save a checkpoint."""
 
 
 def gpu_count(visible: str | None) -> int:
@@ -17,6 +21,17 @@ def gpu_count(visible: str | None) -> int:
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return 0
     return len(out.stdout.splitlines()) if out.returncode == 0 else 0
+
+
+def _wait_for_group(group: int) -> None:
+    """Wait for workers whose launcher has gone before them (accelerate with one process dies of SIGTERM at once); kill the late."""
+    deadline = time.monotonic() + GRACE_S
+    while True:
+        try:
+            os.killpg(group, 0 if time.monotonic() < deadline else signal.SIGKILL)
+        except ProcessLookupError:
+            return
+        time.sleep(0.05)
 
 
 def run(command: Command) -> int:
@@ -40,6 +55,7 @@ def run(command: Command) -> int:
     before = {n: signal.signal(n, forward) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
     try:
         status = child.wait()
+        _wait_for_group(child.pid)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

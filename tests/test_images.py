@@ -23,7 +23,7 @@ from harness.plan.order import deals, keys
 from harness.recipes.image_augment import augment, mix, symmetric_beta
 from harness.recipes.image_files import Shape, open_images, read_image
 from harness.recipes.images import Images, scaled
-from harness.recipes.resnet import GhostBatchNorm, resnet
+from harness.recipes.resnet import Block, GhostBatchNorm, resnet
 
 Bytes = NDArray[np.uint8]
 DTYPES = (torch.float32, torch.float64)
@@ -208,14 +208,13 @@ def test_image_folders_are_read_in_order_of_class(folders: Path) -> None:
 
 
 def test_images_are_cut_to_their_centred_square(tmp_path: Path) -> None:
-    pixels = np.zeros((4, 12, 3), np.uint8)
-    pixels[:, 4:8] = (9, 99, 199)
-    Image.fromarray(pixels).save(tmp_path / "plain.png")
-    assert read_image(tmp_path / "plain.png", 2).flatten(1).tolist() == [[9] * 4, [99] * 4, [199] * 4]
-    pixels[0, 4] = (50, 60, 70)
-    Image.fromarray(pixels).save(tmp_path / "marked.png")
-    expected = torch.from_numpy(pixels[:, 4:8]).permute(2, 0, 1)
-    assert torch.equal(read_image(tmp_path / "marked.png", 4), expected)
+    pixels = np.zeros((8, 24, 3), np.uint8)
+    pixels[:, 8:16] = (9, 99, 199)
+    pixels[0, 10] = (50, 60, 70)
+    Image.fromarray(pixels).save(tmp_path / "wide.png")
+    expected = torch.from_numpy(pixels[:, 8:16]).permute(2, 0, 1)
+    assert torch.equal(read_image(tmp_path / "wide.png", 8), expected)
+    assert read_image(tmp_path / "wide.png", 4)[:, 1:3, 1:3].flatten(1).tolist() == [[9] * 4, [99] * 4, [199] * 4]
 
 
 def test_decoding_processes_give_the_same_batches(folders: Path) -> None:
@@ -248,9 +247,17 @@ def test_errors_of_image_folders(folders: Path) -> None:
         recipe.data("valid")
 
 
-def test_hidden_folders_are_no_classes(folders: Path) -> None:
-    (folders / "train" / ".ipynb_checkpoints").mkdir()
-    assert open_images(str(folders), 6).shape().classes == 2
+def test_classes_are_sorted_and_hidden_folders_are_none(tmp_path: Path) -> None:
+    names = ["pear", "fig", "date", "apple", "plum", "lime", "kiwi", "nut"]
+    for name in [*names, ".ipynb_checkpoints"]:
+        for split in ("train", "valid"):
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.new("L", (4, 4), ord(name[0])).save(tmp_path / split / name / "one.jpeg")
+    source = open_images(str(tmp_path), 4)
+    data = source.split("valid")
+    assert source.shape().classes == 8
+    assert not isinstance(data, Table)
+    assert [chr(int(data[i]["image"][0, 1, 1])) for i in range(8)] == [name[0] for name in sorted(names)]
 
 
 def test_missing_pillow_is_a_user_error(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -430,6 +437,7 @@ def test_mixup_mixes_images_and_targets_by_the_same_share(dtype: torch.dtype) ->
     loss, _ = Images(mixup=0.7, augment=False).loss(Fixed().to(dtype).train(), batch)
     a, b = _log_softmax(s * 1.0 + (1 - s) * -0.6), _log_softmax(t * -0.6 + (1 - t) * 1.0)
     assert loss.item() == pytest.approx(-s * a[0] - (1 - s) * a[1] - t * b[1] - (1 - t) * b[0], rel=1e-5)
+    assert loss.dtype == dtype
     assert abs(s - t) > 0.01
 
 
@@ -459,7 +467,12 @@ def test_resnet20_has_the_paper_s_weights() -> None:
     assert sum(p.numel() for p in model.parameters() if p.ndim == 4) == 267_696
     assert sum(p.numel() for p in model.parameters()) == 267_696 + 1_376 + 650
     assert sum(isinstance(m, nn.Conv2d | nn.Linear) for m in model.modules()) == 20
+    sides: list[int] = []
+    for module in model.modules():
+        if isinstance(module, Block):
+            module.register_forward_hook(lambda _module, _args, out: sides.append(out.shape[-1]))
     assert model(torch.randn(2, 3, 32, 32)).shape == (2, 10)
+    assert sides == [32] * 3 + [16] * 3 + [8] * 3
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

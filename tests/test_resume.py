@@ -39,8 +39,8 @@ def trained_ids(folder: Path) -> Counter[int]:
 @pytest.mark.parametrize(("batch", "worlds"), [("total: 8", (2, 4, 1)), ("per_gpu: 4", (2, 4, 1))])
 def test_two_then_four_then_one_rank_lose_and_repeat_nothing(tmp_path: Path, batch: str, worlds: tuple[int, ...]) -> None:
     path = run_file(tmp_path, batch)
-    for ranks, steps in zip(worlds, (14, 9, 1000), strict=True):
-        run_ranks(ranks, ["harness", str(path), "--run.stop_after_steps", str(steps)], tmp_path)
+    for ranks, limit in zip(worlds, (14, 9, 1000), strict=True):
+        run_ranks(ranks, ["harness", str(path), "--run.stop_after_steps", str(limit)], tmp_path)
     assert trained_ids(tmp_path) == Counter(dict.fromkeys(range(SIZE), EPOCHS))
     steps = journal(tmp_path, "step")
     assert [s["step"] for s in steps] == list(range(1, len(steps) + 1))
@@ -60,7 +60,7 @@ def expected_lr(plan: dict[str, Any], samples: int) -> float:
     peak = 0.01 * plan["global_batch"] / 8
     start = min(0.01, peak)
     if samples < SIZE:
-        return start + (peak - start) * samples / SIZE
+        return float(start + (peak - start) * samples / SIZE)
     return float(peak * (1 + math.cos(math.pi * (samples - SIZE) / (SIZE * (EPOCHS - 1)))) / 2)
 
 

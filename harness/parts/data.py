@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import tee
 from typing import Any, Protocol, final, runtime_checkable
 
 import torch
@@ -76,12 +77,12 @@ class Feed:
             for deal in deals:
                 yield deal, [Micro(self._place(self.data.take(self._indices(c)), c), c) for c in deal.chunks]
             return
-        dealt = list(deals) if self.workers else deals
-        ahead = iter(self._loader(c for deal in dealt for c in deal.chunks)) if self.workers else None
-        for deal in dealt:
+        now, later = tee(deals)
+        ahead = iter(self._loader(c for deal in later for c in deal.chunks)) if self.workers else None
+        for deal in now:
             micros = []
             for chunk in deal.chunks:
-                batch = next(ahead) if ahead else self.collate([self.data[int(i)] for i in self._indices(chunk)])
+                batch = next(ahead) if ahead is not None else self.collate([self.data[int(i)] for i in self._indices(chunk)])
                 micros.append(Micro(self._place(batch, chunk), chunk))
             yield deal, micros
 

@@ -24,7 +24,12 @@ _FLOAT = re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+")
 
 
 class _Loader(yaml.SafeLoader):
-    """safe_load that reads 1e-3 as a number (YAML 1.2) and refuses a key written twice."""
+    """safe_load as of YAML 1.2: 1e-3 is a number, off and yes are text; and a key written twice is refused."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012  PyYAML's own way to say it
+        first: [pair for pair in pairs if pair[0] != "tag:yaml.org,2002:bool"]
+        for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
@@ -36,6 +41,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("true|True|TRUE|false|False|FALSE"), list("tTfF"))
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
 
 

@@ -56,6 +56,6 @@ def partner(x: Tensor) -> Tensor:
 
 
 def mix(x: Tensor, share: Tensor) -> Tensor:
-    """share x + (1 - share) partner, per sample: x floating [n, ...], share [n] (mixup, Zhang et al. 2018, 1710.09412)."""
-    share = share.to(x.dtype).view(-1, *[1] * (x.ndim - 1))
+    """share x + (1 - share) partner, per sample: x [n, ...] and share [n] of one type (mixup, Zhang et al. 2018, 1710.09412)."""
+    share = share.view(-1, *[1] * (x.ndim - 1))
     return share * x + (1 - share) * partner(x)

@@ -88,7 +88,7 @@ class Images(Recipe):
         x = scaled(image, model)
         if not self.mixup:
             return self._cross_entropy(model(x), label).sum(), len(label)
-        share = symmetric_beta(batch["key"], self.mixup)
+        share = symmetric_beta(batch["key"], self.mixup).to(x.dtype)
         logits = model(mix(x, share))
         one, other = self._cross_entropy(logits, label), self._cross_entropy(logits, partner(label))
         return (share * one + (1 - share) * other).sum(), len(label)

@@ -25,6 +25,7 @@ class Terminal:
         self._task = TaskID(0)
         self._total = 0
         self._told = -1
+        self._told_already: frozenset[str] = frozenset()
 
     def __call__(self, event: Event) -> None:
         """Tell one event."""
@@ -40,6 +41,8 @@ class Terminal:
                 self._say(f"eval   {event.samples:>12,} samples  {_metrics(event.metrics, 'eval/')}{best}")
             case Saved():
                 self._say(f"[dim]saved  {event.samples:>12,} samples  {escape(event.path)} ({event.seconds:.2f} s)[/dim]")
+            case Noticed() if event.code in self._told_already:
+                pass
             case Noticed():
                 style = "cyan" if event.code == "resumed" else "yellow"
                 self._say(f"[{style}]note   {event.samples:>12,} samples  \\[{event.code}] {escape(event.message)}[/{style}]")
@@ -60,6 +63,8 @@ class Terminal:
         plan = event.plan
         if self._show_plan:
             self.console.print(plan_table(plan))
+        else:
+            self._told_already = frozenset(w.code for w in plan.warnings)
         where = f"{plan.processes} process{'es' if plan.processes > 1 else ''} on {event.device.partition(':')[0]}"
         played = f" playing {plan.world_size} ranks" if plan.processes != plan.world_size else ""
         self._say(f"\n{event.parameters:,} parameters, {where}{played}, run folder {escape(event.folder or 'none')}")

@@ -19,7 +19,7 @@ STEPS = 50
 SAMPLES = 64 * (STEPS - 1) + 37
 """A horizon that leaves 37 of 64 samples to the last step: three chunks of 16, so that the fourth rank has none."""
 
-LAYOUTS = {
+LAYOUTS: dict[str, dict[str, int]] = {
     "1x(4x16)": {"processes": 1, "world": 1, "micro": 16},
     "2x(2x16)": {"processes": 2, "world": 2, "micro": 16},
     "4x(1x16)": {"processes": 4, "world": 4, "micro": 16},
@@ -41,11 +41,11 @@ RUNS = (
 
 def config(recipe: str, optimizer: str, precision: str, micro: int, texts: str) -> dict[str, Any]:
     """The run file of one layout; only `batch.micro` differs."""
-    recipes = {
+    recipes: dict[str, dict[str, Any]] = {
         "digits": {"use": "digits", "width": 8, "dropout": 0.0},
         "bytes_lm": {"use": "bytes_lm", "files": texts, "width": 32, "depth": 2, "heads": 2, "context": 32},
     }
-    optims = {"sgd": {"lr": 0.05, "momentum": 0.9}, "adamw": {"name": "adamw", "lr": 3e-3, "weight_decay": 0.1}}
+    optims: dict[str, dict[str, Any]] = {"sgd": {"lr": 0.05, "momentum": 0.9}, "adamw": {"name": "adamw", "lr": 3e-3, "weight_decay": 0.1}}
     return {
         "recipe": recipes[recipe],
         "batch": {"reference": 32, "total": 64, "micro": micro},
