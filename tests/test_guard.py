@@ -12,10 +12,11 @@ from tests.test_resume import expected_lr, journal, run_file, trained_ids
 POISON = 37
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_nan_on_one_rank_skips_the_step_on_all(tmp_path: Path, ranks: int) -> None:
+@pytest.mark.parametrize(("ranks", "fused"), [(1, "false"), (1, "true"), (2, "false")])
+def test_nan_on_one_rank_skips_the_step_on_all(tmp_path: Path, ranks: int, fused: str) -> None:
     path = run_file(tmp_path, "total: 8")
-    output = run_ranks(ranks, ["harness", str(path), "--recipe.poison", str(POISON)], tmp_path)
+    flags = ["--recipe.poison", str(POISON), "--recipe.fused", fused]
+    output = run_ranks(ranks, ["harness", str(path), *flags], tmp_path)
     steps = journal(tmp_path, "step")
     bad = [s for s in steps if s["train/loss"] == "nan"]
     assert len(bad) == 4, "the sample comes once in each of four epochs"

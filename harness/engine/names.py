@@ -8,12 +8,17 @@ from torch.optim import Optimizer
 
 from harness.plan.errors import UserError
 
+_GROUP = "group:"
+"""Marks a number that the optimizer counts per group and not per parameter, as pytorch_optimizer does its steps."""
+
 
 def name_optimizer(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
     """The state as tensors named `PARAMETER/KEY`. Numbers become 0-d float64 tensors."""
     out = {}
+    counted = {id(p): _counted(optimizer, group) for group in optimizer.param_groups for p in group["params"]}
     for name, parameter in model.named_parameters():
-        for key, value in optimizer.state.get(parameter, {}).items():
+        state = optimizer.state.get(parameter, {}) | counted.get(id(parameter), {})
+        for key, value in state.items():
             if isinstance(value, Tensor):
                 out[f"{name}/{key}"] = value
             elif isinstance(value, bool | int | float):
@@ -36,5 +41,20 @@ def load_optimizer(model: nn.Module, optimizer: Optimizer, tensors: dict[str, Te
         raise UserError("recipe", at, "use the recipe it was trained with, or another run.dir")
     tree = optimizer.state_dict()
     place = {id(p): number for number, p in enumerate(p for g in optimizer.param_groups for p in g["params"])}
-    tree["state"] = {place[id(parameters[name])]: state for name, state in by_name.items()}
+    tree["state"] = {}
+    for name, state in by_name.items():
+        own = {key: value for key, value in state.items() if not key.startswith(_GROUP)}
+        if own:
+            tree["state"][place[id(parameters[name])]] = own
     optimizer.load_state_dict(tree)
+    home = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    for name, state in by_name.items():
+        for key, value in state.items():
+            if key.startswith(_GROUP):
+                home[id(parameters[name])][key.removeprefix(_GROUP)] = int(value)
+
+
+def _counted(optimizer: Optimizer, group: dict[str, Any]) -> dict[str, int]:
+    """What the optimizer added to a group by itself: whole numbers that are no setting."""
+    added = {key: value for key, value in group.items() if key not in optimizer.defaults and type(value) is int}
+    return {_GROUP + key: value for key, value in added.items()}

@@ -21,7 +21,8 @@ class Split:
 def split_batch(batch: BatchConfig, world: World) -> Split:
     """Split the wished batch over the world. Raises UserError, naming the nearest batches, where it does not divide."""
     if (batch.per_gpu is None) == (batch.total is None):
-        given = "both batch.per_gpu and batch.total" if batch.total else "neither batch.per_gpu nor batch.total"
+        both = f"both batch.per_gpu {batch.per_gpu} and batch.total {batch.total}"
+        given = both if batch.total else "neither batch.per_gpu nor batch.total"
         raise UserError("batch", f"has {given}", "give exactly one: per_gpu grows with the GPUs, total stays")
     if batch.total is not None:
         if batch.total % world.size:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,12 @@ def load_attribute(setting: str, name: str) -> Any:
         except SyntaxError as e:
             del sys.modules[module_name]
             raise UserError(setting, f"{path} line {e.lineno}: {e.msg}", "mend that line") from e
+        except Exception as e:
+            del sys.modules[module_name]
+            line = next((x.lineno for x in reversed(traceback.extract_tb(e.__traceback__)) if x.filename == str(path)), 0)
+            raise UserError(setting, f"{path} line {line}: {type(e).__name__}: {e}", "mend that line") from e
     if attribute not in vars(module):
         public = [n for n in vars(module) if not n.startswith("_")]
-        raise UserError(setting, f"{path} has no {attribute!r}", did_you_mean(attribute, public))
+        remedy = did_you_mean(attribute, public) if public else f"define {attribute} there"
+        raise UserError(setting, f"{path} has no {attribute!r}", remedy)
     return vars(module)[attribute]

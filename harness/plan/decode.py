@@ -34,6 +34,8 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key.start_mark)
             if key.value in seen:
                 line = key.start_mark.line + 1
                 raise UserError(str(key.value), f"written twice, again on line {line}", "keep one of them")
@@ -83,13 +85,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UserError("run file", f"{path} has {len(data)} bytes", f"a run file has at most {MAX_BYTES}")
     try:
         tree = yaml.load(data, Loader=_Loader)  # noqa: S506  _Loader is a SafeLoader
-    except yaml.YAMLError as e:
+    except RecursionError:
+        raise UserError("run file", f"{path} is nested too deep", "write sections of settings, two levels") from None
+    except (yaml.YAMLError, ValueError) as e:
         mark = getattr(e, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""
-        problem = getattr(e, "problem", None) or "not readable"
+        problem = getattr(e, "problem", None) or (str(e) if isinstance(e, ValueError) else "not readable")
         raise UserError("run file", f"{path}{where}: not YAML: {problem}", "mend that line") from e
     if not isinstance(tree, dict):
-        raise UserError("run file", f"{path} holds {type(tree).__name__}", "write sections such as `batch: {reference: 64}`")
+        kind = "nothing" if tree is None else f"a {type(tree).__name__}"
+        raise UserError("run file", f"{path} holds {kind}, not sections", "write sections such as `batch: {reference: 64}`")
     return tree
 
 
@@ -104,12 +109,9 @@ def decode(tree: Mapping[str, Any]) -> Config:
             raise UserError(name, f"is {_show(section)}, not a section", f"write `{name}: {{...}}`")
     for name in ("batch", "optim", "schedule"):
         tree.setdefault(name, {})
+    _refuse_strangers("", tree)
     tree["recipe"] = _split_knobs(tree.get("recipe", {}))
-    try:
-        text = json.dumps(tree, allow_nan=True)
-    except TypeError as e:
-        raise UserError("run file", f"holds a value that is no number, text or list ({e})", "put it in quotes") from e
-    return check(_adapter(), text, prefix="", at=tree)
+    return check(_adapter(), json.dumps(tree, allow_nan=True), prefix="", at=tree)
 
 
 def check(adapter: TypeAdapter[T], text: str, prefix: str, at: Mapping[str, Any]) -> T:
@@ -160,7 +162,8 @@ def _explain(error: ErrorDetails, prefix: str, tree: Mapping[str, Any]) -> UserE
         return UserError(path, "missing", f"write {path} in the run file or give --{path}")
     if (len(loc) > 2 and kind.startswith("missing")) or kind in ("too_long", "too_short"):
         whole = ".".join(loc[:2])
-        return UserError(prefix + whole, f"has the wrong number of values, {_show(_at(tree, loc[:2]))}", "see --help for the form")
+        form = "give two, such as [0.9, 0.999]" if loc[-1] == "betas" or loc[1:2] == ["betas"] else "see --help for the form"
+        return UserError(prefix + whole, f"has the wrong number of values, {_show(_at(tree, loc[:2]))}", form)
     if kind in _WANTED:
         union = [str(x) for x in error["loc"] if _is_type_tag(str(x))]
         wanted = "give a whole number or auto" if loc[-1] == "micro" else _WANTED[kind]
@@ -183,6 +186,21 @@ def _at(tree: Mapping[str, Any], loc: list[str]) -> Any:
     return value
 
 
+def _refuse_strangers(path: str, value: Any, around: tuple[int, ...] = ()) -> None:
+    """Raise UserError at what JSON has no word for: dates and bytes that YAML read, a list that holds itself."""
+    if id(value) in around:
+        raise UserError(path, "holds itself", "write the values out")
+    around = (*around, id(value))
+    if isinstance(value, Mapping):
+        for name, part in value.items():
+            _refuse_strangers(f"{path}.{name}" if path else str(name), part, around)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            _refuse_strangers(path, part, around)
+    elif not isinstance(value, bool | int | float | str | None):
+        raise UserError(path, f"is {_show(value)}, read as {type(value).__name__}", "put it in quotes")
+
+
 def _is_type_tag(part: str) -> bool:
     """Pydantic names the arm of a union inside the location: `micro.constrained-int`."""
     return part in ("int", "float", "str", "bool") or part.startswith(("constrained-", "literal[", "list[", "tuple["))
@@ -196,14 +214,16 @@ def _show(value: object) -> str:
 def _scalar(dotted: str, text: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506  _Loader is a SafeLoader
-    except yaml.YAMLError as e:
+    except (yaml.YAMLError, ValueError, RecursionError) as e:
         raise UserError(f"--{dotted}", f"is {text!r}, which is not YAML", "quote it") from e
 
 
 def _set(tree: dict[str, Any], dotted: str, value: Any) -> None:
     section, _, name = dotted.partition(".")
     if name:
-        tree.setdefault(section, {})[name] = value
+        if not isinstance(tree.setdefault(section, {}), dict):
+            raise UserError(f"--{dotted}", f"is {_show(value)}, but --{section} is {_show(tree[section])}", "give one of them")
+        tree[section][name] = value
     else:
         tree[section] = value
 

@@ -1,5 +1,6 @@
 """Wishes in epochs or samples -> samples. The size of the data set is needed only where a wish is in epochs."""
 
+import math
 from dataclasses import dataclass
 
 from harness.plan.config import Config
@@ -20,6 +21,8 @@ class Lengths:
         if self.dataset is None:
             remedy = "state recipe.samples, or give the length in samples"
             raise UserError("recipe.samples", f"missing, and {setting}: {epochs:g} epochs needs it", remedy)
+        if math.isinf(epochs * self.dataset):
+            raise UserError(setting, f"{epochs:g} epochs of {self.dataset} samples are too many to count", "train shorter")
         return round(epochs * self.dataset)
 
     def cadence(self, section: str, epochs: float | None, samples: int | None) -> int | None:
@@ -34,7 +37,7 @@ class Lengths:
         """Samples of the schedule as wished."""
         epochs, samples = config.schedule.epochs, config.schedule.samples
         if (epochs is None) == (samples is None):
-            given = "both epochs and samples" if samples else "neither epochs nor samples"
+            given = f"both epochs {epochs:g} and samples {samples}" if samples else "neither epochs nor samples"
             raise UserError("schedule", f"has {given}", "give exactly one as the length of the run")
         if samples is not None:
             return samples
@@ -57,7 +60,8 @@ class Lengths:
         s = config.scaling
         given = [n for n in ("warmup_epochs", "warmup_samples", "warmup_fraction") if getattr(s, n) is not None]
         if len(given) > 1:
-            raise UserError("scaling", f"has {' and '.join(given)}", "give at most one of them")
+            values = " and ".join(f"{n} {getattr(s, n):g}" for n in given)
+            raise UserError("scaling", f"has {values}", "give at most one of them")
         name = f"scaling.{given[0]}" if given else "scaling.warmup_epochs"
         if s.warmup_samples is not None:
             samples, reason = s.warmup_samples, name

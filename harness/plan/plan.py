@@ -93,7 +93,7 @@ def plan(config: Config, world: World, dataset: int | None = None) -> Plan:
         raise UserError("batch.last", at, "set batch.last: keep or train longer")
     k = situation.k
     betas = config.optim.betas or facts.betas
-    new_betas = betas and scale_betas(betas, k, config.scaling.betas or done.betas)
+    new_betas = betas and scale_betas(betas, k, config.scaling.betas or done.betas, rule)
     eps = config.optim.eps or facts.eps
     decay_mode = config.scaling.weight_decay or done.weight_decay
     warmup_steps = -(-schedule.warmup // split.global_batch)

@@ -1,5 +1,6 @@
 """Shape plateau: lower the learning rate when the validation loss has not improved for a while."""
 
+import math
 from dataclasses import dataclass, replace
 
 
@@ -13,7 +14,7 @@ class Plateau:
 
     def after(self, loss: float, samples: int, *, patience: int, gamma: float, floor: float) -> "Plateau":
         """The state after an evaluation with `loss` at `samples` seen. A loss that is not a number never counts as better."""
-        if self.best is None or loss < self.best:
+        if not math.isnan(loss) and (self.best is None or loss < self.best):
             return replace(self, best=loss, best_at=samples)
         if samples - self.best_at < patience:
             return self

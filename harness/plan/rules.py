@@ -139,12 +139,18 @@ def scale_beta(beta: float, k: float, mode: BetaMode) -> float:
     return 1 - k * (1 - beta) if mode == "sde" else beta
 
 
-def scale_betas(betas: Betas, k: float, mode: BetaMode) -> Betas:
+def scale_betas(betas: Betas, k: float, mode: BetaMode, rule: str = "adam_sde") -> Betas:
     """Both betas at k times the batch. Raises UserError where 1 - k(1-beta) would not be positive."""
     bound = min(1 / (1 - b) for b in betas)
-    if mode == "sde" and k >= bound:
-        at = f"adam_sde: ratio {k:g} is past its bound 1/(1-beta1) = {bound:g}"
-        raise UserError("scaling.rule", at, "use rule adam (betas^k), which is valid at any ratio, or a smaller batch")
+    if mode == "sde" and k >= bound * (1 - 1e-9):  # 1/(1-0.9) is a hair over 10 in floats
+        past = f"ratio {k:g} is past its bound 1/(1-{'beta1' if betas[0] <= betas[1] else 'beta2'}) = {bound:g}"
+        if rule != "adam_sde":
+            raise UserError(
+                "scaling.betas", f"sde: {past}", "use half_life (betas^k), which is valid at any ratio, or a smaller batch"
+            )
+        raise UserError(
+            "scaling.rule", f"adam_sde: {past}", "use rule adam (betas^k), which is valid at any ratio, or a smaller batch"
+        )
     return scale_beta(betas[0], k, mode), scale_beta(betas[1], k, mode)
 
 

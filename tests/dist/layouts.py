@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from harness.engine.process import join
+from harness.engine.process import join, leave
 from harness.plan.decode import decode
 from harness.plan.plan import plan
 from harness.plan.world import World, place
-from harness.stats.events import Stepped
+from harness.stats.events import Evaluated, Stepped
 from harness.train import train
 
 STEPS = 50
@@ -58,7 +58,7 @@ def config(recipe: str, optimizer: str, precision: str, micro: int, texts: str) 
 
 
 def main(out: Path, texts: str) -> None:
-    """Run the layouts of this many processes; rank 0 writes {name: [metrics of each step]}."""
+    """Run the layouts of this many processes; rank 0 writes {name: [metrics of each step, then of the evaluation]}."""
     torch.set_num_threads(1)
     here = place(os.environ)
     join(cpu=True)
@@ -69,9 +69,11 @@ def main(out: Path, texts: str) -> None:
         for recipe, optimizer, precision in RUNS:
             c = decode(config(recipe, optimizer, precision, layout["micro"], texts))
             events = train(c, plan(c, World(layout["world"], 1, "cpu", here.size)), cpu=True)
-            results[f"{recipe} {optimizer} {precision} {name}"] = [e.metrics for e in events if isinstance(e, Stepped)]
+            told = [e for e in events if isinstance(e, Stepped | Evaluated)]
+            results[f"{recipe} {optimizer} {precision} {name}"] = [e.metrics for e in told]
     if here.rank == 0:
         out.write_text(json.dumps(results))
+    leave()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,70 @@
+"""The README keeps its word: every command in it runs, every number in it is the recorded one."""
+
+import json
+import os
+import re
+import shlex
+import statistics
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.dist.processes import ROOT, run_command
+
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
+COMMANDS = [line for kind, text in BLOCKS if kind == "bash" for line in text.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A place with the run files, the Makefile's tree, and the files that the README tells one to write."""
+    here = tmp_path_factory.mktemp("readme")
+    (here / "configs").symlink_to(ROOT / "configs")
+    for kind, text in BLOCKS:
+        if kind in ("python", "yaml"):
+            (here / text.splitlines()[0].removeprefix("# ")).write_text(text)
+    return here
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_runs(command: str, folder: Path) -> None:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    if command == "make test":
+        assert "pytest" in run_command(["make", "-n", "test"], ROOT)
+        return
+    if command == "make demo":
+        assert "launch configs/digits.yaml" in run_command(["make", "-n", "demo"], ROOT), "test_launch runs what it says"
+        return
+    output = run_command(["env", f"PATH={path}", "sh", "-c", command], folder)
+    trains = any(word in command for word in ("train", "harness", "--procs"))
+    assert not trains or re.search(r"complete after|stop_after_steps after", output)
+
+
+def test_the_own_loop_example_prints_the_plan_s_numbers(folder: Path) -> None:
+    assert run_command([sys.executable, "own_loop.py"], folder).startswith("256 1 [0.02, 0.02")
+
+
+def test_the_printed_plan_is_what_the_command_prints(folder: Path) -> None:
+    command = next(c for c in COMMANDS if c.endswith("--gpus 8"))
+    argv = shlex.split(command)
+    output = run_command([str(Path(sys.executable).parent / argv[0]), *argv[1:]], folder)
+    shown = README.partition("<!-- plan -->\n```text\n")[2].partition("```")[0]
+    assert [line.rstrip() for line in shown.splitlines()] == [line.rstrip() for line in output.splitlines()]
+
+
+def test_the_table_of_rules_is_the_recorded_one() -> None:
+    assert rules_table() in README
+
+
+def rules_table() -> str:
+    """The README's table of configs/results/digits_rules.json."""
+    rows = json.loads((ROOT / "configs" / "results" / "digits_rules.json").read_text())["rows"]
+    ratios = sorted({row["k"] for row in rows})
+    lines = ["| rule | " + " | ".join(f"k = {k}" for k in ratios) + " |", "|---" * (len(ratios) + 1) + "|"]
+    for rule in dict.fromkeys(row["rule"] for row in rows):
+        at = {row["k"]: row["accuracy_pct"] for row in rows if row["rule"] == rule}
+        cells = [f"{statistics.mean(at[k]):.2f} ± {statistics.stdev(at[k]):.2f} %" for k in ratios]
+        lines.append(f"| `{rule}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
