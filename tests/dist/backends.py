@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from harness.engine.open import open_engine
-from harness.engine.process import join
+from harness.engine.process import join, leave
 from harness.parts.data import Micro
 from harness.parts.recipe import load_recipe
 from harness.plan.decode import decode
@@ -114,6 +114,7 @@ def main(stage: str, folder: Path, texts: str) -> None:
             results[backend] = told(backend, "adamw", texts, run={"dir": str(folder / backend)})
     if place(os.environ).rank == 0:
         (folder / f"{stage}.json").write_text(json.dumps(results))
+    leave()
 
 
 def _counted(kind: str, real: Any) -> Any:
