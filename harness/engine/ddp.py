@@ -191,8 +191,3 @@ class DdpEngine(Engine):
         )
         if self._scaler and "scaler/scale" in tensors:
             self._scaler.load_state_dict(self._scaler.state_dict() | {"scale": float(tensors["scaler/scale"])})
-
-    def close(self) -> None:
-        """See Engine.close."""
-        if dist.is_initialized():
-            dist.destroy_process_group()

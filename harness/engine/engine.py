@@ -88,10 +88,6 @@ class Engine(ABC):
     def import_state(self, tensors: dict[str, Tensor]) -> None:
         """Take weights and optimizer state over; rates, betas and decay stay the plan's. Raises UserError where they do not fit."""
 
-    @abstractmethod
-    def close(self) -> None:
-        """Leave the process group."""
-
 
 def autocast(config: Config, device: torch.device) -> torch.autocast:
     """The autocast region of the config's precision; switched off for fp32 and fp64."""
