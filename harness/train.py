@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from harness.engine import checkpoint
-from harness.engine.ddp import DdpEngine
 from harness.engine.engine import Engine, StepRow
+from harness.engine.open import open_engine
 from harness.engine.state import State
 from harness.evaluate import evaluate
 from harness.parts.data import Feed
@@ -42,7 +42,7 @@ def train(
     recipe = load_recipe(config.recipe)
     data = recipe.data("train")
     _check_data(plan, len(data))
-    run = _Run(config, plan, recipe, DdpEngine(config, plan, recipe, cpu=cpu), folder, stop)
+    run = _Run(config, plan, recipe, open_engine(config, plan, recipe, cpu=cpu), folder, stop)
     order = Order(len(data), derive(config.run.seed, 3))
     key_seed = derive(config.run.seed, 4) if recipe.augments else None
     engine = run.engine
@@ -247,7 +247,7 @@ class _Run:
             yield Noticed(s.step, s.samples, "plateau", text)
 
     def _save(self) -> Iterator[Event]:
-        """Rank 0 writes, all wait. Whether it worked is agreed, so that no rank goes on alone."""
+        """All gather the state, rank 0 writes, all wait. Whether it worked is agreed, so that no rank goes on alone."""
         if self.folder is None or self.saved_at == self.state.samples:
             return
         plan, state, begin = self.plan, self.state, time.monotonic()
@@ -261,10 +261,10 @@ class _Run:
         }
         with self.clock.pause():
             self.engine.sync_buffers()
+            tensors = self.engine.export_state()
             problem, path = "", self.folder
             if self.engine.rank == 0:
                 try:
-                    tensors = self.engine.export_state()
                     path = checkpoint.save(self.folder / "checkpoints", state, about, tensors, self.config.checkpoint.keep)
                 except OSError as e:
                     problem = f"checkpoint not written: {e}"

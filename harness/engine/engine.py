@@ -82,7 +82,11 @@ class Engine(ABC):
 
     @abstractmethod
     def export_state(self) -> dict[str, Tensor]:
-        """Weights and optimizer state on the host, by name: `model/NAME` and `optimizer/NAME/KEY`. Needed on rank 0 only."""
+        """Weights and optimizer state on the host, by name: `model/NAME` and `optimizer/NAME/KEY`.
+
+        The names and whole tensors are the same on every backend and world. All ranks call it together; rank 0 gets the tensors,
+        the others an empty dict.
+        """
 
     @abstractmethod
     def import_state(self, tensors: dict[str, Tensor]) -> None:

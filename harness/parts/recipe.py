@@ -62,6 +62,10 @@ class Recipe(Strict, ABC):
         """An optimizer of the recipe's own, or None for the run file's `optim.name`. The engine sets the learning rate."""
         return None
 
+    def blocks(self, model: nn.Module) -> list[nn.Module]:
+        """The parts of the model that a sharding backend gathers and frees one by one. None: the whole model is one part."""
+        return []
+
     def flops_per_item(self) -> float | None:
         """Floating-point operations of one training step per counted item, or None where nobody counted them."""
         return None

@@ -131,8 +131,10 @@ class ScheduleConfig(Strict):
 class BackendConfig(Strict):
     """How the model lies on the devices."""
 
-    name: Literal["ddp"] = "ddp"
-    """ddp: one whole copy per GPU, gradients averaged (one process alone needs no averaging)."""
+    name: Literal["ddp", "fsdp"] = "ddp"
+    """ddp: a whole copy of everything per GPU. fsdp: weights, gradients and optimizer state in shards over the GPUs."""
+    reshard: bool = True
+    """Backend fsdp: free each block's weights after its forward, gather them again in the backward. false: faster, more memory."""
 
 
 @dataclass(frozen=True, kw_only=True)

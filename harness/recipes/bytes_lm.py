@@ -93,6 +93,10 @@ class BytesLM(Recipe):
         total, count = self.loss(model, batch)
         return {"loss": (total, count), "bits_per_byte": (total / math.log(2), count)}
 
+    def blocks(self, model: nn.Module) -> list[nn.Module]:
+        """The transformer blocks."""
+        return [m for m in model.modules() if isinstance(m, Block)]
+
     def flops_per_item(self) -> float:
         """Training FLOPs per token, 6N + 12 L t d (Chowdhery et al. 2022, 2204.02311, appendix B); attention counted in full."""
         weights = VOCABULARY * self.width + 12 * self.depth * self.width**2

@@ -1,0 +1,138 @@
+"""Backend fsdp: weights, gradients and optimizer state lie in shards over the ranks (torch's FSDP2, `fully_shard`).
+
+We call fully_shard ourselves: through Accelerate it is silently not FSDP on CPU ranks. Each block of the recipe is a unit: its
+weights are gathered when it runs and freed after. Gradients are summed, not averaged: nothing has to be undone.
+
+bf16: the gathered weights are bf16; the shards, the reductions and the accumulated gradients float32. Autocast over float32,
+as ddp does it, would keep a cast copy of every weight for the backward, and so the whole model on every rank.
+"""
+
+from typing import final
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch._C._distributed_c10d import HashStore
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from harness.engine.base import TorchEngine, part, summed
+from harness.engine.engine import AUTOCAST
+from harness.engine.names import load_optimizer, name_optimizer
+from harness.parts.data import Micro
+from harness.parts.optim import build_optimizer
+from harness.parts.recipe import Recipe, seed_torch
+from harness.plan.config import Config
+from harness.plan.errors import UserError
+from harness.plan.order import derive
+from harness.plan.plan import Plan
+
+
+@final
+class FsdpEngine(TorchEngine):
+    """Data-parallel training with everything in shards. One process alone holds the only shard."""
+
+    def __init__(self, config: Config, plan: Plan, recipe: Recipe, *, cpu: bool) -> None:
+        super().__init__(config, plan, cpu=cpu)
+        self._config, self._recipe = config, recipe
+        if not dist.is_initialized():  # fully_shard wants a group, also of one
+            backend = "nccl" if self.device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, rank=0, world_size=1, store=HashStore())
+        self._mesh = init_device_mesh(self.device.type, (self.processes,))
+        seed_torch(derive(self.seed, 1))
+        self._model = recipe.model().to(self.dtype)  # on the host: fully_shard moves it unit by unit
+        self._check_equal()
+        self._root = self._shard_model()
+        self.optimizer = recipe.optimizer(self._model, plan) or build_optimizer(plan, self._model, self.device)
+        self._params = [p for p in self._model.parameters() if p.requires_grad]
+
+    @property
+    def model(self) -> nn.Module:
+        """The recipe's own model; its parameters are DTensors."""
+        return self._model
+
+    def _check_equal(self) -> None:
+        """Every rank cuts its shards out of its own copy, so the copies must be equal. Raises UserError."""
+        state = [t.detach().double() for t in self._model.state_dict().values() if t.is_floating_point()]
+        found = torch.stack([sum((t.sum() for t in state), torch.zeros(())), sum((t.abs().sum() for t in state), torch.zeros(()))])
+        highest = torch.stack([found, -found]).to(self.device)
+        dist.all_reduce(highest, dist.ReduceOp.MAX)
+        if not torch.allclose(highest[0], -highest[1], rtol=1e-6, equal_nan=True):
+            at = "model() gave other weights on other ranks, and fsdp cuts its shards out of all of them"
+            raise UserError("recipe.use", at, "draw initial weights from torch's generators, which are seeded")
+
+    def _shard_model(self) -> FSDPModule:
+        """Shard the blocks, then what is left. Raises UserError where a parameter is no DTensor afterwards."""
+        half, reshard = AUTOCAST.get(self._config.precision), self._config.backend.reshard
+        policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=half and self.dtype)
+        if half:  # BatchNorm's float32 statistics want float32 weights beside them
+            for norm in [m for m in self._model.modules() if isinstance(m, _BatchNorm)]:
+                fully_shard(norm, mesh=self._mesh, reshard_after_forward=reshard)
+        for block in self._recipe.blocks(self._model):
+            fully_shard(block, mesh=self._mesh, reshard_after_forward=reshard, mp_policy=policy)
+        whole = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=half and self.dtype, output_dtype=half and self.dtype)
+        # the backward begins where the forward ends: to free the root's weights in between would only gather them twice
+        root: FSDPModule = fully_shard(self._model, mesh=self._mesh, reshard_after_forward=False, mp_policy=whole)
+        for name, parameter in self._model.named_parameters():
+            if not (isinstance(parameter, DTensor) and parameter.device_mesh == self._mesh):
+                raise UserError("backend.name", f"fsdp asked for, but parameter {name} is not sharded", "use backend.name: ddp")
+        for unit in self._units():
+            unit.set_gradient_divide_factor(1.0)
+            unit.set_force_sum_reduction_for_comms(True)
+        return root
+
+    def _units(self) -> list[FSDPModule]:
+        return [m for m in self._model.modules() if isinstance(m, FSDPModule)]
+
+    def _pass(self, micro: Micro, stop: float, last: bool) -> Tensor:
+        """See TorchEngine._pass."""
+        self._root.set_requires_gradient_sync(last)
+        self._root.set_reshard_after_backward(last or self._config.backend.reshard)
+        total, sums = summed(self._recipe, self._model, micro, stop, self._config, torch.float64)
+        total.backward()  # type: ignore[no-untyped-call]
+        return sums
+
+    def _grads(self) -> list[Tensor]:
+        """See TorchEngine._grads."""
+        return [p.grad.to_local() for p in self._params if isinstance(p.grad, DTensor)]
+
+    def _meet(self, grads: list[Tensor], local: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See TorchEngine._meet. One all-reduce brings the sums and the norm: its square is the sum of the shards' squares."""
+        square = nn.utils.get_total_norm(grads).to(local) ** 2
+        met = self.reduce(torch.cat([local, square[None]]))
+        return met[:3], met[3].sqrt(), torch.ones_like(met[0])
+
+    def export_state(self) -> dict[str, Tensor]:
+        """See Engine.export_state. Gathers one tensor at a time, in the same order on every rank."""
+        self._reshard()
+        tensors = {f"model/{name}": value for name, value in self._model.state_dict().items()}
+        tensors |= {f"optimizer/{name}": value for name, value in name_optimizer(self._model, self.optimizer).items()}
+        out = {}
+        for name, value in tensors.items():
+            whole = value.full_tensor() if isinstance(value, DTensor) else value
+            if self.rank == 0:
+                out[name] = whole.detach().cpu().contiguous()
+        return out
+
+    def import_state(self, tensors: dict[str, Tensor]) -> None:
+        """See Engine.import_state."""
+        self._reshard()
+        parameters = dict(self._model.named_parameters())
+        weights, moments = part(tensors, "model"), part(tensors, "optimizer")
+        self._load_weights({name: self._shard(value, parameters.get(name)) for name, value in weights.items()})
+        placed = {name: self._shard(value, parameters.get(name.rpartition("/")[0])) for name, value in moments.items()}
+        load_optimizer(self._model, self.optimizer, placed)
+
+    def _shard(self, whole: Tensor, like: Tensor | None) -> Tensor:
+        """This rank's part of a whole tensor, cut as the parameter `like` is; a tensor of another shape lies whole on all ranks."""
+        if not isinstance(like, DTensor) or whole.ndim == 0:
+            return whole
+        placements = like.placements if whole.shape == like.shape else [Replicate()]
+        return distribute_tensor(whole, self._mesh, placements, src_data_rank=None)
+
+    def _reshard(self) -> None:
+        """Put the shards back in place: after an evaluation, which has no backward, the root's weights are still whole."""
+        for unit in self._units():
+            unit.reshard()
