@@ -101,6 +101,9 @@ class _Run:
         if found.about["seed"] != self.config.run.seed:
             at = f"is {self.config.run.seed}, but {self.folder} was begun with {found.about['seed']}"
             raise UserError("run.seed", at, "the sample order hangs on it: keep the seed, or give another run.dir")
+        if found.about["optimizer"] != self.plan.optimizer:
+            at = f"is {self.plan.optimizer}, but {self.folder} was begun with {found.about['optimizer']}"
+            raise UserError("optim.name", at, "its state fits no other: keep the optimizer, or give another run.dir")
         self.engine.import_state(found.tensors)
         self.state = found.state
         self.saved_at = self.state.samples
@@ -251,6 +254,7 @@ class _Run:
         about = {
             "dataset": len(self.feed.data),
             "seed": self.config.run.seed,
+            "optimizer": plan.optimizer,
             "world_size": plan.world_size,
             "global_batch": plan.global_batch,
             "lr": plan.target_lr,

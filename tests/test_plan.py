@@ -5,7 +5,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.plan.cautions import Facts, cautions
@@ -15,8 +15,31 @@ from harness.plan.errors import UserError
 from harness.plan.plan import Plan, plan
 from harness.plan.world import Place, World, place
 
-OUTSIDE = """world_size nodes micro_batch accumulate global_batch reference_batch ratio rule lr reference_lr weight_decay momentum
-betas eps warmup_samples warmup_steps total_samples total_steps schedule backend precision warnings sources""".split()
+OUTSIDE = [
+    "world_size",
+    "nodes",
+    "micro_batch",
+    "accumulate",
+    "global_batch",
+    "reference_batch",
+    "ratio",
+    "rule",
+    "lr",
+    "reference_lr",
+    "weight_decay",
+    "momentum",
+    "betas",
+    "eps",
+    "warmup_samples",
+    "warmup_steps",
+    "total_samples",
+    "total_steps",
+    "schedule",
+    "backend",
+    "precision",
+    "warnings",
+    "sources",
+]
 """The keys that DESIGN.md promises to other programs."""
 
 
@@ -67,6 +90,7 @@ def test_sources_tell_the_arithmetic() -> None:
     assert sources["total_steps"] == "100000 / 256 per step, the last with 160"
 
 
+@settings(deadline=None)
 @given(
     ranks=st.integers(1, 4096),
     micro=st.integers(1, 64),
@@ -81,15 +105,19 @@ def test_the_global_batch_is_world_times_micro_times_accumulate(ranks: int, micr
     assert p.ratio == p.global_batch / 64
 
 
+@settings(deadline=None)
 @given(total=st.integers(1, 5000), ranks=st.integers(1, 64), micro=st.integers(1, 100) | st.just("auto"))
 def test_a_batch_splits_exactly_or_is_refused(total: int, ranks: int, micro: int | str) -> None:
-    try:
-        p = made(World(ranks), batch={"reference": 64, "total": total, "micro": micro}, scaling={"rule": "none"})
-    except UserError as e:
-        share, rest = divmod(total, ranks)
-        assert e.setting == ("batch.total" if rest else "batch.micro")
-        assert rest or (isinstance(micro, int) and micro < share and share % micro)
+    def split() -> Plan:
+        return made(World(ranks), batch={"reference": 64, "total": total, "micro": micro}, scaling={"rule": "none"})
+
+    share, rest = divmod(total, ranks)
+    if rest or (isinstance(micro, int) and micro < share and share % micro):
+        with pytest.raises(UserError) as raised:
+            split()
+        assert raised.value.setting == ("batch.total" if rest else "batch.micro")
     else:
+        p = split()
         assert p.global_batch == total == p.world_size * p.micro_batch * p.accumulate
         assert micro == "auto" or p.micro_batch <= int(micro)
 
@@ -103,6 +131,7 @@ def test_the_last_short_batch_is_kept_or_dropped(samples: int, last: str, steps:
     assert (p.total_steps, p.total_samples) == (steps, total)
 
 
+@settings(deadline=None)
 @given(samples=st.integers(1, 10**6), batch=st.integers(1, 1000))
 def test_kept_steps_hold_every_sample_of_the_schedule(samples: int, batch: int) -> None:
     p = made(batch={"reference": 64, "total": batch}, schedule={"samples": samples}, scaling={"rule": "none"})
@@ -143,7 +172,8 @@ def test_extend_lengthens_the_schedule_by_what_the_larger_batch_wastes() -> None
     assert short.total_samples == 100_000
     assert long.total_samples == long.schedule.horizon == round(100_000 * 8 / factor)
     assert "scaling.extend" in long.sources["total_samples"]
-    assert {c.code for c in short.warnings} - {c.code for c in long.warnings} == {"more_samples"}
+    assert "more_samples" in {c.code for c in short.warnings}
+    assert "more_samples" not in {c.code for c in long.warnings}
 
 
 def test_a_hundred_thousand_ranks_and_a_billion_samples_are_planned_exactly() -> None:

@@ -5,7 +5,7 @@ from itertools import pairwise
 from typing import Any, get_args
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.plan.plateau import Plateau
@@ -83,6 +83,7 @@ def test_the_warmup_is_one_equal_increment_per_step(start: float) -> None:
     assert rises == pytest.approx([(0.8 - start) / 20] * len(rises))
 
 
+@settings(deadline=None)
 @given(batch=st.integers(1, 5000), warmup=st.integers(1, 5000))
 def test_a_warmup_from_zero_never_applies_a_rate_of_zero(batch: int, warmup: int) -> None:
     assert of("constant", start=0.0, warmup=warmup).lr(0, batch) > 0
@@ -99,6 +100,7 @@ def test_goyal_imagenet_milestones_are_counted_from_the_start_not_from_the_warmu
     assert [made.lr(e * epoch, 8192) for e in (29, 30, 60, 80)] == pytest.approx([3.2, 0.32, 0.032, 0.0032])
 
 
+@settings(deadline=None)
 @given(
     shape=st.sampled_from(SHAPES),
     from_zero=st.booleans(),
@@ -146,6 +148,7 @@ def test_every_rate_is_finite_and_between_zero_and_the_peak(
         assert rate > 0
 
 
+@settings(deadline=None)
 @given(shape=st.sampled_from(SHAPES), first=st.integers(WARM, END), second=st.integers(WARM, END))
 def test_no_shape_rises_after_the_warmup(shape: Shape, first: int, second: int) -> None:
     early, late = sorted((first, second))

@@ -12,7 +12,6 @@ from typing import final
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch._C._distributed_c10d import HashStore
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
@@ -39,7 +38,7 @@ class FsdpEngine(TorchEngine):
         self._config, self._recipe = config, recipe
         if not dist.is_initialized():  # fully_shard wants a group, also of one
             backend = "nccl" if self.device.type == "cuda" else "gloo"
-            dist.init_process_group(backend, rank=0, world_size=1, store=HashStore())
+            dist.init_process_group(backend, rank=0, world_size=1, store=dist.HashStore())  # type: ignore[attr-defined]
         self._mesh = init_device_mesh(self.device.type, (self.processes,))
         seed_torch(derive(self.seed, 1))
         self._model = recipe.model().to(self.dtype)  # on the host: fully_shard moves it unit by unit

@@ -1,5 +1,7 @@
 """This process among its peers: joining the group, agreeing on a text, leaving."""
 
+import gc
+
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
@@ -25,6 +27,11 @@ def agree(text: str) -> str:
 
 
 def leave() -> None:
-    """Leave the process group."""
+    """Leave the process group.
+
+    DDP objects sit in reference cycles and hold the group: freed as late as the interpreter's end, gloo's threads may abort the
+    process (measured: about one exit in five on two loaded cores). So they are collected first.
+    """
     if dist.is_initialized():
+        gc.collect()
         dist.destroy_process_group()

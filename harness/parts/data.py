@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import default_collate as default_collate
 
 from harness.plan.errors import UserError
-from harness.plan.order import Chunk, Deal, Order, derive, keys
+from harness.plan.order import Chunk, Deal, Order, keys
 
 
 @runtime_checkable
@@ -106,7 +106,7 @@ class Feed:
         if self.key_seed is not None:
             if not isinstance(batch, dict):
                 raise UserError("recipe.use", "the recipe augments, but its batch is no dict", "collate into a dict")
-            batch["key"] = torch.from_numpy(keys(derive(self.key_seed), chunk.start, chunk.start + chunk.count))
+            batch["key"] = torch.from_numpy(keys(self.key_seed, chunk.start, chunk.start + chunk.count))
         return move(batch, self.device, self.dtype)
 
 

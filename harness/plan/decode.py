@@ -31,6 +31,13 @@ class _Loader(yaml.SafeLoader):
         for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Aliases are refused: a few lines of them can stand for gigabytes."""
+        if self.check_event(yaml.AliasEvent):
+            event = self.get_event()  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not allowed", event.start_mark)
+        return super().compose_node(parent, index)
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
@@ -186,17 +193,14 @@ def _at(tree: Mapping[str, Any], loc: list[str]) -> Any:
     return value
 
 
-def _refuse_strangers(path: str, value: Any, around: tuple[int, ...] = ()) -> None:
-    """Raise UserError at what JSON has no word for: dates and bytes that YAML read, a list that holds itself."""
-    if id(value) in around:
-        raise UserError(path, "holds itself", "write the values out")
-    around = (*around, id(value))
+def _refuse_strangers(path: str, value: Any) -> None:
+    """Raise UserError at what JSON has no word for: dates and bytes that YAML read."""
     if isinstance(value, Mapping):
         for name, part in value.items():
-            _refuse_strangers(f"{path}.{name}" if path else str(name), part, around)
+            _refuse_strangers(f"{path}.{name}" if path else str(name), part)
     elif isinstance(value, list | tuple):
         for part in value:
-            _refuse_strangers(path, part, around)
+            _refuse_strangers(path, part)
     elif not isinstance(value, bool | int | float | str | None):
         raise UserError(path, f"is {_show(value)}, read as {type(value).__name__}", "put it in quotes")
 

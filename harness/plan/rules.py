@@ -161,7 +161,11 @@ def scale_decay(weight_decay: float, k: float, lr_factor: float, mode: DecayMode
 
 def _custom(name: str, situation: Situation) -> Rewrite:
     function = load_attribute("scaling.rule", name)
-    factor = function(situation.k) if callable(function) else None
+    try:
+        factor = function(situation.k) if callable(function) else None
+    except Exception as e:
+        at = f"{name} failed at ratio {situation.k:g}: {type(e).__name__}: {e}"
+        raise UserError("scaling.rule", at, "mend the function") from e
     if not isinstance(factor, int | float) or not math.isfinite(factor) or factor <= 0:
         raise UserError("scaling.rule", f"{name} gave {factor!r} at ratio {situation.k:g}", "return a positive lr factor")
     return Rewrite(float(factor), f"lr x{factor:g} by {name.rsplit('/', 1)[-1]}", name)

@@ -15,7 +15,7 @@ PAD_SHARE = 8
 
 
 def augment(image: Tensor, key: Tensor, *, flip: bool) -> Tensor:
-    """Shift each image [n, c, h, w] by up to 1/8 of its side, filled with 0 (black); with `flip`, mirror every other one.
+    """Shift each image [n, c, h, w] by up to 1/8 of its side, filled with 0 (black); with `flip`, mirror half of them.
 
     The crop of He et al. 2016, 1512.03385, section 4.2, done as one gather. `key` int64 [n].
     """

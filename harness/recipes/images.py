@@ -45,7 +45,7 @@ class Images(Recipe):
     augment: bool = True
     """Move each training image by up to 1/8 of its side, anew in every epoch."""
     flip: bool = True
-    """With augment: mirror every other image. Not for digits or letters."""
+    """With augment: mirror half of the images, chosen anew in every epoch. Not for digits or letters."""
     label_smoothing: Below1 = 0.0
     """Share of the target spread over all classes (Szegedy et al. 2016, 1512.00567)."""
     mixup: NonNegative = 0.0

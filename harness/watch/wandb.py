@@ -72,6 +72,7 @@ class WandbWatcher:
             self._run = wandb.init(mode=self._watch.wandb, **options)  # type: ignore[arg-type]
         except (wandb.errors.CommError, wandb.errors.UsageError) as e:
             print(f"W&B is out of reach ({' '.join(str(e).split())}): logging offline; send it later with `wandb sync`")
+            wandb.teardown()  # the service of the failed start still holds the run's id
             self._run = wandb.init(mode="offline", **(options | {"resume": None}))
         for group in GROUPS:
             self._run.define_metric(f"{group}/*", step_metric="progress/samples")

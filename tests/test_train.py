@@ -1,0 +1,145 @@
+"""The loop in one process: what steers it, what it tells, and what it refuses."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from harness.parts.recipe import Recipe, Split, Sum
+from harness.plan.config import Config
+from harness.plan.decode import decode
+from harness.plan.errors import UserError
+from harness.plan.plan import plan
+from harness.plan.world import World
+from harness.stats.events import Ended, Evaluated, Event, Noticed, Saved, Started, Stepped, Windowed
+from harness.train import train
+
+
+def config(over: Mapping[str, Mapping[str, Any] | str] | None = None) -> Config:
+    """Ten steps of 32 on digits, with sections replaced."""
+    base: dict[str, Any] = {
+        "recipe": {"use": "digits", "width": 4},
+        "batch": {"reference": 32, "total": 32},
+        "optim": {"lr": 0.05, "momentum": 0.9},
+        "schedule": {"samples": 320},
+        "watch": {"wandb": "off", "every_steps": 4},
+    }
+    return decode(base | dict(over or {}))
+
+
+def run(c: Config, folder: Path | None = None) -> list[Event]:
+    """All events of a run in this process."""
+    return list(train(c, plan(c, World(1, device="cpu"), 1437), cpu=True, folder=folder))
+
+
+def steps(events: list[Event]) -> list[Stepped]:
+    """The optimizer steps among events."""
+    return [e for e in events if isinstance(e, Stepped)]
+
+
+def test_events_come_in_order_and_windows_add_up() -> None:
+    events = run(config({"eval": {"every_samples": 160}}))
+    kinds = [type(e) for e in events if not isinstance(e, Stepped | Noticed)]
+    assert kinds == [Started, Windowed, Windowed, Evaluated, Windowed, Windowed, Evaluated, Ended]
+    windows = [e for e in events if isinstance(e, Windowed)]
+    assert [w.samples for w in windows] == [128, 160, 288, 320]
+    told = [s.metrics["train/loss"] for s in steps(events)]
+    assert windows[0].metrics["train/loss"] == pytest.approx(sum(told[:4]) / 4, rel=1e-12)
+    assert windows[-1].metrics["progress/samples"] == 320
+    assert windows[-1].metrics["progress/epoch"] == pytest.approx(320 / 1437)
+
+
+def test_bf16_stays_near_fp32() -> None:
+    full = [s.metrics["train/loss"] for s in steps(run(config()))]
+    half = [s.metrics["train/loss"] for s in steps(run(config({"precision": "bf16"})))]
+    assert half != full
+    assert half == pytest.approx(full, rel=2e-2)
+
+
+@pytest.mark.parametrize(("last", "sizes"), [("keep", [96, 96, 96, 32]), ("drop", [96, 96, 96])])
+def test_the_last_short_batch_is_kept_with_its_true_count_or_dropped(last: str, sizes: list[int]) -> None:
+    events = run(config({"batch": {"reference": 96, "total": 96, "last": last}}))
+    assert [s.metrics["batch/samples"] for s in steps(events)] == sizes
+    assert [s.metrics["batch/items"] for s in steps(events)] == sizes
+
+
+def test_plateau_lowers_the_rate_when_the_validation_loss_does_not_improve() -> None:
+    schedule = {"samples": 960, "shape": "plateau", "every": 300, "gamma": 0.5, "final_fraction": 0.2}
+    events = run(config({"optim": {"lr": 1e-9}, "schedule": schedule, "eval": {"every_samples": 160}}))
+    rates = [round(s.metrics["train/lr"] * 1e9, 6) for s in steps(events)]
+    assert sorted(set(rates), reverse=True) in ([1.0, 0.5], [1.0, 0.5, 0.25])
+    assert rates == sorted(rates, reverse=True)
+    assert [e.code for e in events if isinstance(e, Noticed) and e.code == "plateau"]
+
+
+def test_clipping_is_of_the_mean_gradient_and_the_norm_told_is_before_it() -> None:
+    free, clipped = (steps(run(config({"optim": {"lr": 0.05, "clip": clip}})))[0].metrics for clip in (1e9, 0.01))
+    assert free["train/grad_norm"] == pytest.approx(clipped["train/grad_norm"])
+    assert free["train/clip_factor"] == 1
+    assert clipped["train/clip_factor"] == pytest.approx(0.01 / clipped["train/grad_norm"], rel=1e-3)
+
+
+def test_checkpoints_are_kept_to_the_number_asked_for(tmp_path: Path) -> None:
+    events = run(config({"checkpoint": {"every_samples": 64, "keep": 3}}), tmp_path)
+    saved = [e.samples for e in events if isinstance(e, Saved)]
+    assert saved == [64, 128, 192, 256, 320]
+    names = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
+    assert names == [f"samples-{n:012d}" for n in saved[-3:]]
+
+
+@pytest.mark.parametrize(
+    ("over", "setting"),
+    [
+        ({"run": {"seed": 1}}, "run.seed"),
+        ({"recipe": {"use": "digits", "width": 6}}, "recipe"),
+        ({"optim": {"name": "adamw", "lr": 0.1}}, "optim.name"),
+    ],
+)
+def test_a_resume_refuses_what_would_not_be_the_same_run(tmp_path: Path, over: dict[str, Any], setting: str) -> None:
+    run(config({"run": {"stop_after_steps": 4}}), tmp_path)
+    with pytest.raises(UserError) as error:
+        run(config(over), tmp_path)
+    assert error.value.setting == setting
+
+
+def test_a_run_folder_with_only_damaged_checkpoints_is_refused_not_restarted(tmp_path: Path) -> None:
+    run(config({"run": {"stop_after_steps": 4}}), tmp_path)
+    for state in tmp_path.glob("checkpoints/*/state.json"):
+        state.write_text(state.read_text()[:-20])
+    with pytest.raises(UserError, match="none of the 1 checkpoints"):
+        run(config(), tmp_path)
+
+
+@dataclass(frozen=True)
+class Listed(Recipe):
+    """Samples in a list, fetched by worker processes."""
+
+    workers: int = 0
+
+    def model(self) -> nn.Module:
+        """[n, 3] -> [n, 1]."""
+        return nn.Linear(3, 1)
+
+    def data(self, split: Split) -> list[dict[str, Tensor]]:
+        """Forty samples."""
+        rng = torch.Generator().manual_seed(0)
+        return [{"x": torch.randn(3, generator=rng), "y": torch.ones(1)} for _ in range(40)]
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Sum:
+        """Squared error."""
+        return ((model(batch["x"]) - batch["y"]) ** 2).sum(), len(batch["x"])
+
+
+def test_worker_processes_change_nothing() -> None:
+    losses = []
+    for workers in (0, 2):
+        recipe = {"use": f"{__file__}:Listed", "workers": workers}
+        c = config({"recipe": recipe, "batch": {"reference": 8, "total": 8, "micro": 4}, "schedule": {"samples": 84}})
+        events = list(train(c, plan(c, World(1, device="cpu"), 40), cpu=True))
+        losses.append([s.metrics["train/loss"] for s in steps(events)])
+    assert len(losses[0]) == 11
+    assert losses[0] == losses[1]
