@@ -87,7 +87,7 @@ def fsdp(folder: Path, texts: str) -> dict[str, Told]:
     results["kept"] = told("fsdp", "sgd", texts, backend={"name": "fsdp", "reshard": False}, run={"stop_after_steps": 5})
     results["freed"] = told("fsdp", "sgd", texts, run={"stop_after_steps": 5})
     crossed = {"dir": str(folder / "crossed"), "stop_after_steps": SECOND - FIRST}
-    results["crossed"] = told("fsdp", "adamw", texts, run=crossed)
+    results["crossed"] = told("fsdp", "adamw", texts, run=crossed, eval={"every_samples": 64 * 5})  # saved just after an evaluation
     own = str(folder / "own")
     told("fsdp", "adamw", texts, run={"dir": own, "stop_after_steps": FIRST})
     results["own"] = told("fsdp", "adamw", texts, run={"dir": own})
