@@ -1,5 +1,6 @@
 """The loop in one process: what steers it, what it tells, and what it refuses."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from harness.parts.data import Table
 from harness.parts.recipe import Recipe, Split, Sum
 from harness.plan.config import Config
 from harness.plan.decode import decode
@@ -132,6 +134,36 @@ class Listed(Recipe):
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Sum:
         """Squared error."""
         return ((model(batch["x"]) - batch["y"]) ** 2).sum(), len(batch["x"])
+
+
+@dataclass(frozen=True)
+class Normalised(Recipe):
+    """BatchNorm, and one training sample that is not a number."""
+
+    def model(self) -> nn.Module:
+        """[n, 3] -> [n, 1]."""
+        return nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 1))
+
+    def data(self, split: Split) -> Table:
+        """Forty samples."""
+        x = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+        x[7] = float("nan") if split == "train" else 0
+        return Table({"x": x})
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Sum:
+        """Squared error against one."""
+        return ((model(batch["x"]) - 1) ** 2).sum(), len(batch["x"])
+
+
+def test_a_skipped_step_leaves_running_statistics_alone() -> None:
+    """Otherwise every evaluation after it would be NaN, though no weight is."""
+    recipe = {"use": f"{__file__}:Normalised"}
+    c = config({"recipe": recipe, "batch": {"reference": 8, "total": 8}, "schedule": {"samples": 80}})
+    events = list(train(c, plan(c, World(1, device="cpu"), 40), cpu=True))
+    assert sum(isinstance(e, Noticed) and e.code == "nonfinite" for e in events) == 2
+    end = events[-1]
+    assert isinstance(end, Ended)
+    assert math.isfinite(end.metrics["eval/loss"])
 
 
 def test_worker_processes_change_nothing() -> None:
