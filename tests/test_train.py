@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from harness.parts.data import Table
-from harness.parts.recipe import Recipe, Split, Sum
+from harness.parts.recipe import Recipe, Split, Sum, load_recipe, seed_torch
 from harness.plan.config import Config
 from harness.plan.decode import decode
 from harness.plan.errors import UserError
+from harness.plan.order import Order, derive
 from harness.plan.plan import plan
 from harness.plan.world import World
 from harness.stats.events import Ended, Evaluated, Event, Noticed, Saved, Started, Stepped, Windowed
@@ -53,6 +54,31 @@ def test_events_come_in_order_and_windows_add_up() -> None:
     assert windows[0].metrics["train/loss"] == pytest.approx(sum(told[:4]) / 4, rel=1e-12)
     assert windows[-1].metrics["progress/samples"] == 320
     assert windows[-1].metrics["progress/epoch"] == pytest.approx(320 / 1437)
+
+
+def test_the_run_is_the_one_that_a_loop_written_by_hand_gives() -> None:
+    """Mean loss over each batch, also the short last one; torch's own clipping; the plan's rate at each step."""
+    c = config({"batch": {"reference": 48, "total": 96, "micro": 32}, "optim": {"lr": 0.05, "momentum": 0.9, "clip": 0.7}})
+    c = replace(c, precision="fp64", scaling=replace(c.scaling, warmup_samples=200))
+    told = [(s.metrics["train/loss"], s.metrics["train/grad_norm"]) for s in steps(run(c))]
+    seed_torch(derive(0, 1))
+    recipe = load_recipe(c.recipe)
+    model, data, order = recipe.model().double(), recipe.data("train"), Order(1437, derive(0, 3))
+    assert isinstance(data, Table)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    by_hand = []
+    for step, begin in enumerate(range(0, 320, 96)):
+        optimizer.param_groups[0]["lr"] = plan(c, World(1, device="cpu"), 1437).lr(step)
+        batch = data.take(torch.from_numpy(order.take(begin, min(begin + 96, 320))))
+        loss = nn.functional.cross_entropy(model(batch["image"].double()), batch["label"])
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(model.parameters(), 0.7)
+        optimizer.step()
+        by_hand.append((loss.item(), norm.item()))
+    assert len(told) == len(by_hand) == 4
+    for here, there in zip(told, by_hand, strict=True):
+        assert here == pytest.approx(there, rel=1e-10)
 
 
 def test_bf16_stays_near_fp32() -> None:
