@@ -1,7 +1,8 @@
 """The loop in one process: what steers it, what it tells, and what it refuses."""
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness.parts.recipe import Recipe, Split, Sum
+from harness.parts.data import Table
+from harness.parts.recipe import Recipe, Split, Sum, load_recipe, seed_torch
 from harness.plan.config import Config
 from harness.plan.decode import decode
 from harness.plan.errors import UserError
+from harness.plan.order import Order, derive
 from harness.plan.plan import plan
 from harness.plan.world import World
 from harness.stats.events import Ended, Evaluated, Event, Noticed, Saved, Started, Stepped, Windowed
@@ -51,6 +54,31 @@ def test_events_come_in_order_and_windows_add_up() -> None:
     assert windows[0].metrics["train/loss"] == pytest.approx(sum(told[:4]) / 4, rel=1e-12)
     assert windows[-1].metrics["progress/samples"] == 320
     assert windows[-1].metrics["progress/epoch"] == pytest.approx(320 / 1437)
+
+
+def test_the_run_is_the_one_that_a_loop_written_by_hand_gives() -> None:
+    """Mean loss over each batch, also the short last one; torch's own clipping; the plan's rate at each step."""
+    c = config({"batch": {"reference": 48, "total": 96, "micro": 32}, "optim": {"lr": 0.05, "momentum": 0.9, "clip": 0.7}})
+    c = replace(c, precision="fp64", scaling=replace(c.scaling, warmup_samples=200))
+    told = [(s.metrics["train/loss"], s.metrics["train/grad_norm"]) for s in steps(run(c))]
+    seed_torch(derive(0, 1))
+    recipe = load_recipe(c.recipe)
+    model, data, order = recipe.model().double(), recipe.data("train"), Order(1437, derive(0, 3))
+    assert isinstance(data, Table)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    by_hand = []
+    for step, begin in enumerate(range(0, 320, 96)):
+        optimizer.param_groups[0]["lr"] = plan(c, World(1, device="cpu"), 1437).lr(step)
+        batch = data.take(torch.from_numpy(order.take(begin, min(begin + 96, 320))))
+        loss = nn.functional.cross_entropy(model(batch["image"].double()), batch["label"])
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(model.parameters(), 0.7)
+        optimizer.step()
+        by_hand.append((loss.item(), norm.item()))
+    assert len(told) == len(by_hand) == 4
+    for here, there in zip(told, by_hand, strict=True):
+        assert here == pytest.approx(there, rel=1e-10)
 
 
 def test_bf16_stays_near_fp32() -> None:
@@ -132,6 +160,36 @@ class Listed(Recipe):
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Sum:
         """Squared error."""
         return ((model(batch["x"]) - batch["y"]) ** 2).sum(), len(batch["x"])
+
+
+@dataclass(frozen=True)
+class Normalised(Recipe):
+    """BatchNorm, and one training sample that is not a number."""
+
+    def model(self) -> nn.Module:
+        """[n, 3] -> [n, 1]."""
+        return nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 1))
+
+    def data(self, split: Split) -> Table:
+        """Forty samples."""
+        x = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+        x[7] = float("nan") if split == "train" else 0
+        return Table({"x": x})
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Sum:
+        """Squared error against one."""
+        return ((model(batch["x"]) - 1) ** 2).sum(), len(batch["x"])
+
+
+def test_a_skipped_step_leaves_running_statistics_alone() -> None:
+    """Otherwise every evaluation after it would be NaN, though no weight is."""
+    recipe = {"use": f"{__file__}:Normalised"}
+    c = config({"recipe": recipe, "batch": {"reference": 8, "total": 8}, "schedule": {"samples": 80}})
+    events = list(train(c, plan(c, World(1, device="cpu"), 40), cpu=True))
+    assert sum(isinstance(e, Noticed) and e.code == "nonfinite" for e in events) == 2
+    end = events[-1]
+    assert isinstance(end, Ended)
+    assert math.isfinite(end.metrics["eval/loss"])
 
 
 def test_worker_processes_change_nothing() -> None:

@@ -73,18 +73,25 @@ class TorchEngine(Engine):
         """See Engine.step."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        self.model.train()
+        before = [buffer.clone() for buffer in self.model.buffers()]
         told = []
         for number, micro in enumerate(micros):
+            if number == 0 or micro.chunk.ghost:
+                self.model.train(not micro.chunk.ghost)  # a ghost leaves BatchNorm's running statistics alone
             seed_torch(derive(self.seed, 2, micro.chunk.start))
             told.append(self._pass(micro, float(stop) / len(micros), number == len(micros) - 1))
         grads = self._grads()
         sums, norm, divided = self._meet(grads, torch.stack(told).sum(0))
-        self._update(grads, sums, norm, divided / sums[1])
+        good = self._update(grads, sums, norm, divided / sums[1])
+        for buffer, kept in zip(self.model.buffers(), before, strict=True):
+            buffer.copy_(torch.where(good, buffer, kept))
         self.optimizer.zero_grad(set_to_none=True)
 
-    def _update(self, grads: list[Tensor], sums: Tensor, norm: Tensor, scale: Tensor) -> None:
-        """Normalise by the global count, clip, and move the weights if everything is finite. One row is written, none read."""
+    def _update(self, grads: list[Tensor], sums: Tensor, norm: Tensor, scale: Tensor) -> Tensor:
+        """Normalise by the global count, clip, and move the weights if everything is finite. One row is written, none read.
+
+        Returns whether everything was finite: bool [], the same on every rank.
+        """
         norm = norm * scale
         factor = torch.ones_like(norm) if self.plan.clip is None else (self.plan.clip / (norm + 1e-6)).clamp(max=1.0)
         torch._foreach_mul_(grads, (scale * factor).to(self.dtype))
@@ -92,6 +99,7 @@ class TorchEngine(Engine):
         self._rows[self._filled] = torch.stack([*sums, norm, factor, good.to(sums.dtype)])
         self._filled += 1
         self._move(good)
+        return good
 
     def _move(self, good: Tensor) -> None:
         """The optimizer's own step, unless `good` (bool, the same on every rank) is false."""

@@ -1,7 +1,7 @@
 """plan(config, world) -> Plan: the only place where a number of a run is derived. Pure, frozen, no torch."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from harness.plan.batch import Split, split_batch
@@ -85,42 +85,14 @@ def plan(config: Config, world: World, dataset: int | None = None) -> Plan:
     situation = Situation(split.global_batch, config.batch.reference, config.scaling.noise_scale)
     rule, done = rewrite(config.scaling.rule, facts.family, situation)
     schedule, reasons = _schedule(config, lengths, done)
-    steps, short = divmod(schedule.horizon, split.global_batch)
-    dropped = short if config.batch.last == "drop" else 0
-    steps += 1 if short and not dropped else 0
-    if steps == 0:
-        at = f"drop leaves no step: the schedule's {schedule.horizon} samples are fewer than one batch of {split.global_batch}"
-        raise UserError("batch.last", at, "set batch.last: keep or train longer")
+    steps, dropped, steps_reason = _steps(config, schedule.horizon, split.global_batch)
     k = situation.k
     betas = config.optim.betas or facts.betas
     new_betas = betas and scale_betas(betas, k, config.scaling.betas or done.betas, rule)
     eps = config.optim.eps or facts.eps
     decay_mode = config.scaling.weight_decay or done.weight_decay
     warmup_steps = -(-schedule.warmup // split.global_batch)
-    wished = lengths.horizon(config)
-    warnings = cautions(
-        Facts(
-            family=facts.family,
-            rule=rule,
-            k=k,
-            lr_factor=done.lr,
-            global_batch=split.global_batch,
-            noise_scale=config.scaling.noise_scale,
-            beta2=new_betas[1] if new_betas else None,
-            warmup_steps=warmup_steps,
-            total_steps=steps,
-            dropped=dropped,
-            horizon=schedule.horizon,
-            wasted=0 if config.scaling.extend else round(wished * max(done.horizon - 1, 0)),
-        )
-    )
-    last = f"{schedule.horizon} / {split.global_batch} per step"
-    sources = {
-        **_reasons(config, world, split, done, facts),
-        **reasons,
-        "total_steps": f"{last}, the last with {short}" if short and not dropped else f"{last}, {dropped} dropped",
-    }
-    return Plan(
+    planned = Plan(
         world_size=world.size,
         nodes=world.nodes,
         processes=world.run_by,
@@ -148,8 +120,44 @@ def plan(config: Config, world: World, dataset: int | None = None) -> Plan:
         schedule=schedule,
         backend=config.backend.name,
         precision=config.precision,
-        warnings=warnings,
-        sources=sources,
+        warnings=(),
+        sources={**_reasons(config, world, split, done, facts), **reasons, "total_steps": steps_reason},
+    )
+    return replace(planned, warnings=_warnings(config, planned, facts, done))
+
+
+def _steps(config: Config, horizon: int, batch: int) -> tuple[int, int, str]:
+    """(optimizer steps, samples dropped at the end, the reason)."""
+    steps, short = divmod(horizon, batch)
+    reason = f"{horizon} / {batch} per step"
+    if not short:
+        return steps, 0, reason
+    if config.batch.last == "keep":
+        return steps + 1, 0, f"{reason}, the last with {short}"
+    if steps == 0:
+        at = f"drop leaves no step: the schedule's {horizon} samples are fewer than one batch of {batch}"
+        raise UserError("batch.last", at, "set batch.last: keep or train longer")
+    return steps, short, f"{reason}, {short} dropped"
+
+
+def _warnings(config: Config, p: Plan, facts: OptimizerFacts, done: Rewrite) -> tuple[Caution, ...]:
+    """The warnings that hold for a plan."""
+    horizon = p.schedule.horizon
+    return cautions(
+        Facts(
+            family=facts.family,
+            rule=p.rule,
+            k=p.ratio,
+            lr_factor=done.lr,
+            global_batch=p.global_batch,
+            noise_scale=config.scaling.noise_scale,
+            beta2=p.betas[1] if p.betas else None,
+            warmup_steps=p.warmup_steps,
+            total_steps=p.total_steps,
+            dropped=horizon - p.total_samples,
+            horizon=horizon,
+            wasted=0 if config.scaling.extend else round(horizon * max(done.horizon - 1, 0)),
+        )
     )
 
 
