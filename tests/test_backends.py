@@ -95,6 +95,7 @@ def test_gradients_travel_once_a_step_and_weights_as_reshard_says(runs: dict[str
     ("sections", "said"),
     [
         ({"backend": {"reshard": False}}, "backend.reshard: is false, but backend.name: ddp shards nothing"),
+        ({"backend": {"name": "fsdp"}, "optim": {"name": "lamb", "lr": 0.1}}, "optim.name: is lamb, whose norms per layer"),
         ({"backend": {"name": "fsdp"}, "precision": "fp16"}, "precision: is fp16, whose loss scale"),
     ],
 )

@@ -15,6 +15,8 @@ class OptimizerFacts:
     sgd: the update is linear in the gradient, so the linear rule has a theory (Goyal et al. 2017).
     adam: the update is divided by a running gradient magnitude (Malladi et al. 2022).
     sign: the update's size does not depend on the gradient's.
+
+    `sharded`: it works on the sharded tensors of backend fsdp. pytorch_optimizer's norms per layer do not.
     """
 
     source: str
@@ -23,6 +25,7 @@ class OptimizerFacts:
     betas: tuple[float, float] | None = None
     eps: float | None = None
     nesterov: bool = False
+    sharded: bool = True
 
 
 _ADAM = (0.9, 0.999)
@@ -37,8 +40,8 @@ OPTIMIZERS: dict[str, OptimizerFacts] = {
     "adamax": OptimizerFacts("torch.optim.Adamax", "adam", betas=_ADAM, eps=1e-8),
     "adagrad": OptimizerFacts("torch.optim.Adagrad", "adam", eps=1e-10),
     "rmsprop": OptimizerFacts("torch.optim.RMSprop", "adam", momentum=0.0, eps=1e-8),
-    "lars": OptimizerFacts("pytorch_optimizer.LARS", "sgd", momentum=0.9),
-    "lamb": OptimizerFacts("pytorch_optimizer.Lamb", "adam", betas=_ADAM, eps=1e-6),
+    "lars": OptimizerFacts("pytorch_optimizer.LARS", "sgd", momentum=0.9, sharded=False),
+    "lamb": OptimizerFacts("pytorch_optimizer.Lamb", "adam", betas=_ADAM, eps=1e-6, sharded=False),
     "lion": OptimizerFacts("pytorch_optimizer.Lion", "sign", betas=(0.9, 0.99)),
 }
 

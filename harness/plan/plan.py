@@ -80,7 +80,7 @@ def plan(config: Config, world: World, dataset: int | None = None) -> Plan:
     dataset = config.recipe.samples or dataset
     lengths = Lengths(dataset)
     facts = _optimizer(config, world)
-    _check_backend(config)
+    _check_backend(config, facts)
     split = split_batch(config.batch, world)
     situation = Situation(split.global_batch, config.batch.reference, config.scaling.noise_scale)
     rule, done = rewrite(config.scaling.rule, facts.family, situation)
@@ -180,8 +180,11 @@ def _optimizer(config: Config, world: World) -> OptimizerFacts:
     return facts
 
 
-def _check_backend(config: Config) -> None:
+def _check_backend(config: Config, facts: OptimizerFacts) -> None:
     """Settings that the backend does not have. Raises UserError."""
+    if config.backend.name == "fsdp" and not facts.sharded:
+        at = f"is {config.optim.name}, whose norms per layer {facts.source} cannot take of fsdp's shards"
+        raise UserError("optim.name", at, "use another optimizer, or backend.name: ddp")
     if config.precision == "fp16" and config.backend.name == "fsdp":
         raise UserError("precision", "is fp16, whose loss scale fsdp's shards do not agree on", "use bf16, or backend.name: ddp")
     if not config.backend.reshard and config.backend.name != "fsdp":
