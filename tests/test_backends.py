@@ -82,6 +82,11 @@ def test_nan_on_one_rank_moves_nothing_on_any(runs: dict[str, dict[str, Told]]) 
     assert {n for n in told["names"] if "/exp_avg" in n or n.startswith("model/")} <= set(moved)
 
 
+def test_state_goes_out_and_in_again_after_an_evaluation(runs: dict[str, dict[str, Told]]) -> None:
+    """An evaluation has no backward, so it leaves the root's weights whole; taking state over must not mistake them for shards."""
+    assert runs["fsdp"]["poisoned"]["lost"] == []
+
+
 def test_gradients_travel_once_a_step_and_weights_as_reshard_says(runs: dict[str, dict[str, Told]]) -> None:
     """5 steps of two passes. Freed, a block is gathered four times a step and the rest twice; kept, everything once."""
     freed, kept = runs["fsdp"]["freed"]["traffic"], runs["fsdp"]["kept"]["traffic"]

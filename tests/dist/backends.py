@@ -66,7 +66,10 @@ def told(name: str, which: str, texts: str, **extra: dict[str, Any]) -> Told:
 
 
 def poisoned(backend: str, texts: str) -> Told:
-    """A good step, one whose loss is NaN on the last rank only, and a good one: which tensors of the whole state each moved."""
+    """A good step, one whose loss is NaN on the last rank only, and a good one: which tensors of the whole state each moved.
+
+    Then an evaluation, and back to the state after the first: which tensors are not as they were.
+    """
     here = place(os.environ)
     c = decode(config("bytes_lm", *RUNS["adamw"], texts) | {"backend": {"name": backend}})
     engine = open_engine(c, plan(c, World(here.size, 1, "cpu", here.size)), load_recipe(c.recipe), cpu=True)
@@ -78,7 +81,14 @@ def poisoned(backend: str, texts: str) -> Told:
         hook.remove()
         states.append(engine.export_state())
     moved = [[n for n in a if not torch.equal(a[n], b[n])] for a, b in zip(states, states[1:], strict=False)]
-    return {"applied": [r.applied for r in engine.read()], "moved": moved, "names": list(states[0])}
+    recipe, box = load_recipe(c.recipe), [states[0]]
+    with torch.no_grad():
+        recipe.loss(engine.model, batch)
+    dist.broadcast_object_list(box, src=0)
+    engine.import_state(box[0])
+    back = engine.export_state()
+    lost = [n for n in states[0] if not torch.equal(back[n], states[0][n])]
+    return {"applied": [r.applied for r in engine.read()], "moved": moved, "names": list(states[0]), "lost": lost}
 
 
 def fsdp(folder: Path, texts: str) -> dict[str, Told]:
