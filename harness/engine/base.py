@@ -134,10 +134,6 @@ class TorchEngine(Engine):
         """See Engine.any_rank."""
         return bool(self.reduce(torch.tensor(float(flag), device=self.device)) > 0)
 
-    def barrier(self) -> None:
-        """See Engine.barrier."""
-        PartialState().wait_for_everyone()
-
     def _load_weights(self, weights: dict[str, Tensor]) -> None:
         """Take weights and buffers over by name. Raises UserError where they do not fit."""
         try:

@@ -88,11 +88,6 @@ def load(path: Path) -> Checkpoint:
         raise DamagedError(f"{type(e).__name__}: {e}") from e
 
 
-def has_any(folder: Path) -> bool:
-    """Whether a folder holds checkpoints, good or not."""
-    return any(_newest_first(folder))
-
-
 def _newest_first(folder: Path) -> Iterator[Path]:
     if folder.is_dir():
         yield from sorted((p for p in folder.iterdir() if _NAME.fullmatch(p.name)), reverse=True)

@@ -77,10 +77,6 @@ class Engine(ABC):
         """Whether a flag is up on any rank."""
 
     @abstractmethod
-    def barrier(self) -> None:
-        """Wait until all ranks are here."""
-
-    @abstractmethod
     def export_state(self) -> dict[str, Tensor]:
         """Weights and optimizer state on the host, by name: `model/NAME` and `optimizer/NAME/KEY`.
 
