@@ -4,7 +4,13 @@ import json
 from typing import Any
 
 import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
+from harness.parts.optim import build_optimizer
 from harness.plan.decode import decode
 from harness.plan.errors import UserError
 from harness.plan.plan import plan
@@ -94,6 +100,23 @@ def test_gradients_travel_once_a_step_and_weights_as_reshard_says(runs: dict[str
     assert freed["gather"] == 5 * (2 * (UNITS - 1) * 2 + 2)
     assert kept["gather"] == 5 * UNITS
     assert losses(runs["fsdp"]["kept"]) == losses(runs["fsdp"]["freed"])
+
+
+@pytest.mark.parametrize(("name", "fused"), [("sgd", False), ("adagrad", False), ("adam", True), ("adamw", True)])
+def test_on_a_gpu_fsdp_fuses_only_what_takes_shards(name: str, fused: bool) -> None:
+    """Built on a one-rank mesh, as for a GPU, and stepped: a fused kernel that refuses sharded tensors raises here."""
+    sections = {"optim": {"name": name, "lr": 0.1}, "backend": {"name": "fsdp"}}
+    c = decode(config("bytes_lm", "sgd", "fp32", 16, "texts") | sections)
+    dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())  # type: ignore[attr-defined]
+    try:
+        model = nn.Linear(4, 4)
+        fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+        optimizer = build_optimizer(plan(c, World(1, 1, "gpu")), model, torch.device("cuda"))
+        assert all(bool(g.get("fused")) == fused for g in optimizer.param_groups)
+        model(torch.ones(2, 4)).sum().backward()
+        optimizer.step()
+    finally:
+        dist.destroy_process_group()
 
 
 @pytest.mark.parametrize(
