@@ -21,6 +21,7 @@ from harness.plan.decode import encode
 from harness.plan.errors import UserError
 from harness.plan.order import Order, deals, derive
 from harness.plan.plan import Plan
+from harness.saving import NotSavedError, save
 from harness.stats.clock import Clock
 from harness.stats.events import Ended, Evaluated, Event, Metrics, Noticed, Saved, Started, Stepped, Windowed
 from harness.stats.window import Window
@@ -104,7 +105,7 @@ class _Run:
         if found.about["optimizer"] != self.plan.optimizer:
             at = f"is {self.plan.optimizer}, but {self.folder} was begun with {found.about['optimizer']}"
             raise UserError("optim.name", at, "its state fits no other: keep the optimizer, or give another run.dir")
-        self.engine.import_state(found.tensors)
+        self.engine.load(found.tensors)
         self.state = found.state
         self.saved_at = self.state.samples
         before, now = found.about["global_batch"], self.plan.global_batch
@@ -247,7 +248,6 @@ class _Run:
             yield Noticed(s.step, s.samples, "plateau", text)
 
     def _save(self) -> Iterator[Event]:
-        """All gather the state, rank 0 writes, all wait. Whether it worked is agreed, so that no rank goes on alone."""
         if self.folder is None or self.saved_at == self.state.samples:
             return
         plan, state, begin = self.plan, self.state, time.monotonic()
@@ -259,18 +259,11 @@ class _Run:
             "global_batch": plan.global_batch,
             "lr": plan.target_lr,
         }
-        with self.clock.pause():
-            self.engine.sync_buffers()
-            tensors = self.engine.export_state()
-            problem, path = "", self.folder
-            if self.engine.rank == 0:
-                try:
-                    path = checkpoint.save(self.folder / "checkpoints", state, about, tensors, self.config.checkpoint.keep)
-                except OSError as e:
-                    problem = f"checkpoint not written: {e}"
-            failed = self.engine.any_rank(bool(problem))
-        if failed:
-            yield Noticed(state.step, state.samples, "checkpoint_failed", problem or "checkpoint not written on rank 0")
+        try:
+            with self.clock.pause():
+                path = save(self.engine, self.folder / "checkpoints", state, about, self.config.checkpoint.keep)
+        except NotSavedError as e:
+            yield Noticed(state.step, state.samples, "checkpoint_failed", f"checkpoint not written: {e}")
             return
         self.saved_at = state.samples
         size = sum(f.stat().st_size for f in path.iterdir()) if self.engine.rank == 0 else 0

@@ -91,12 +91,12 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tmp_path: Path
     for steps in (10, 10):
         run_ranks(1, ["harness", str(path), "--run.stop_after_steps", str(steps)], tmp_path)
     newest = sorted((tmp_path / "run" / "checkpoints").iterdir())[-1]
-    tensors = newest / "tensors.safetensors"
+    tensors = newest / "tensors-0000-of-0001.safetensors"
     data = bytearray(tensors.read_bytes())
     data[-1] ^= 1
     tensors.write_bytes(data)
     output = run_ranks(1, ["harness", str(path)], tmp_path)
-    assert f"{newest.name}: tensors.safetensors is not what was written" in output
+    assert f"{newest.name}: {tensors.name} is not what was written" in output
     notices = [n["code"] for n in journal(tmp_path, "notice")]
     assert "damaged_checkpoint" in notices
     assert journal(tmp_path, "end")[-1]["reason"] == "complete"

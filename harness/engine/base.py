@@ -4,7 +4,7 @@ A backend says how one pass runs, and how the gradients and the sums of all rank
 """
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from harness.engine.engine import COLUMNS, DTYPES, Engine, StepRow, autocast
+from harness.engine.names import load_optimizer, name_optimizer
+from harness.engine.pieces import Piece, Source, share, whole
 from harness.parts.data import Micro
 from harness.parts.recipe import Recipe, seed_torch
 from harness.plan.config import Config
@@ -134,15 +136,53 @@ class TorchEngine(Engine):
         """See Engine.any_rank."""
         return bool(self.reduce(torch.tensor(float(flag), device=self.device)) > 0)
 
-    def _load_weights(self, weights: dict[str, Tensor]) -> None:
-        """Take weights and buffers over by name. Raises UserError where they do not fit."""
-        try:
-            self.model.load_state_dict(weights)
-        except RuntimeError as e:
-            at = "the checkpoint's weights do not fit this model: " + str(e).split("\n")[1].strip()
-            raise UserError("recipe", at, "use the recipe and knobs it was trained with, or another run.dir") from e
+    def _tensors(self) -> dict[str, Tensor]:
+        """The state by name, as it lies here."""
+        tensors = {f"model/{name}": value for name, value in weights(self.model).items()}
+        return tensors | {f"optimizer/{name}": value for name, value in name_optimizer(self.model, self.optimizer).items()}
+
+    def _shard(self, tensor: Tensor) -> tuple[int, Tensor] | None:
+        """(first element, elements) that this rank alone holds of a tensor, or None where every rank holds it whole."""
+        return None
+
+    def _read(self, source: Source, name: str, like: Tensor | None) -> Tensor:
+        """A tensor of a checkpoint, laid out as the parameter `like` is."""
+        return source.whole(name)
+
+    def pieces(self) -> list[Piece]:
+        """See Engine.pieces."""
+        own, common = [], []
+        for name, tensor in self._tensors().items():
+            shard = self._shard(tensor)
+            if shard is None:
+                common.append(whole(name, tensor))
+            elif len(shard[1]):
+                own.append(Piece(name, tuple(tensor.shape), *shard))
+        return own + share(common, self.rank, self.processes)
+
+    def load(self, source: Source) -> None:
+        """See Engine.load."""
+        mine, parameters = weights(self.model), dict(self.model.named_parameters())
+        check_fit(mine, source)
+        with torch.no_grad():
+            for name, tensor in mine.items():
+                tensor.copy_(self._read(source, f"model/{name}", tensor))
+        moments = {name.removeprefix("optimizer/"): name for name in source if name.startswith("optimizer/")}
+        state = {short: self._read(source, name, parameters.get(short.rpartition("/")[0])) for short, name in moments.items()}
+        load_optimizer(self.model, self.optimizer, state)
 
 
-def part(tensors: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
-    """The tensors of a checkpoint whose names begin with `kind/`, without that."""
-    return {name.removeprefix(f"{kind}/"): value for name, value in tensors.items() if name.startswith(f"{kind}/")}
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and persistent buffers by name; what is tied counts once, under its first name."""
+    kept = model.state_dict(keep_vars=True)
+    return dict(model.named_parameters()) | {name: buffer for name, buffer in model.named_buffers() if name in kept}
+
+
+def check_fit(mine: Mapping[str, Tensor], source: Source) -> None:
+    """Raises UserError where a checkpoint's weights are not those of this model."""
+    theirs = {name.removeprefix("model/"): source.shape(name) for name in source if name.startswith("model/")}
+    for name in sorted({*mine, *theirs}):
+        here, there = tuple(mine[name].shape) if name in mine else None, theirs.get(name)
+        if here != there:
+            at = f"the checkpoint's weights do not fit this model: {name} is {there or 'missing'} there, {here or 'missing'} here"
+            raise UserError("recipe", at, "use the recipe and knobs it was trained with, or another run.dir")

@@ -1,31 +1,34 @@
 """Checkpoints on disk: a folder with safetensors and JSON, committed by one rename, verified before it is used.
 
     checkpoints/samples-000000012800/
-        tensors.safetensors   weights and optimizer state, by name
-        state.json            where the run stands, and the plan it stood under
-        manifest.json         size and xxh3_128 digest of each file above
+        tensors-0002-of-0004.safetensors   what rank 2 of 4 held of weights and optimizer state, as pieces
+        state.json                         where the run stands, and the plan it stood under
+        manifest.json                      size and xxh3_128 digest of each file above
 
-Nothing here unpickles. The number of ranks leaves no trace in a checkpoint.
+Nothing here unpickles. Any number of ranks of any backend reads the pieces it needs (harness/engine/pieces.py).
 """
 
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import xxhash
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
+from harness.engine.pieces import Part, Piece, Source, slicer
 from harness.engine.state import State
 
-TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
+STATE, MANIFEST = "state.json", "manifest.json"
 _NAME = re.compile(r"samples-\d{12}")
+_TENSORS = re.compile(r"tensors-\d{4,}-of-\d{4,}\.safetensors")
+Digest = dict[str, Any]
+"""Size and xxh3_128 digest of a file."""
 
 
 class DamagedError(Exception):
@@ -39,20 +42,34 @@ class Checkpoint:
     path: Path
     state: State
     about: dict[str, Any]
-    tensors: dict[str, Tensor]
+    tensors: Source
 
 
-def save(folder: Path, state: State, about: Mapping[str, Any], tensors: dict[str, Tensor], keep: int) -> Path:
-    """Write, flush and commit one checkpoint, then drop all but the newest `keep`. Raises OSError; then nothing is lost."""
-    final = folder / f"samples-{state.samples:012d}"
-    temporary = folder / f".{final.name}.tmp"
+def prepare(folder: Path, state: State) -> Path:
+    """An empty temporary folder for a checkpoint; one rank makes it, the others write into it. Raises OSError."""
+    temporary = folder / f".{_name(state)}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    save_file(tensors, temporary / TENSORS)
+    return temporary
+
+
+def write_part(temporary: Path, rank: int, ranks: int, pieces: Iterable[Piece]) -> dict[str, Digest]:
+    """Write and flush this rank's pieces; the digest of the file by its name. Raises OSError."""
+    held = list(pieces)
+    path = temporary / f"tensors-{rank:04d}-of-{ranks:04d}.safetensors"
+    shapes = {"shapes": json.dumps({p.name: p.shape for p in held})}
+    save_file({f"{p.start}:{p.name}": p.data.cpu().clone() for p in held}, path, metadata=shapes)
+    _flush(path)
+    return {path.name: _digest(path)}
+
+
+def commit(folder: Path, state: State, about: Mapping[str, Any], digests: Mapping[str, Digest], keep: int) -> Path:
+    """When all ranks have written: add state and manifest, rename, then drop all but the newest `keep`. Raises OSError."""
+    final, temporary = folder / _name(state), folder / f".{_name(state)}.tmp"
     (temporary / STATE).write_text(json.dumps({"state": state.to_json(), "about": dict(about)}, indent=1))
-    manifest = {name: _digest(temporary / name) for name in (TENSORS, STATE)}
+    manifest = {**digests, STATE: _digest(temporary / STATE)}
     (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
-    for name in (TENSORS, STATE, MANIFEST):
+    for name in (STATE, MANIFEST):
         _flush(temporary / name)
     _flush(temporary)
     if final.exists():
@@ -79,13 +96,30 @@ def load(path: Path) -> Checkpoint:
     """Read a checkpoint after checking every digest. Raises DamagedError."""
     try:
         manifest = json.loads((path / MANIFEST).read_text())
-        for name in (TENSORS, STATE):
-            if manifest[name] != _digest(path / name):
+        for name, digest in manifest.items():
+            if not (name == STATE or _TENSORS.fullmatch(name)):
+                raise DamagedError(f"{MANIFEST} names {name!r}")
+            if digest != _digest(path / name):
                 raise DamagedError(f"{name} is not what was written")
         document = json.loads((path / STATE).read_text())
-        return Checkpoint(path, State.from_json(document["state"]), document["about"], load_file(path / TENSORS))
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as e:
+        tensors = Source(part for name in manifest if name != STATE for part in _parts(path / name))
+        return Checkpoint(path, State.from_json(document["state"]), document["about"], tensors)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as e:
         raise DamagedError(f"{type(e).__name__}: {e}") from e
+
+
+def _parts(path: Path) -> Iterator[Part]:
+    """What a file holds, without reading it."""
+    file: Any = safe_open(path, framework="pt")
+    shapes = json.loads(file.metadata()["shapes"])
+    for key in file.keys():  # noqa: SIM118  it is no dict
+        start, _, name = key.partition(":")
+        held = file.get_slice(key)
+        yield Part(name, tuple(shapes[name]), int(start), held.get_shape()[0], slicer(held))
+
+
+def _name(state: State) -> str:
+    return f"samples-{state.samples:012d}"
 
 
 def _newest_first(folder: Path) -> Iterator[Path]:

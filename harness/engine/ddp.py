@@ -12,8 +12,8 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor, nn
 
-from harness.engine.base import TorchEngine, part, summed
-from harness.engine.names import load_optimizer, name_optimizer
+from harness.engine.base import TorchEngine, summed
+from harness.engine.pieces import Source
 from harness.parts.data import Micro
 from harness.parts.optim import build_optimizer
 from harness.parts.recipe import Recipe, seed_torch
@@ -101,19 +101,13 @@ class DdpEngine(TorchEngine):
         self._scaler.step(self.optimizer)
         self._scaler.update()
 
-    def export_state(self) -> dict[str, Tensor]:
-        """See Engine.export_state."""
-        if self.rank != 0:
-            return {}
-        tensors = {f"model/{name}": value for name, value in self.model.state_dict().items()}
-        tensors |= {f"optimizer/{name}": value for name, value in name_optimizer(self.model, self.optimizer).items()}
-        if self._scaler:
-            tensors["scaler/scale"] = self._scaler.scale(torch.ones((), device=self.device))
-        return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    def _tensors(self) -> dict[str, Tensor]:
+        """See TorchEngine._tensors."""
+        scale = {"scaler/scale": self._scaler.scale(torch.ones((), device=self.device))} if self._scaler else {}
+        return super()._tensors() | scale
 
-    def import_state(self, tensors: dict[str, Tensor]) -> None:
-        """See Engine.import_state."""
-        self._load_weights(part(tensors, "model"))
-        load_optimizer(self.model, self.optimizer, part(tensors, "optimizer"))
-        if self._scaler and "scaler/scale" in tensors:
-            self._scaler.load_state_dict(self._scaler.state_dict() | {"scale": float(tensors["scaler/scale"])})
+    def load(self, source: Source) -> None:
+        """See Engine.load."""
+        super().load(source)
+        if self._scaler and "scaler/scale" in source:
+            self._scaler.load_state_dict(self._scaler.state_dict() | {"scale": float(source.whole("scaler/scale"))})

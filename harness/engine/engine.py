@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from harness.engine.pieces import Piece, Source
 from harness.parts.data import Micro
 from harness.plan.config import Config
 from harness.plan.plan import Plan
@@ -77,15 +78,15 @@ class Engine(ABC):
         """Whether a flag is up on any rank."""
 
     @abstractmethod
-    def export_state(self) -> dict[str, Tensor]:
-        """Weights and optimizer state on the host, by name: `model/NAME` and `optimizer/NAME/KEY`.
+    def pieces(self) -> list[Piece]:
+        """What this rank holds of weights and optimizer state; all ranks' pieces together are the whole, each element once.
 
-        The names and whole tensors are the same on every backend and world. All ranks call it together; rank 0 gets the tensors,
-        the others an empty dict.
+        Names and whole shapes are the same on every backend and world: `model/NAME` and `optimizer/NAME/KEY`. The data are the
+        live tensors: copy them before the next step.
         """
 
     @abstractmethod
-    def import_state(self, tensors: dict[str, Tensor]) -> None:
+    def load(self, source: Source) -> None:
         """Take weights and optimizer state over; rates, betas and decay stay the plan's. Raises UserError where they do not fit."""
 
 

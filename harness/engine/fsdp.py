@@ -7,6 +7,7 @@ bf16: the gathered weights are bf16; the shards, the reductions and the accumula
 as ddp does it, would keep a cast copy of every weight for the backward, and so the whole model on every rank.
 """
 
+import math
 from typing import final
 
 import torch
@@ -14,12 +15,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from harness.engine.base import TorchEngine, part, summed
+from harness.engine.base import TorchEngine, summed
 from harness.engine.engine import AUTOCAST
-from harness.engine.names import load_optimizer, name_optimizer
+from harness.engine.pieces import Piece, Source
 from harness.parts.data import Micro
 from harness.parts.optim import build_optimizer
 from harness.parts.recipe import Recipe, seed_torch
@@ -103,33 +104,39 @@ class FsdpEngine(TorchEngine):
         met = self.reduce(torch.cat([local, square[None]]))
         return met[:3], met[3].sqrt(), torch.ones_like(met[0])
 
-    def export_state(self) -> dict[str, Tensor]:
-        """See Engine.export_state. Gathers one tensor at a time, in the same order on every rank."""
+    def pieces(self) -> list[Piece]:
+        """See Engine.pieces."""
         self._reshard()
-        tensors = {f"model/{name}": value for name, value in self._model.state_dict().items()}
-        tensors |= {f"optimizer/{name}": value for name, value in name_optimizer(self._model, self.optimizer).items()}
-        out = {}
-        for name, value in tensors.items():
-            whole = value.full_tensor() if isinstance(value, DTensor) else value
-            if self.rank == 0:
-                out[name] = whole.detach().cpu().contiguous()
-        return out
+        return super().pieces()
 
-    def import_state(self, tensors: dict[str, Tensor]) -> None:
-        """See Engine.import_state."""
+    def load(self, source: Source) -> None:
+        """See Engine.load."""
         self._reshard()
-        parameters = dict(self._model.named_parameters())
-        weights, moments = part(tensors, "model"), part(tensors, "optimizer")
-        self._load_weights({name: self._shard(value, parameters.get(name)) for name, value in weights.items()})
-        placed = {name: self._shard(value, parameters.get(name.rpartition("/")[0])) for name, value in moments.items()}
-        load_optimizer(self._model, self.optimizer, placed)
+        super().load(source)
 
-    def _shard(self, whole: Tensor, like: Tensor | None) -> Tensor:
-        """This rank's part of a whole tensor, cut as the parameter `like` is; a tensor of another shape lies whole on all ranks."""
-        if not isinstance(like, DTensor) or whole.ndim == 0:
-            return whole
-        placements = like.placements if whole.shape == like.shape else [Replicate()]
-        return distribute_tensor(whole, self._mesh, placements, src_data_rank=None)
+    def _span(self, shape: torch.Size) -> tuple[int, int]:
+        """[first, last) of this rank's rows of a sharded tensor, as torch.chunk cuts them."""
+        rows, ranks = shape[0], self._mesh.size()
+        share = -(-rows // ranks)
+        return min(self._mesh.get_local_rank() * share, rows), min((self._mesh.get_local_rank() + 1) * share, rows)
+
+    def _shard(self, tensor: Tensor) -> tuple[int, Tensor] | None:
+        """See TorchEngine._shard."""
+        if not isinstance(tensor, DTensor) or tensor.placements != (Shard(0),):
+            return None
+        return self._span(tensor.shape)[0] * tensor[:1].numel(), tensor.to_local().detach().reshape(-1)
+
+    def _read(self, source: Source, name: str, like: Tensor | None) -> Tensor:
+        """See TorchEngine._read."""
+        shape = source.shape(name)
+        if not isinstance(like, DTensor) or not shape:
+            return source.whole(name)
+        if shape != tuple(like.shape):
+            return distribute_tensor(source.whole(name), self._mesh, [Replicate()], src_data_rank=None)
+        first, last = self._span(like.shape)
+        width = math.prod(shape[1:])
+        local = source.read(name, first * width, last * width).reshape(last - first, *shape[1:])
+        return DTensor.from_local(local.to(self.device), self._mesh, like.placements, shape=like.shape, stride=like.stride())
 
     def _reshard(self) -> None:
         """Put the shards back in place: after an evaluation, which has no backward, the root's weights are still whole."""

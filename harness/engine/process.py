@@ -1,10 +1,13 @@
 """This process among its peers: joining the group, agreeing on a text, leaving."""
 
 import gc
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
+
+T = TypeVar("T")
 
 
 def use_cpu(wished: bool) -> bool:
@@ -24,6 +27,15 @@ def agree(text: str) -> str:
     box = [text]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def gather(thing: T) -> list[T]:
+    """What each rank gave, in the order of ranks, on every rank. `thing` is plain data."""
+    if not dist.is_initialized():
+        return [thing]
+    box: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(box, thing)
+    return box
 
 
 def leave() -> None:

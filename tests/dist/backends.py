@@ -12,8 +12,10 @@ import torch
 import torch.distributed as dist
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from harness.engine.engine import Engine
 from harness.engine.open import open_engine
-from harness.engine.process import join, leave
+from harness.engine.pieces import Piece, Source, whole
+from harness.engine.process import gather, join, leave
 from harness.parts.data import Micro
 from harness.parts.recipe import load_recipe
 from harness.plan.decode import decode
@@ -65,6 +67,13 @@ def told(name: str, which: str, texts: str, **extra: dict[str, Any]) -> Told:
     }
 
 
+def gathered(engine: Engine) -> dict[str, torch.Tensor]:
+    """The whole state, on every rank."""
+    mine = [(p.name, p.shape, p.start, p.data.detach().clone()) for p in engine.pieces()]
+    source = Source.of(Piece(*piece) for rank in gather(mine) for piece in rank)
+    return {name: source.whole(name) for name in source}
+
+
 def poisoned(backend: str, texts: str) -> Told:
     """A good step, one whose loss is NaN on the last rank only, and a good one: which tensors of the whole state each moved.
 
@@ -79,14 +88,13 @@ def poisoned(backend: str, texts: str) -> Told:
         hook = engine.model.register_forward_hook(lambda _m, _a, out, bad=bad: out * float("nan") if bad else out)
         engine.step([Micro(batch, Chunk(0, 2))], 0.01, False)
         hook.remove()
-        states.append(engine.export_state())
+        states.append(gathered(engine))
     moved = [[n for n in a if not torch.equal(a[n], b[n])] for a, b in zip(states, states[1:], strict=False)]
-    recipe, box = load_recipe(c.recipe), [states[0]]
+    recipe = load_recipe(c.recipe)
     with torch.no_grad():
         recipe.loss(engine.model, batch)
-    dist.broadcast_object_list(box, src=0)
-    engine.import_state(box[0])
-    back = engine.export_state()
+    engine.load(Source.of(whole(name, tensor) for name, tensor in states[0].items()))
+    back = gathered(engine)
     lost = [n for n in states[0] if not torch.equal(back[n], states[0][n])]
     return {"applied": [r.applied for r in engine.read()], "moved": moved, "names": list(states[0]), "lost": lost}
 
