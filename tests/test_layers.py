@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted(str(f.relative_to(ROOT)) for top in ("harness", "launch") for f in (ROOT / top).rglob("*.py"))
-MOST_LINES = 320
+MOST_LINES = 300
 
 FLOORS = {
     "harness/__init__.py": 0,
@@ -23,6 +23,7 @@ FLOORS = {
     "harness/engine/": 2,
     "harness/train.py": 3,
     "harness/evaluate.py": 3,
+    "harness/saving.py": 3,
     "harness/watch/": 4,
     "harness/worker.py": 4,
     "harness/__main__.py": 4,
