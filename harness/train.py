@@ -132,7 +132,11 @@ class _Run:
         for deal, micros in self.feed.steps(dealt):
             lr = plan.lr_at(position - self.state.skipped_samples) * self.state.plateau.factor
             asked = asked or self.stop()
+            begin = time.monotonic()
             engine.step(micros, lr, asked)
+            if config.compute.compile and self.state.step + len(pending) == first:
+                text = f"the first step took {time.monotonic() - begin:.1f} s, compilation included"
+                yield Noticed(self.state.step, self.state.samples, "compiled", text)
             before, position = position, position + deal.samples
             pending.append((deal.samples, lr))
             taken = self.state.step + len(pending) - first

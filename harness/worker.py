@@ -22,6 +22,7 @@ from harness.plan.errors import UserError
 from harness.plan.lengths import needs_dataset
 from harness.plan.plan import Plan, plan
 from harness.plan.world import World, place
+from harness.plan.zero import deepspeed_json
 from harness.stats.events import Ended, Event
 from harness.train import train
 
@@ -101,6 +102,8 @@ def _watchers(
     tree["run"] |= {"dir": str(folder.resolve()), "stop_after_steps": None}
     (folder / "run.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
     (folder / "plan.json").write_text(json.dumps(planned.to_json(), indent=1))
+    if planned.backend.startswith("zero"):
+        (folder / "deepspeed.json").write_text(json.dumps(deepspeed_json(planned, config.backend), indent=1))
     journal, terminal = Journal(folder / "events.jsonl"), Terminal(show_plan=show_plan)
     stack.callback(journal.close)
     stack.callback(terminal.close)

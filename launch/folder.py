@@ -9,6 +9,7 @@ from harness.plan.config import Config
 from harness.plan.decode import encode
 from harness.plan.plan import Plan
 from harness.plan.world import World
+from harness.plan.zero import deepspeed_json
 from launch.command import Command, accelerate_file, worker_command
 
 
@@ -19,6 +20,8 @@ def write_folder(config: Config, plan: Plan, world: World, folder: Path, python:
         "plan.json": json.dumps(plan.to_json(), indent=1),
         "accelerate.yaml": accelerate_file(plan, world),
     }
+    if plan.backend.startswith("zero"):
+        files["deepspeed.json"] = json.dumps(deepspeed_json(plan, config.backend), indent=1)
     for name, text in files.items():
         if dry:
             print(f"# {folder / name}\n{text}")

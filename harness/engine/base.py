@@ -1,6 +1,6 @@
-"""What all engines with a torch optimizer in this process share: one step, its row, its clipping, its skip.
+"""What all engines share: the passes of a step, its row, what the ranks agree on, state out and in.
 
-A backend says how one pass runs, and how the gradients and the sums of all ranks meet; the rest is here, once.
+A backend says how one pass runs, and how a step ends: how the gradients of all ranks meet and move the weights.
 """
 
 from abc import abstractmethod
@@ -37,11 +37,10 @@ def summed(
     return total, sums
 
 
-class TorchEngine(Engine):
-    """An engine that holds the optimizer itself. A subclass sets `optimizer` and `_params`, and fills the four methods `_...`."""
+class BaseEngine(Engine):
+    """One process's part of a step. A subclass sets `optimizer`, and says how a pass runs and how the step ends."""
 
     optimizer: Optimizer
-    _params: list[nn.Parameter]
 
     def __init__(self, config: Config, plan: Plan, *, cpu: bool) -> None:
         state = PartialState(cpu=cpu)
@@ -49,7 +48,7 @@ class TorchEngine(Engine):
         if self.processes != plan.processes:
             at = f"the plan is for {plan.processes} processes, here are {self.processes}"
             raise UserError("world", at, "start as many as the plan says, or plan for what is here")
-        self.plan, self.dtype, self.seed = plan, DTYPES[config.precision], config.run.seed
+        self.plan, self.config, self.dtype, self.seed = plan, config, DTYPES[config.precision], config.run.seed
         self._rows = torch.zeros(config.watch.every_steps, len(COLUMNS), dtype=torch.float64, device=self.device)
         self._filled = 0
 
@@ -61,20 +60,16 @@ class TorchEngine(Engine):
         """
 
     @abstractmethod
-    def _grads(self) -> list[Tensor]:
-        """The gradients as plain tensors, or as this rank's parts of them."""
+    def _finish(self, local: Tensor) -> Tensor:
+        """Move the weights and write the step's row. `local` holds this rank's sums [loss, count, stop].
 
-    @abstractmethod
-    def _meet(self, grads: list[Tensor], local: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(the sums [loss, count, stop] over all ranks, the gradient's global norm, the number of ranks it is divided by).
-
-        `local` holds this rank's sums. The norm is of the gradient as it lies in `grads`; both are the same on every rank.
+        Returns whether everything was finite, and so the weights moved: bool [], the same on every rank.
         """
 
     def step(self, micros: Sequence[Micro], lr: float, stop: bool) -> None:
         """See Engine.step."""
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_scale", 1.0)
         before = [buffer.clone() for buffer in self.model.buffers()]
         told = []
         for number, micro in enumerate(micros):
@@ -82,35 +77,14 @@ class TorchEngine(Engine):
                 self.model.train(not micro.chunk.ghost)  # a ghost leaves BatchNorm's running statistics alone
             seed_torch(derive(self.seed, 2, micro.chunk.start))
             told.append(self._pass(micro, float(stop) / len(micros), number == len(micros) - 1))
-        grads = self._grads()
-        sums, norm, divided = self._meet(grads, torch.stack(told).sum(0))
-        good = self._update(grads, sums, norm, divided / sums[1])
+        good = self._finish(torch.stack(told).sum(0))
         for buffer, kept in zip(self.model.buffers(), before, strict=True):
             buffer.copy_(torch.where(good, buffer, kept))
-        self.optimizer.zero_grad(set_to_none=True)
 
-    def _update(self, grads: list[Tensor], sums: Tensor, norm: Tensor, scale: Tensor) -> Tensor:
-        """Normalise by the global count, clip, and move the weights if everything is finite. One row is written, none read.
-
-        Returns whether everything was finite: bool [], the same on every rank.
-        """
-        norm = norm * scale
-        factor = torch.ones_like(norm) if self.plan.clip is None else (self.plan.clip / (norm + 1e-6)).clamp(max=1.0)
-        torch._foreach_mul_(grads, (scale * factor).to(self.dtype))
-        good = torch.isfinite(norm) & torch.isfinite(sums[0])
-        self._rows[self._filled] = torch.stack([*sums, norm, factor, good.to(sums.dtype)])
+    def _row(self, sums: Tensor, norm: Tensor, factor: Tensor, good: Tensor) -> None:
+        """Write one step's row; nothing is read back."""
+        self._rows[self._filled] = torch.stack([*sums, norm.to(sums), factor.to(sums), good.to(sums)])
         self._filled += 1
-        self._move(good)
-        return good
-
-    def _move(self, good: Tensor) -> None:
-        """The optimizer's own step, unless `good` (bool, the same on every rank) is false."""
-        if all(g.get("fused") for g in self.optimizer.param_groups):
-            # torch's fused kernels leave weights and moments alone where found_inf is 1, without asking the host
-            self.optimizer.found_inf = (~good).float()  # type: ignore[attr-defined]
-            self.optimizer.step()
-        elif good:  # on a GPU this waits for the device: optimizers that torch does not fuse have no other way to skip
-            self.optimizer.step()
 
     def read(self) -> list[StepRow]:
         """See Engine.read."""
@@ -163,7 +137,7 @@ class TorchEngine(Engine):
     def load(self, source: Source) -> None:
         """See Engine.load."""
         mine, parameters = weights(self.model), dict(self.model.named_parameters())
-        check_fit(mine, source)
+        check_fit({name: tuple(tensor.shape) for name, tensor in mine.items()}, source)
         with torch.no_grad():
             for name, tensor in mine.items():
                 tensor.copy_(self._read(source, f"model/{name}", tensor))
@@ -172,17 +146,22 @@ class TorchEngine(Engine):
         load_optimizer(self.model, self.optimizer, state)
 
 
+def persistent(model: nn.Module) -> dict[str, Tensor]:
+    """The buffers that belong to a model's state, by name."""
+    kept = model.state_dict(keep_vars=True)
+    return {name: buffer for name, buffer in model.named_buffers() if name in kept}
+
+
 def weights(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and persistent buffers by name; what is tied counts once, under its first name."""
-    kept = model.state_dict(keep_vars=True)
-    return dict(model.named_parameters()) | {name: buffer for name, buffer in model.named_buffers() if name in kept}
+    return dict(model.named_parameters()) | persistent(model)
 
 
-def check_fit(mine: Mapping[str, Tensor], source: Source) -> None:
-    """Raises UserError where a checkpoint's weights are not those of this model."""
+def check_fit(mine: Mapping[str, tuple[int, ...]], source: Source) -> None:
+    """Raises UserError where the names and shapes of a checkpoint's weights are not those of this model."""
     theirs = {name.removeprefix("model/"): source.shape(name) for name in source if name.startswith("model/")}
     for name in sorted({*mine, *theirs}):
-        here, there = tuple(mine[name].shape) if name in mine else None, theirs.get(name)
+        here, there = mine.get(name), theirs.get(name)
         if here != there:
             at = f"the checkpoint's weights do not fit this model: {name} is {there or 'missing'} there, {here or 'missing'} here"
             raise UserError("recipe", at, "use the recipe and knobs it was trained with, or another run.dir")

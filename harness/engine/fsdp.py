@@ -13,14 +13,16 @@ from typing import final
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from harness.engine.base import TorchEngine, summed
+from harness.engine.base import summed
 from harness.engine.engine import AUTOCAST
 from harness.engine.pieces import Piece, Source
+from harness.engine.torch_step import TorchEngine
+from harness.parts.compute import prepare_model
 from harness.parts.data import Micro
 from harness.parts.optim import build_optimizer
 from harness.parts.recipe import Recipe, seed_torch
@@ -36,16 +38,20 @@ class FsdpEngine(TorchEngine):
 
     def __init__(self, config: Config, plan: Plan, recipe: Recipe, *, cpu: bool) -> None:
         super().__init__(config, plan, cpu=cpu)
-        self._config, self._recipe = config, recipe
+        self._recipe = recipe
         if not dist.is_initialized():  # fully_shard wants a group, also of one
             backend = "nccl" if self.device.type == "cuda" else "gloo"
             dist.init_process_group(backend, rank=0, world_size=1, store=dist.HashStore())  # type: ignore[attr-defined]
-        self._mesh = init_device_mesh(self.device.type, (self.processes,))
+        self._mesh = fsdp_mesh(self.device.type, self.processes, plan.nodes if config.backend.shard == "node" else 1)
+        self._offload = CPUOffloadPolicy() if config.backend.offload == "all" else OffloadPolicy()
         seed_torch(derive(self.seed, 1))
-        self._model = recipe.model().to(self.dtype)  # on the host: fully_shard moves it unit by unit
+        model = recipe.model().to(self.dtype)  # on the host: fully_shard moves it unit by unit
+        self._model = prepare_model(model, recipe, config.compute)
         self._check_equal()
         self._root = self._shard_model()
-        self.optimizer = recipe.optimizer(self._model, plan) or build_optimizer(plan, self._model, self.device)
+        self.optimizer = recipe.optimizer(self._model, plan) or build_optimizer(
+            plan, recipe, self._model, fused=self.device.type == "cuda"
+        )
         self._params = [p for p in self._model.parameters() if p.requires_grad]
 
     @property
@@ -65,16 +71,18 @@ class FsdpEngine(TorchEngine):
 
     def _shard_model(self) -> FSDPModule:
         """Shard the blocks, then what is left. Raises UserError where a parameter is no DTensor afterwards."""
-        half, reshard = AUTOCAST.get(self._config.precision), self._config.backend.reshard
+        half, reshard = AUTOCAST.get(self.config.precision), self.config.backend.reshard
         policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=half and self.dtype)
         if half:  # BatchNorm's float32 statistics want float32 weights beside them
             for norm in [m for m in self._model.modules() if isinstance(m, _BatchNorm)]:
-                fully_shard(norm, mesh=self._mesh, reshard_after_forward=reshard)
+                fully_shard(norm, mesh=self._mesh, reshard_after_forward=reshard, offload_policy=self._offload)
         for block in self._recipe.blocks(self._model):
-            fully_shard(block, mesh=self._mesh, reshard_after_forward=reshard, mp_policy=policy)
+            fully_shard(block, mesh=self._mesh, reshard_after_forward=reshard, mp_policy=policy, offload_policy=self._offload)
         whole = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=half and self.dtype, output_dtype=half and self.dtype)
         # the backward begins where the forward ends: to free the root's weights in between would only gather them twice
-        root: FSDPModule = fully_shard(self._model, mesh=self._mesh, reshard_after_forward=False, mp_policy=whole)
+        root: FSDPModule = fully_shard(
+            self._model, mesh=self._mesh, reshard_after_forward=False, mp_policy=whole, offload_policy=self._offload
+        )
         for name, parameter in self._model.named_parameters():
             if not (isinstance(parameter, DTensor) and parameter.device_mesh == self._mesh):
                 raise UserError("backend.name", f"fsdp asked for, but parameter {name} is not sharded", "use backend.name: ddp")
@@ -87,10 +95,10 @@ class FsdpEngine(TorchEngine):
         return [m for m in self._model.modules() if isinstance(m, FSDPModule)]
 
     def _pass(self, micro: Micro, stop: float, last: bool) -> Tensor:
-        """See TorchEngine._pass."""
+        """See BaseEngine._pass."""
         self._root.set_requires_gradient_sync(last)
-        self._root.set_reshard_after_backward(last or self._config.backend.reshard)
-        total, sums = summed(self._recipe, self._model, micro, stop, self._config, torch.float64)
+        self._root.set_reshard_after_backward(last or self.config.backend.reshard)
+        total, sums = summed(self._recipe, self._model, micro, stop, self.config, torch.float64)
         total.backward()  # type: ignore[no-untyped-call]
         return sums
 
@@ -100,7 +108,7 @@ class FsdpEngine(TorchEngine):
 
     def _meet(self, grads: list[Tensor], local: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """See TorchEngine._meet. One all-reduce brings the sums and the norm: its square is the sum of the shards' squares."""
-        square = nn.utils.get_total_norm(grads).to(local) ** 2
+        square = nn.utils.get_total_norm(grads).to(local) ** 2 / self._copy()[1]
         met = self.reduce(torch.cat([local, square[None]]))
         return met[:3], met[3].sqrt(), torch.ones_like(met[0])
 
@@ -114,31 +122,47 @@ class FsdpEngine(TorchEngine):
         self._reshard()
         super().load(source)
 
+    def _copy(self) -> tuple[int, int]:
+        """(which copy of its shard a rank holds, how many there are): one for each node in HSDP."""
+        return (self._mesh.get_local_rank("replicate"), self._mesh.size(0)) if self._mesh.ndim == 2 else (0, 1)
+
     def _span(self, shape: torch.Size) -> tuple[int, int]:
         """[first, last) of this rank's rows of a sharded tensor, as torch.chunk cuts them."""
-        rows, ranks = shape[0], self._mesh.size()
-        share = -(-rows // ranks)
-        return min(self._mesh.get_local_rank() * share, rows), min((self._mesh.get_local_rank() + 1) * share, rows)
+        rows, shards = shape[0], self._mesh["shard"]
+        share, place = -(-rows // shards.size()), shards.get_local_rank()
+        return min(place * share, rows), min((place + 1) * share, rows)
 
     def _shard(self, tensor: Tensor) -> tuple[int, Tensor] | None:
-        """See TorchEngine._shard."""
-        if not isinstance(tensor, DTensor) or tensor.placements != (Shard(0),):
+        """See BaseEngine._shard. Copies of a shard divide it among themselves."""
+        if not isinstance(tensor, DTensor) or tensor.placements[-1] != Shard(0):
             return None
-        return self._span(tensor.shape)[0] * tensor[:1].numel(), tensor.to_local().detach().reshape(-1)
+        start, mine = self._span(tensor.shape)[0] * tensor[:1].numel(), tensor.to_local().detach().reshape(-1)
+        copy, copies = self._copy()
+        low, high = len(mine) * copy // copies, len(mine) * (copy + 1) // copies
+        return start + low, mine[low:high]
 
     def _read(self, source: Source, name: str, like: Tensor | None) -> Tensor:
-        """See TorchEngine._read."""
+        """See BaseEngine._read."""
         shape = source.shape(name)
         if not isinstance(like, DTensor) or not shape:
             return source.whole(name)
         if shape != tuple(like.shape):
-            return distribute_tensor(source.whole(name), self._mesh, [Replicate()], src_data_rank=None)
+            return distribute_tensor(source.whole(name), self._mesh, [Replicate()] * self._mesh.ndim, src_data_rank=None)
         first, last = self._span(like.shape)
         width = math.prod(shape[1:])
         local = source.read(name, first * width, last * width).reshape(last - first, *shape[1:])
-        return DTensor.from_local(local.to(self.device), self._mesh, like.placements, shape=like.shape, stride=like.stride())
+        return DTensor.from_local(
+            local.to(like.to_local().device), self._mesh, like.placements, shape=like.shape, stride=like.stride()
+        )
 
     def _reshard(self) -> None:
         """Put the shards back in place: after an evaluation, which has no backward, the root's weights are still whole."""
         for unit in self._units():
             unit.reshard()
+
+
+def fsdp_mesh(device: str, ranks: int, copies: int) -> DeviceMesh:
+    """Plain FSDP: all ranks in one row of shards. HSDP: a row for each copy, so that gathers stay within it."""
+    if copies == 1:
+        return init_device_mesh(device, (ranks,), mesh_dim_names=("shard",))
+    return init_device_mesh(device, (copies, ranks // copies), mesh_dim_names=("replicate", "shard"))

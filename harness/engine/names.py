@@ -8,16 +8,16 @@ from torch.optim import Optimizer
 
 from harness.plan.errors import UserError
 
-_GROUP = "group:"
+GROUP = "group:"
 """Marks a number that the optimizer counts per group and not per parameter, as pytorch_optimizer does its steps."""
 
 
 def name_optimizer(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
     """The state as tensors named `PARAMETER/KEY`. Numbers become 0-d float64 tensors."""
     out = {}
-    counted = {id(p): _counted(optimizer, group) for group in optimizer.param_groups for p in group["params"]}
+    per_group = {id(p): counted(optimizer, group) for group in optimizer.param_groups for p in group["params"]}
     for name, parameter in model.named_parameters():
-        state = optimizer.state.get(parameter, {}) | counted.get(id(parameter), {})
+        state = optimizer.state.get(parameter, {}) | per_group.get(id(parameter), {})
         for key, value in state.items():
             if isinstance(value, Tensor):
                 out[f"{name}/{key}"] = value
@@ -43,18 +43,18 @@ def load_optimizer(model: nn.Module, optimizer: Optimizer, tensors: dict[str, Te
     place = {id(p): number for number, p in enumerate(p for g in optimizer.param_groups for p in g["params"])}
     tree["state"] = {}
     for name, state in by_name.items():
-        own = {key: value for key, value in state.items() if not key.startswith(_GROUP)}
+        own = {key: value for key, value in state.items() if not key.startswith(GROUP)}
         if own:
             tree["state"][place[id(parameters[name])]] = own
     optimizer.load_state_dict(tree)
     home = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     for name, state in by_name.items():
         for key, value in state.items():
-            if key.startswith(_GROUP):
-                home[id(parameters[name])][key.removeprefix(_GROUP)] = int(value)
+            if key.startswith(GROUP):
+                home[id(parameters[name])][key.removeprefix(GROUP)] = int(value)
 
 
-def _counted(optimizer: Optimizer, group: dict[str, Any]) -> dict[str, int]:
+def counted(optimizer: Optimizer, group: dict[str, Any]) -> dict[str, int]:
     """What the optimizer added to a group by itself: whole numbers that are no setting."""
     added = {key: value for key, value in group.items() if key not in optimizer.defaults and type(value) is int}
-    return {_GROUP + key: value for key, value in added.items()}
+    return {GROUP + key: value for key, value in added.items()}

@@ -8,10 +8,20 @@ from harness.plan.plan import Plan
 
 def open_engine(config: Config, plan: Plan, recipe: Recipe, *, cpu: bool) -> Engine:
     """Model, optimizer and ranks, ready to step. Raises UserError where the backend cannot be had here."""
-    if config.backend.name == "fsdp":
-        from harness.engine.fsdp import FsdpEngine
+    match config.backend.name:
+        case "ddp":
+            from harness.engine.ddp import DdpEngine
 
-        return FsdpEngine(config, plan, recipe, cpu=cpu)
-    from harness.engine.ddp import DdpEngine
+            return DdpEngine(config, plan, recipe, cpu=cpu)
+        case "fsdp":
+            from harness.engine.fsdp import FsdpEngine
 
-    return DdpEngine(config, plan, recipe, cpu=cpu)
+            return FsdpEngine(config, plan, recipe, cpu=cpu)
+        case "zero0":
+            from harness.engine.zero0 import Zero0Engine
+
+            return Zero0Engine(config, plan, recipe, cpu=cpu)
+        case _:
+            from harness.engine.zero import ZeroEngine
+
+            return ZeroEngine(config, plan, recipe, cpu=cpu)

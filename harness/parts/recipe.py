@@ -29,6 +29,15 @@ BUILT_IN = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Parameters that are trained alike. `lr` and `weight_decay` are factors of the plan's numbers."""
+
+    parameters: list[nn.Parameter]
+    lr: float = 1.0
+    weight_decay: float = 1.0
+
+
 class Recipe(Strict, ABC):
     """The user's one file. Subclass it as `@dataclass(frozen=True)`; the fields are knobs of the run file.
 
@@ -62,8 +71,13 @@ class Recipe(Strict, ABC):
         """An optimizer of the recipe's own, or None for the run file's `optim.name`. The engine sets the learning rate."""
         return None
 
+    def groups(self, model: nn.Module) -> list[Group]:
+        """Every parameter that is trained, in groups. By default norms, biases and scales (fewer than 2 axes) do not decay."""
+        trained = [p for p in model.parameters() if p.requires_grad]
+        return [Group([p for p in trained if p.ndim >= 2]), Group([p for p in trained if p.ndim < 2], weight_decay=0.0)]
+
     def blocks(self, model: nn.Module) -> list[nn.Module]:
-        """The parts of the model that a sharding backend gathers and frees one by one. None: the whole model is one part."""
+        """The parts that are sharded, recomputed and compiled one by one. None: the whole model is one part."""
         return []
 
     def flops_per_item(self) -> float | None:

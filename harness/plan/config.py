@@ -6,7 +6,7 @@ Nothing here is derived: `harness.plan.plan` turns wishes into numbers.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
@@ -24,6 +24,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Below1 = Annotated[float, Field(ge=0, lt=1)]
+Backend = Literal["ddp", "fsdp", "zero0", "zero1", "zero2", "zero3"]
 Knob = bool | int | float | str | None | list[bool | int | float | str]
 
 
@@ -129,12 +130,38 @@ class ScheduleConfig(Strict):
 
 @dataclass(frozen=True, kw_only=True)
 class BackendConfig(Strict):
-    """How the model lies on the devices."""
+    """How the model lies on the devices. To change `name` changes nothing else about the run."""
 
-    name: Literal["ddp", "fsdp"] = "ddp"
-    """ddp: a whole copy of everything per GPU. fsdp: weights, gradients and optimizer state in shards over the GPUs."""
+    name: Backend = "ddp"
+    """ddp: a whole copy per GPU. fsdp: all in shards over the GPUs (FSDP2). zero0..zero3: DeepSpeed, see README's table."""
+    shard: Literal["world", "node"] = "world"
+    """fsdp: shards over all GPUs, or over those of one node with a copy per node (HSDP)."""
     reshard: bool = True
-    """Backend fsdp: free each block's weights after its forward, gather them again in the backward. false: faster, more memory."""
+    """fsdp: free each block's weights after its forward, gather them again in the backward. false: faster, more memory."""
+    offload: Literal["none", "optimizer", "all"] = "none"
+    """Keep in host memory: the optimizer's state and step (zero1 to zero3), or the weights too (zero3, fsdp on a GPU)."""
+    bucket_mb: Count | None = None
+    """Gradients that travel together, in MiB. Unset: 25 for ddp, 200 for ZeRO."""
+    static_graph: bool = False
+    """ddp: promise that every step uses the same parameters, so that DDP looks once."""
+    compress: Literal["none", "bf16", "powersgd"] = "none"
+    """ddp: gradients travel as bf16, or as low-rank factors (PowerSGD, lossy). For slow networks."""
+    deepspeed: Mapping[str, Any] | None = None
+    """zero0 to zero3: further keys of DeepSpeed's own JSON, or the path of a JSON file. Keys that the plan owns are refused."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputeConfig(Strict):
+    """How a pass is computed: speed and memory, the same run."""
+
+    compile: bool = False
+    """torch.compile each block of the recipe, or the whole model where it names none. The first step tells what it took."""
+    recompute: bool = False
+    """Forget each block's activations and compute them again in the backward: less memory, about a third more time."""
+    tf32: bool = False
+    """Let NVIDIA GPUs round float32 products to TF32 (10 bits): much faster, not bit for bit float32."""
+    channels_last: bool = False
+    """Lay image weights out as NHWC, which convolutions on GPUs prefer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,6 +232,7 @@ class Config(Strict):
     scaling: ScalingConfig = field(default_factory=ScalingConfig)
     schedule: ScheduleConfig
     backend: BackendConfig = field(default_factory=BackendConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
     """fp32; bf16 or fp16 autocast over float32 weights (fp16 with loss scaling, on a GPU only); fp64 to compare layouts."""
     eval: EvalConfig = field(default_factory=EvalConfig)

@@ -74,10 +74,12 @@ def load(path: Path, flags: Mapping[str, str] | None = None) -> Config:
     """Read a run file and lay typed flags over it. Raises UserError."""
     tree = read_yaml(path)
     _resolve_code(tree, path.resolve().parent)
+    _inline_json(tree, path.resolve().parent)
     over: dict[str, Any] = {}
     for dotted, text in (flags or {}).items():
         _set(over, dotted, _scalar(dotted, text))
     _resolve_code(over, Path.cwd())
+    _inline_json(over, Path.cwd())
     _replace_exclusive(tree, over)
     return decode(_merge(tree, over))
 
@@ -264,6 +266,19 @@ def _resolve_code(tree: dict[str, Any], base: Path) -> None:
         if isinstance(part, dict) and name in part:
             value = part[name]
             part[name] = [_absolute(v, base) for v in value] if isinstance(value, list) else _absolute(value, base)
+
+
+def _inline_json(tree: dict[str, Any], base: Path) -> None:
+    """Put the content of the JSON file that `backend.deepspeed` names in its place, so that the run file says all."""
+    part = tree.get("backend")
+    named = part.get("deepspeed") if isinstance(part, dict) else None
+    if not isinstance(part, dict) or not isinstance(named, str):
+        return
+    try:
+        content = json.loads((base / named).read_text())
+    except (OSError, ValueError) as e:
+        raise UserError("backend.deepspeed", f"{named!r} cannot be read: {e}", "give a JSON file, or the keys themselves") from e
+    part["deepspeed"] = content
 
 
 def _absolute(name: Any, base: Path) -> Any:

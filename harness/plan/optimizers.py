@@ -17,6 +17,7 @@ class OptimizerFacts:
     sign: the update's size does not depend on the gradient's.
 
     `sharded`: it works on the sharded tensors of backend fsdp. pytorch_optimizer's norms per layer do not.
+    `elementwise`: each element is updated by itself, so that it works on the flat slices of zero1 to zero3, which know no layers.
     """
 
     source: str
@@ -26,6 +27,7 @@ class OptimizerFacts:
     eps: float | None = None
     nesterov: bool = False
     sharded: bool = True
+    elementwise: bool = True
 
 
 _ADAM = (0.9, 0.999)
@@ -40,8 +42,10 @@ OPTIMIZERS: dict[str, OptimizerFacts] = {
     "adamax": OptimizerFacts("torch.optim.Adamax", "adam", betas=_ADAM, eps=1e-8),
     "adagrad": OptimizerFacts("torch.optim.Adagrad", "adam", eps=1e-10),
     "rmsprop": OptimizerFacts("torch.optim.RMSprop", "adam", momentum=0.0, eps=1e-8),
-    "lars": OptimizerFacts("pytorch_optimizer.LARS", "sgd", momentum=0.9, sharded=False),
-    "lamb": OptimizerFacts("pytorch_optimizer.Lamb", "adam", betas=_ADAM, eps=1e-6, sharded=False),
+    "lars": OptimizerFacts("pytorch_optimizer.LARS", "sgd", momentum=0.9, sharded=False, elementwise=False),
+    "lamb": OptimizerFacts("pytorch_optimizer.Lamb", "adam", betas=_ADAM, eps=1e-6, sharded=False, elementwise=False),
+    "adafactor": OptimizerFacts("torch.optim.Adafactor", "adam", sharded=False, elementwise=False),
+    "muon": OptimizerFacts("pytorch_optimizer.Muon", "sign", momentum=0.95, sharded=False, elementwise=False),
     "lion": OptimizerFacts("pytorch_optimizer.Lion", "sign", betas=(0.9, 0.99)),
 }
 

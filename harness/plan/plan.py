@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from harness.plan.backends import check_backend
 from harness.plan.batch import Split, split_batch
 from harness.plan.cautions import Caution, Facts, cautions
 from harness.plan.config import Config
@@ -80,7 +81,7 @@ def plan(config: Config, world: World, dataset: int | None = None) -> Plan:
     dataset = config.recipe.samples or dataset
     lengths = Lengths(dataset)
     facts = _optimizer(config, world)
-    _check_backend(config, facts)
+    check_backend(config, facts, world)
     split = split_batch(config.batch, world)
     situation = Situation(split.global_batch, config.batch.reference, config.scaling.noise_scale)
     rule, done = rewrite(config.scaling.rule, facts.family, situation)
@@ -178,18 +179,6 @@ def _optimizer(config: Config, world: World) -> OptimizerFacts:
     if config.precision == "fp16" and world.device == "cpu":
         raise UserError("precision", "fp16 does nothing on a CPU", "use bf16 or fp32 there")
     return facts
-
-
-def _check_backend(config: Config, facts: OptimizerFacts) -> None:
-    """Settings that the backend does not have. Raises UserError."""
-    if config.backend.name == "fsdp" and not facts.sharded:
-        at = f"is {config.optim.name}, whose norms per layer {facts.source} cannot take of fsdp's shards"
-        raise UserError("optim.name", at, "use another optimizer, or backend.name: ddp")
-    if config.precision == "fp16" and config.backend.name == "fsdp":
-        raise UserError("precision", "is fp16, whose loss scale fsdp's shards do not agree on", "use bf16, or backend.name: ddp")
-    if not config.backend.reshard and config.backend.name != "fsdp":
-        at = f"is false, but backend.name: {config.backend.name} shards nothing"
-        raise UserError("backend.reshard", at, "leave it out, or set backend.name: fsdp")
 
 
 def _schedule(config: Config, lengths: Lengths, done: Rewrite) -> tuple[Schedule, dict[str, str]]:

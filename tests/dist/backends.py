@@ -15,7 +15,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from harness.engine.engine import Engine
 from harness.engine.open import open_engine
 from harness.engine.pieces import Piece, Source, whole
-from harness.engine.process import gather, join, leave
+from harness.engine.process import agree, gather, join, leave
 from harness.parts.data import Micro
 from harness.parts.recipe import load_recipe
 from harness.plan.decode import decode
@@ -49,11 +49,11 @@ traffic: Counter[str] = Counter()
 """How often each was called."""
 
 
-def told(name: str, which: str, texts: str, **extra: dict[str, Any]) -> Told:
+def told(name: str, which: str, texts: str, nodes: int = 1, **extra: dict[str, Any]) -> Told:
     """Train one run on the processes that are here: its steps, the rates used and planned, the validations, the traffic."""
     here = place(os.environ)
     c = decode(config("bytes_lm", *RUNS[which], texts) | {"backend": {"name": name}} | extra)
-    p = plan(c, World(here.size, 1, "cpu", here.size))
+    p = plan(c, World(here.size, nodes, "cpu", here.size))
     used.clear()
     traffic.clear()
     events = list(train(c, p, cpu=True, folder=Path(c.run.dir) if c.run.dir else None))
@@ -74,13 +74,13 @@ def gathered(engine: Engine) -> dict[str, torch.Tensor]:
     return {name: source.whole(name) for name in source}
 
 
-def poisoned(backend: str, texts: str) -> Told:
+def poisoned(section: dict[str, Any], texts: str) -> Told:
     """A good step, one whose loss is NaN on the last rank only, and a good one: which tensors of the whole state each moved.
 
     Then an evaluation, and back to the state after the first: which tensors are not as they were.
     """
     here = place(os.environ)
-    c = decode(config("bytes_lm", *RUNS["adamw"], texts) | {"backend": {"name": backend}})
+    c = decode(config("bytes_lm", *RUNS["adamw"], texts) | {"backend": section})
     engine = open_engine(c, plan(c, World(here.size, 1, "cpu", here.size)), load_recipe(c.recipe), cpu=True)
     batch = {"tokens": torch.arange(2 * 33).reshape(2, 33).to(torch.uint8), "length": torch.tensor([33, 20])}
     states = []
@@ -99,17 +99,84 @@ def poisoned(backend: str, texts: str) -> Told:
     return {"applied": [r.applied for r in engine.read()], "moved": moved, "names": list(states[0]), "lost": lost}
 
 
+ZERO = ("zero0", "zero1", "zero2", "zero3")
+SMALL = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
+"""ZeRO-3 keeps small parameters whole on every rank; so that this model's lie in shards at all, none is small."""
+
+
+def backend(name: str, **more: Any) -> dict[str, Any]:
+    """The section `backend`."""
+    return {"name": name} | ({"deepspeed": SMALL} if name == "zero3" else {}) | more
+
+
+def fork(run: Path, copy: Path) -> None:
+    """Copy a run folder, once for all ranks."""
+    if place(os.environ).rank == 0:
+        shutil.copytree(run, copy)
+    agree("")
+
+
+def zero(folder: Path, texts: str) -> dict[str, Told]:
+    """All runs of all stages; offloaded ones; each goes on from ddp's checkpoint, saves for ddp, and from its own."""
+    results = {}
+    for name in ZERO:
+        for run in ("sgd", "adamw", "bf16"):
+            results[f"{name} {run}"] = told(name, run, texts, backend=backend(name))
+        fork(folder / "crossed", folder / f"crossed-{name}")
+        crossed = {"dir": str(folder / f"crossed-{name}"), "stop_after_steps": SECOND - FIRST}
+        results[f"{name} crossed"] = told(name, "adamw", texts, backend=backend(name), run=crossed)
+        own = {"dir": str(folder / f"own-{name}")}
+        told(name, "adamw", texts, backend=backend(name), run=own | {"stop_after_steps": FIRST})
+        results[f"{name} own"] = told(name, "adamw", texts, backend=backend(name), run=own | {"stop_after_steps": 5})
+        results[f"{name} poisoned"] = poisoned(backend(name), texts)
+    for name, what in (("zero1", "optimizer"), ("zero2", "optimizer"), ("zero3", "all")):
+        offloaded = backend(name, offload=what)
+        results[f"{name} offload"] = told(name, "adamw", texts, backend=offloaded)
+        results[f"{name} offload poisoned"] = poisoned(offloaded, texts)
+    return results
+
+
 def fsdp(folder: Path, texts: str) -> dict[str, Told]:
     """All runs; one that frees no weights; one that goes on from ddp's checkpoint, one from its own; and the poisoned step."""
     results = {run: told("fsdp", run, texts) for run in RUNS}
     results["kept"] = told("fsdp", "sgd", texts, backend={"name": "fsdp", "reshard": False}, run={"stop_after_steps": 5})
     results["freed"] = told("fsdp", "sgd", texts, run={"stop_after_steps": 5})
-    crossed = {"dir": str(folder / "crossed"), "stop_after_steps": SECOND - FIRST}
+    fork(folder / "crossed", folder / "crossed-fsdp")
+    crossed = {"dir": str(folder / "crossed-fsdp"), "stop_after_steps": SECOND - FIRST}
     results["crossed"] = told("fsdp", "adamw", texts, run=crossed, eval={"every_samples": 64 * 5})  # saved just after an evaluation
     own = str(folder / "own")
     told("fsdp", "adamw", texts, run={"dir": own, "stop_after_steps": FIRST})
     results["own"] = told("fsdp", "adamw", texts, run={"dir": own})
-    return results | {"poisoned": poisoned("fsdp", texts)}
+    return results | {"poisoned": poisoned(backend("fsdp"), texts)}
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "static_graph": {"backend": backend("ddp", static_graph=True, bucket_mb=1)},
+    "compress bf16": {"backend": backend("ddp", compress="bf16")},
+    "compress powersgd": {"backend": backend("ddp", compress="powersgd")},
+    "recompute ddp": {"compute": {"recompute": True}},
+    "recompute fsdp": {"backend": backend("fsdp"), "compute": {"recompute": True}},
+    "recompute zero3": {"backend": backend("zero3"), "compute": {"recompute": True}},
+}
+"""Settings that change how a run is computed, not what comes out."""
+
+
+def options(texts: str) -> dict[str, Told]:
+    """The first steps of the run `sgd` with each option; and the poisoned step with the gradients compressed."""
+    results = {}
+    for name, sections in OPTIONS.items():
+        results[name] = told(sections.get("backend", backend("ddp"))["name"], "sgd", texts, **sections, run={"stop_after_steps": 10})
+    results["poisoned"] = poisoned(backend("ddp", compress="powersgd"), texts)
+    return results
+
+
+def nodes(folder: Path, texts: str) -> dict[str, Told]:
+    """On four ranks as two nodes of two: shards within a node, a copy per node; saved, and taken up by plain shards."""
+    hsdp, own = backend("fsdp", shard="node"), str(folder / "hsdp")
+    results = {"hsdp": told("fsdp", "adamw", texts, nodes=2, backend=hsdp, run={"dir": own, "stop_after_steps": 10})}
+    results["fsdp"] = told("fsdp", "adamw", texts, run={"dir": own, "stop_after_steps": 5})
+    results["hsdp again"] = told("fsdp", "adamw", texts, nodes=2, backend=hsdp, run={"dir": own, "stop_after_steps": 5})
+    return results
 
 
 def main(stage: str, folder: Path, texts: str) -> None:
@@ -125,11 +192,20 @@ def main(stage: str, folder: Path, texts: str) -> None:
         told("ddp", "adamw", texts, run={"dir": str(folder / "crossed"), "stop_after_steps": FIRST})
     elif stage == "fsdp":
         results = fsdp(folder, texts)
+    elif stage == "zero":
+        results = zero(folder, texts)
+    elif stage == "options":
+        results = options(texts)
+    elif stage == "nodes":
+        results = nodes(folder, texts)
     else:
         results = {}
-        for backend in ("ddp", "fsdp"):
-            shutil.copytree(folder / "crossed", folder / backend)
-            results[backend] = told(backend, "adamw", texts, run={"dir": str(folder / backend)})
+        for name in ("ddp", "fsdp"):
+            fork(folder / "crossed-fsdp", folder / name)
+            after = {"ddp": "ddp after fsdp", "fsdp": "fsdp"}[name]
+            results[after] = told(name, "adamw", texts, run={"dir": str(folder / name)})
+        for name in ZERO:
+            results[f"ddp after {name}"] = told("ddp", "adamw", texts, run={"dir": str(folder / f"crossed-{name}")})
     if place(os.environ).rank == 0:
         (folder / f"{stage}.json").write_text(json.dumps(results))
     leave()

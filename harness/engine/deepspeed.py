@@ -1,0 +1,68 @@
+"""DeepSpeed, as every engine that uses it is given it: joined to our process group, told our settings, and checked.
+
+Called directly and not through Accelerator.prepare, which wants transformers installed, counts micro-batches itself (so that a
+short last window steps at the wrong place) and divides by a fixed accumulation.
+"""
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Mapping
+from contextlib import redirect_stdout
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.optim import Optimizer
+
+from harness.engine.ops import build_cpu_ops
+from harness.plan.errors import UserError
+
+
+def open_deepspeed(module: nn.Module, optimizer: Optimizer, settings: Mapping[str, Any], device: torch.device) -> Any:
+    """The DeepSpeed engine over `module` and `optimizer`, on the ranks that have joined. Raises UserError."""
+    os.environ.setdefault("LOCAL_RANK", "0")
+    if device.type == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    try:
+        import deepspeed
+    except ImportError as e:
+        raise UserError("backend.name", f"DeepSpeed cannot be imported: {e}", "pip install deepspeed, or use fsdp") from e
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
+    if device.type == "cpu":
+        build_cpu_ops()
+    if not dist.is_initialized():
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, rank=0, world_size=1, store=dist.HashStore())  # type: ignore[attr-defined]
+    with redirect_stdout(sys.stderr):  # what it prints is for nobody who watches a run
+        engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=dict(settings))
+    found = int(engine.zero_optimization_stage())
+    if found != settings["zero_optimization"]["stage"]:
+        asked = settings["zero_optimization"]["stage"]
+        raise UserError("backend.name", f"zero{asked} asked for, DeepSpeed gave stage {found}", "check backend.deepspeed")
+    return engine
+
+
+def accumulate(engine: Any, objective: torch.Tensor, last: bool) -> None:
+    """Backward of one pass. The boundary is set by hand: a short last window has fewer passes than the settings say.
+
+    Of the module's very output DeepSpeed divides the gradient by its accumulation in spite of scale_wrt_gas=False (measured with
+    0.19.8), because its hook on outputs runs before the one on the loss; so the loss is made another tensor.
+    """
+    engine.set_gradient_accumulation_boundary(last)
+    engine.backward(objective * 1, scale_wrt_gas=False)
+
+
+def override_loss_scale(zero: Any, scale: float) -> None:
+    """Say how many times too large the gradients of DeepSpeed's optimizer `zero` are: before a backward and before the step.
+
+    zero1 in bf16 has an optimizer that knows no scale: there, before the step, the gradients themselves are divided.
+    """
+    gradients = vars(zero).get("fp32_groups_gradients_flat")
+    if gradients is None:
+        zero.override_loss_scale(scale)
+    elif scale not in (0.0, 1.0):
+        torch._foreach_div_(gradients, scale)
