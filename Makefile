@@ -3,13 +3,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check bench clean
+.PHONY: demo test test-all check bench clean
 
 demo: .venv/.base  ## Train a real model on real data in two processes, with the plan, a live line and the result.
 	$(BIN)/widebatch launch configs/digits.yaml --gpus 0 --procs 2
 
 test: .venv/.dev  ## All tests, under 10 minutes on 2 cores.
 	$(BIN)/python -m pytest
+
+test-all: .venv/.dev  ## The long ones too: every backend's checkpoints on every world, compiled blocks.
+	$(BIN)/python -m pytest -m "slow or not slow"
 
 check: .venv/.dev  ## Format, lint and types.
 	$(BIN)/ruff format --check .

@@ -1,4 +1,4 @@
-"""widebatch plan | train | launch: the command line. Planning imports no torch and starts nothing."""
+"""widebatch plan | train | launch | export: the command line. Planning imports no torch and starts nothing."""
 
 import argparse
 import json
@@ -19,6 +19,7 @@ from harness.plan.lengths import needs_dataset
 from harness.plan.plan import Plan, plan
 from harness.plan.world import World
 from harness.watch.table import plan_table, warning_lines
+from launch import export
 from launch.folder import write_folder
 from launch.local import gpu_count, run
 
@@ -26,6 +27,7 @@ COMMANDS = {
     "plan": "print every number of the run with its reason; start nothing",
     "train": "train in this process: one GPU or the CPU, debugger and breakpoints welcome",
     "launch": "write the run folder and start one process per GPU with accelerate launch",
+    "export": export.HELP,
 }
 OVERVIEW = """usage: widebatch COMMAND RUN.yaml [--section.setting VALUE ...]
 
@@ -45,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         if name not in COMMANDS:
             raise UserError("widebatch", f"{name!r} is no command", did_you_mean(name, list(COMMANDS)))
+        if name == "export":
+            return export.main(rest)
         args, settings = parse(_parser(name), rest)
         command = {"plan": _plan, "train": _train, "launch": _launch}[name]
         return command(args, load(args.run, settings))

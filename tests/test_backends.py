@@ -1,6 +1,7 @@
 """The same run on another backend: the losses, rates and checkpoints of ddp, where weights and moments lie in shards."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,15 +32,19 @@ STAGES = {"ddp": 1, "fsdp": 2, "zero": 2, "options": 2, "nodes": 4, "back": 1}
 ON_TWO = ("fsdp", "zero0", "zero1", "zero2", "zero3")
 
 
+def write_texts(folder: Path) -> None:
+    """A few files of text, with lengths that leave a short row at the end of each."""
+    folder.mkdir()
+    for number in range(8):
+        (folder / f"{number}.py").write_text(" ".join(str(i * i % (97 + number)) for i in range(1500 + 311 * number)))
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Told]]:
     """What each run said, by stage and name."""
     folder = tmp_path_factory.mktemp("backends")
     texts = folder / "texts"
-    texts.mkdir()
-    for number in range(8):
-        words = " ".join(str(i * i % (97 + number)) for i in range(1500 + 311 * number))
-        (texts / f"{number}.py").write_text(words)
+    write_texts(texts)
     for stage, ranks in STAGES.items():
         run_ranks(ranks, ["tests.dist.backends", stage, str(folder), str(texts)], folder)
     return {stage: json.loads((folder / f"{stage}.json").read_text()) for stage in STAGES}
@@ -205,3 +210,16 @@ def test_a_setting_that_the_backend_lacks_is_refused(sections: dict[str, Any], s
     c = decode(config("bytes_lm", "sgd", "fp32", 16, "texts") | sections)
     with pytest.raises(UserError, match=said):
         plan(c, World(2, 1, "gpu"))
+
+
+@pytest.mark.slow
+def test_compiled_blocks_are_the_same_run_and_the_time_they_took_is_told(tmp_path: Path) -> None:
+    write_texts(tmp_path / "texts")
+    run_ranks(1, ["tests.dist.backends", "ddp", str(tmp_path), str(tmp_path / "texts")], tmp_path)
+    run_ranks(2, ["tests.dist.backends", "compiled", str(tmp_path), str(tmp_path / "texts")], tmp_path, limit_s=900)
+    whole = json.loads((tmp_path / "ddp.json").read_text())["sgd"]
+    compiled = json.loads((tmp_path / "compiled.json").read_text())
+    assert set(compiled) == {"ddp", "fsdp", "zero0", "zero1", "zero2"}
+    for told in compiled.values():
+        assert losses(told) == pytest.approx(losses(whole)[:5], rel=1e-5)
+        assert any("the first step took" in notice for notice in told["notices"])

@@ -58,6 +58,22 @@ def test_the_table_of_rules_is_the_recorded_one() -> None:
     assert rules_table() in README
 
 
+def test_the_table_of_memory_is_the_recorded_one() -> None:
+    assert memory_table() in README
+
+
+def memory_table() -> str:
+    """The README's table of configs/results/memory.json."""
+    rows = json.loads((ROOT / "configs" / "results" / "memory.json").read_text())["rows"]
+    columns = sorted({(row["precision"], row["ranks"]) for row in rows}, key=lambda c: (c[0] != "fp32", c[1]))
+    ranks = [f"{precision}, {count} rank{'s' * (count > 1)}" for precision, count in columns]
+    lines = ["| `backend.name` | " + " | ".join(ranks) + " |", "|---" * (len(ranks) + 1) + "|"]
+    for backend in dict.fromkeys(row["backend"] for row in rows):
+        found = {(row["precision"], row["ranks"]): row["bytes_per_weight"] for row in rows if row["backend"] == backend}
+        lines.append(f"| `{backend}` | " + " | ".join(f"{found[c]:.1f}" for c in columns) + " |")
+    return "\n".join(lines)
+
+
 def rules_table() -> str:
     """The README's table of configs/results/digits_rules.json."""
     rows = json.loads((ROOT / "configs" / "results" / "digits_rules.json").read_text())["rows"]

@@ -3,6 +3,7 @@
 A backend says how one pass runs, and how a step ends: how the gradients of all ranks meet and move the weights.
 """
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 
@@ -144,6 +145,11 @@ class BaseEngine(Engine):
         moments = {name.removeprefix("optimizer/"): name for name in source if name.startswith("optimizer/")}
         state = {short: self._read(source, name, parameters.get(short.rpartition("/")[0])) for short, name in moments.items()}
         load_optimizer(self.model, self.optimizer, state)
+
+
+def power_of_two(count: float) -> float:
+    """The power of two at or below a count of items. To divide a sum by it rounds nothing, and keeps fp16 in its range."""
+    return 2.0 ** math.floor(math.log2(count)) if count >= 1 else 1.0
 
 
 def persistent(model: nn.Module) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor, nn
 
-from harness.engine.base import summed
+from harness.engine.base import power_of_two, summed
 from harness.engine.pieces import Source
 from harness.engine.torch_step import TorchEngine
 from harness.parts.compute import prepare_model
@@ -29,10 +29,10 @@ class Unit(nn.Module):
         self.recipe, self.model, self.config = recipe, model, config
         self.carrier = nn.Parameter(torch.zeros(3, dtype=dtype, device=device))
 
-    def forward(self, micro: Micro, stop: float) -> tuple[Tensor, Tensor]:
-        """(scalar whose gradient is that of the summed loss and carries the sums, the sums [loss, count, stop])."""
+    def forward(self, micro: Micro, stop: float, divide: float) -> tuple[Tensor, Tensor]:
+        """(scalar whose gradient is that of the summed loss / `divide` and carries the sums, the sums [loss, count, stop])."""
         total, sums = summed(self.recipe, self.model, micro, stop, self.config, self.carrier.dtype)
-        return total.to(self.carrier.dtype) + (self.carrier * sums).sum(), sums
+        return total.to(self.carrier.dtype) / divide + (self.carrier * sums).sum(), sums
 
 
 class CopyEngine(TorchEngine):
@@ -49,6 +49,7 @@ class CopyEngine(TorchEngine):
         self._unit = Unit(recipe, model, config, self.dtype, self.device)
         self._params = [p for p in model.parameters() if p.requires_grad]
         self._scaler = torch.amp.GradScaler(self.device.type) if config.precision == "fp16" else None
+        self._divide = power_of_two(plan.global_batch) if self._scaler else 1.0
 
     @property
     def model(self) -> nn.Module:
@@ -73,9 +74,11 @@ class CopyEngine(TorchEngine):
             if self._scaler:
                 carried = carried / self._scaler.scale(torch.ones_like(carried))
             local = carried * self.processes
+        divided = self.processes * self._divide
         if self._scaler:
             self._scaler.unscale_(self.optimizer)
-        return local, nn.utils.get_total_norm(grads), torch.full_like(local[0], self.processes)
+            self._divide = power_of_two(float(local[1]))  # the scaler asks the host at every step anyway
+        return local, nn.utils.get_total_norm(grads), torch.full_like(local[0], divided)
 
     def _move(self, good: Tensor) -> None:
         """See TorchEngine._move. In fp16 the scaler skips by itself, and lowers its scale."""

@@ -60,7 +60,7 @@ class DdpEngine(CopyEngine):
         self._fresh = False
         quiet: Any = nullcontext() if sync else self._wrapped.no_sync()  # type: ignore[operator]
         with quiet:
-            objective, sums = self._wrapped(micro, stop)
+            objective, sums = self._wrapped(micro, stop, self._divide)
             (self._scaler.scale(objective) if self._scaler else objective).backward()
         told: Tensor = sums
         return told

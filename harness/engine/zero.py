@@ -7,14 +7,13 @@ scale = (loss scaling of fp16) x (global count of items) / (what we divided by b
 A step that is not finite on any rank is made NaN before the last backward; DeepSpeed then skips it, on all ranks, as an overflow.
 """
 
-import math
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from harness.engine.base import BaseEngine, summed
+from harness.engine.base import BaseEngine, power_of_two, summed
 from harness.engine.deepspeed import accumulate, open_deepspeed, override_loss_scale
 from harness.engine.pieces import Piece, Source, share, whole
 from harness.engine.shards import Shards
@@ -110,11 +109,6 @@ class ZeroEngine(BaseEngine):
         self._shards.load(source)
         if self.plan.precision == "fp16" and "scaler/scale" in source:
             self._zero.loss_scaler.cur_scale = float(source.whole("scaler/scale"))
-
-
-def power_of_two(count: float) -> float:
-    """The power of two at or below a count of items. To divide a sum by it rounds nothing, and keeps fp16 in its range."""
-    return 2.0 ** math.floor(math.log2(count)) if count >= 1 else 1.0
 
 
 def _check_running(model: nn.Module, plan: Plan) -> None:

@@ -23,7 +23,7 @@ class Zero0Engine(CopyEngine):
 
     def _pass(self, micro: Micro, stop: float, last: bool) -> Tensor:
         """See BaseEngine._pass."""
-        objective, sums = self._deepspeed(micro, stop)
+        objective, sums = self._deepspeed(micro, stop, self._divide)
         accumulate(self._deepspeed, objective, last)
         told: Tensor = sums
         return told

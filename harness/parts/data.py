@@ -114,6 +114,8 @@ def move(batch: Any, device: torch.device, dtype: torch.dtype) -> Any:
     """A batch (tensor, dict, list or tuple of batches) on `device`, its floating tensors as `dtype`."""
     if isinstance(batch, Tensor):
         kind = dtype if batch.is_floating_point() else batch.dtype
+        if device.type == "cuda" and batch.device.type == "cpu":
+            batch = batch.pin_memory()  # from other host memory a copy waits for the device
         return batch.to(device, kind, non_blocking=True)
     if isinstance(batch, dict):
         return {name: move(part, device, dtype) for name, part in batch.items()}

@@ -84,6 +84,10 @@ class Recipe(Strict, ABC):
         """Floating-point operations of one training step per counted item, or None where nobody counted them."""
         return None
 
+    def hugging_face(self, weights: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+        """(config.json, tensors by name) as Hugging Face's transformers read this model, or None where they know none like it."""
+        return None
+
     def collate(self, samples: list[Any]) -> Any:
         """A batch from single samples, where the data is no `Table`."""
         return default_collate(samples)

@@ -5,6 +5,7 @@ The loss counts bytes, not windows: the last window of a file is shorter, its pa
 
 import math
 import sysconfig
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -97,10 +98,47 @@ class BytesLM(Recipe):
         """The transformer blocks."""
         return [m for m in model.modules() if isinstance(m, Block)]
 
+    def hugging_face(self, weights: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """A GPT2LMHeadModel."""
+        settings = {
+            "architectures": ["GPT2LMHeadModel"],
+            "model_type": "gpt2",
+            "vocab_size": VOCABULARY,
+            "n_positions": self.context,
+            "n_embd": self.width,
+            "n_layer": self.depth,
+            "n_head": self.heads,
+            "activation_function": "gelu",
+            "layer_norm_epsilon": 1e-5,
+            "tie_word_embeddings": True,
+            "bos_token_id": None,
+            "eos_token_id": None,
+        }
+        return settings, dict(_gpt2(self, weights))
+
     def flops_per_item(self) -> float:
         """Training FLOPs per token, 6N + 12 L t d (Chowdhery et al. 2022, 2204.02311, appendix B); attention counted in full."""
         weights = VOCABULARY * self.width + 12 * self.depth * self.width**2
         return 6.0 * weights + 12.0 * self.depth * self.context * self.width
+
+
+def _gpt2(knobs: BytesLM, weights: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """The weights by the names of transformers' GPT-2, whose linear layers are stored transposed and have biases: here zeros."""
+    yield "transformer.wte.weight", weights["token.weight"]
+    yield "transformer.wpe.weight", weights["position"]
+    linear = {"qkv": "attn.c_attn", "out": "attn.c_proj", "up": "mlp.c_fc", "down": "mlp.c_proj"}
+    norms = {"norm1": "ln_1", "norm2": "ln_2"}
+    for block in range(knobs.depth):
+        for ours, theirs in linear.items():
+            weight = weights[f"blocks.{block}.{ours}.weight"].T
+            yield f"transformer.h.{block}.{theirs}.weight", weight
+            yield f"transformer.h.{block}.{theirs}.bias", torch.zeros(weight.shape[1])
+        for ours, theirs in norms.items():
+            weight = weights[f"blocks.{block}.{ours}.weight"]
+            yield f"transformer.h.{block}.{theirs}.weight", weight
+            yield f"transformer.h.{block}.{theirs}.bias", torch.zeros_like(weight)
+    yield "transformer.ln_f.weight", weights["norm.weight"]
+    yield "transformer.ln_f.bias", torch.zeros_like(weights["norm.weight"])
 
 
 class Block(nn.Module):

@@ -22,7 +22,7 @@ from harness.plan.decode import decode
 from harness.plan.order import Chunk
 from harness.plan.plan import plan
 from harness.plan.world import World, place
-from harness.stats.events import Evaluated, Stepped
+from harness.stats.events import Evaluated, Noticed, Stepped
 from harness.train import train
 from tests.dist.layouts import config
 
@@ -64,6 +64,7 @@ def told(name: str, which: str, texts: str, nodes: int = 1, **extra: dict[str, A
         "planned": [p.lr_at(e.samples - int(e.metrics["batch/samples"])) for e in steps],
         "eval": [e.metrics["eval/loss"] for e in events if isinstance(e, Evaluated)],
         "traffic": dict(traffic),
+        "notices": [e.message for e in events if isinstance(e, Noticed)],
     }
 
 
@@ -187,6 +188,7 @@ def main(stage: str, folder: Path, texts: str) -> None:
     for kind, names in COLLECTIVES.items():
         name = next(n for n in names if n in vars(dist))
         setattr(dist, name, _counted(kind, getattr(dist, name)))
+    results: dict[str, Told] = {}
     if stage == "ddp":
         results = {run: told("ddp", run, texts) for run in RUNS}
         told("ddp", "adamw", texts, run={"dir": str(folder / "crossed"), "stop_after_steps": FIRST})
@@ -196,10 +198,13 @@ def main(stage: str, folder: Path, texts: str) -> None:
         results = zero(folder, texts)
     elif stage == "options":
         results = options(texts)
+    elif stage == "compiled":
+        for name in ("ddp", "fsdp", "zero0", "zero1", "zero2"):
+            limit: dict[str, Any] = {"stop_after_steps": 5}
+            results[name] = told(name, "sgd", texts, backend=backend(name), compute={"compile": True}, run=limit)
     elif stage == "nodes":
         results = nodes(folder, texts)
     else:
-        results = {}
         for name in ("ddp", "fsdp"):
             fork(folder / "crossed-fsdp", folder / name)
             after = {"ddp": "ddp after fsdp", "fsdp": "fsdp"}[name]

@@ -21,17 +21,17 @@ def environ() -> dict[str, str]:
     }
 
 
-def run_ranks(ranks: int, argv: Sequence[str], cwd: Path, *, status: int = 0) -> str:
+def run_ranks(ranks: int, argv: Sequence[str], cwd: Path, *, status: int = 0, limit_s: float = 300) -> str:
     """Run `python -m ARGV` on `ranks` ranks and return what they printed; fails unless the exit status is `status`."""
     start = [sys.executable]
     if ranks > 1:
         start += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-    return run_command([*start, "-m", *argv], cwd, status=status)
+    return run_command([*start, "-m", *argv], cwd, status=status, limit_s=limit_s)
 
 
-def run_command(argv: Sequence[str], cwd: Path, *, status: int = 0) -> str:
+def run_command(argv: Sequence[str], cwd: Path, *, status: int = 0, limit_s: float = 300) -> str:
     """Run a command to its end and return its output; fails unless the exit status is `status`."""
-    done = subprocess.run(argv, cwd=cwd, env=environ(), capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(argv, cwd=cwd, env=environ(), capture_output=True, text=True, timeout=limit_s, check=False)
     output = done.stdout + done.stderr
     assert done.returncode == status, f"{argv} ended with {done.returncode}:\n{output[-4000:]}"
     return output

@@ -1,0 +1,21 @@
+"""widebatch export RUN --out FILE: the weights of a run for other programs."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+HELP = "write a run's weights as model.safetensors, or as a Hugging Face folder"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Raises UserError."""
+    parser = argparse.ArgumentParser(prog="widebatch export", description=HELP, allow_abbrev=False)
+    parser.add_argument("run", metavar="RUN", type=Path, help="the folder that a run wrote")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="a name that ends in .safetensors; any other is a Hugging Face folder"
+    )
+    args = parser.parse_args(argv)
+    from harness.engine.export import export
+
+    print(export(args.run, args.out))
+    return 0
