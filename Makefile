@@ -11,8 +11,8 @@ demo: .venv/.base  ## Train a real model on real data in two processes, with the
 test: .venv/.dev  ## All tests, under 10 minutes on 2 cores.
 	$(BIN)/python -m pytest
 
-test-all: .venv/.dev  ## The long ones too: every backend's checkpoints on every world, compiled blocks.
-	$(BIN)/python -m pytest -m "slow or not slow"
+test-all: test  ## The long ones too: every backend's checkpoints on every world, compiled blocks.
+	$(BIN)/python -m pytest -m slow
 
 check: .venv/.dev  ## Format, lint and types.
 	$(BIN)/ruff format --check .

@@ -7,10 +7,9 @@ from harness.parts.data import Feed
 from harness.parts.recipe import Recipe
 from harness.plan.config import Config
 from harness.plan.order import deals
-from harness.stats.events import Metrics
 
 
-def evaluate(engine: Engine, recipe: Recipe, config: Config, feed: Feed) -> Metrics:
+def evaluate(engine: Engine, recipe: Recipe, config: Config, feed: Feed) -> dict[str, float]:
     """The means of the recipe's metrics over the whole data set, as `eval/NAME`; every rank returns the same.
 
     Sums and counts are added in float64 on the device and meet in one reduction.

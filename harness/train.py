@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from harness.engine import checkpoint
-from harness.engine.engine import Engine, StepRow
+from harness.engine.engine import Engine
 from harness.engine.open import open_engine
 from harness.engine.state import State
 from harness.evaluate import evaluate
@@ -22,9 +22,10 @@ from harness.plan.errors import UserError
 from harness.plan.order import Order, deals, derive
 from harness.plan.plan import Plan
 from harness.saving import NotSavedError, save
-from harness.stats.clock import Clock
-from harness.stats.events import Ended, Evaluated, Event, Metrics, Noticed, Saved, Started, Stepped, Windowed
-from harness.stats.window import Window
+from harness.stats.events import Ended, Evaluated, Event, Metrics, Noticed, Saved, Started
+from harness.stats.past import last_window
+from harness.stats.rows import StepRow
+from harness.telling import Teller
 
 
 def train(
@@ -50,6 +51,7 @@ def train(
     options = {"device": engine.device, "dtype": engine.dtype, "collate": recipe.collate, "workers": recipe.workers}
     run.feed = Feed(data, order=order, key_seed=key_seed, **options)  # type: ignore[arg-type]
     run.valid = Feed(recipe.data("valid"), order=None, key_seed=key_seed, **options)  # type: ignore[arg-type]
+    run.teller = Teller(config, plan, recipe, engine, data)
     notices = list(run.resume())
     size = sum(p.numel() for p in engine.model.parameters())
     state = run.state
@@ -77,8 +79,8 @@ class _Run:
     engine: Engine
     folder: Path | None
     stop: Callable[[], bool]
-    state: State = field(default_factory=State)
-    clock: Clock = field(default_factory=Clock)
+    state: State = field(default_factory=lambda: State(began=time.time()))
+    teller: Teller = field(init=False)
     feed: Feed = field(init=False)
     valid: Feed = field(init=False)
     saved_at: int = -1
@@ -106,12 +108,17 @@ class _Run:
             at = f"is {self.plan.optimizer}, but {self.folder} was begun with {found.about['optimizer']}"
             raise UserError("optim.name", at, "its state fits no other: keep the optimizer, or give another run.dir")
         self.engine.load(found.tensors)
-        self.state = found.state
+        self.state = replace(found.state, restarts=found.state.restarts + 1, lost_s=found.state.lost_s + self._lost(found.state))
         self.saved_at = self.state.samples
         before, now = found.about["global_batch"], self.plan.global_batch
         world = f"{found.about['world_size']} -> {self.plan.world_size} ranks, global batch {before} -> {now}"
         text = f"going on from {found.path.name} at step {self.state.step}: {world}"
         yield Noticed(self.state.step, self.state.samples, "resumed", text)
+
+    def _lost(self, state: State) -> float:
+        """Seconds of training that the journal tells of after the checkpoint that is gone back to."""
+        last = last_window(self.folder / "events.jsonl") if self.folder else {}
+        return max(float(last.get("progress/trained_s", state.trained_s)) - state.trained_s, 0.0)
 
     def steps(self) -> Iterator[Event]:
         """All steps from where the state stands to the plan's end."""
@@ -128,15 +135,18 @@ class _Run:
             engine.rank,
             engine.processes,
         )
-        self.clock.lap()
-        for deal, micros in self.feed.steps(dealt):
+        waited = 0.0
+        self.teller.clock.discard("start")
+        feed = self.feed.steps(dealt)
+        while True:
+            begin = time.perf_counter()
+            fetched = next(feed, None)
+            if fetched is None:
+                break
+            waited += time.perf_counter() - begin
+            deal, micros = fetched
             lr = plan.lr_at(position - self.state.skipped_samples) * self.state.plateau.factor
             asked = asked or self.stop()
-            begin = time.monotonic()
-            engine.step(micros, lr, asked)
-            if config.compute.compile and self.state.step + len(pending) == first:
-                text = f"the first step took {time.monotonic() - begin:.1f} s, compilation included"
-                yield Noticed(self.state.step, self.state.samples, "compiled", text)
             before, position = position, position + deal.samples
             pending.append((deal.samples, lr))
             taken = self.state.step + len(pending) - first
@@ -144,10 +154,17 @@ class _Run:
             limit = taken == config.run.stop_after_steps
             evaluate_now = over or _crossed(before, position, plan.eval_every_samples)
             save_now = over or limit or _crossed(before, position, plan.checkpoint_every_samples)
-            if not (len(pending) == config.watch.every_steps or evaluate_now or save_now):
+            close = taken == 1 or len(pending) == config.watch.every_steps or evaluate_now or save_now
+            engine.step(micros, lr, asked, close=close)
+            if not close:
                 continue
-            rows = engine.read()
-            yield from self._window(rows, pending)
+            reading = engine.read(waited)
+            rows, waited = reading.steps, 0.0
+            self.state, told = self.teller.window(self.state, reading, pending, first=taken == 1)
+            yield from told
+            if taken == 1 and config.compute.compile:
+                text = f"the first step took {self.teller.clock.pauses['first_step']:.1f} s, compilation included"
+                yield Noticed(self.state.step, self.state.samples, "compiled", text)
             pending = []
             failed = self._guard(rows)
             wanted = any(row.stop > 0 for row in rows)
@@ -162,64 +179,6 @@ class _Run:
                 )
                 return
         yield self._end("complete", "")
-
-    def _window(self, rows: Sequence[StepRow], pending: Sequence[tuple[int, float]]) -> Iterator[Event]:
-        """Move the state past the steps just read and tell them."""
-        seconds = self.clock.lap()
-        item = f"progress/{self.recipe.item}s"
-        for row, (samples, lr) in zip(rows, pending, strict=True):
-            s, skipped = self.state, not row.applied
-            self.state = replace(
-                s,
-                step=s.step + 1,
-                samples=s.samples + samples,
-                skipped_steps=s.skipped_steps + skipped,
-                skipped_samples=s.skipped_samples + samples * skipped,
-                items=s.items + row.count,
-            )
-            metrics = {
-                "train/loss": row.loss,
-                "train/lr": lr,
-                "train/grad_norm": row.grad_norm,
-                "train/clip_factor": row.clip_factor,
-            }
-            yield Stepped(self.state.step, self.state.samples, metrics | {"batch/samples": samples, "batch/items": row.count})
-            if skipped:
-                text = f"loss {row.loss:g}, gradient norm {row.grad_norm:g}: the step was skipped on all ranks"
-                yield Noticed(self.state.step, self.state.samples, "nonfinite", text)
-        steps = len(rows)
-        window = Window(
-            loss_sum=sum(r.loss_sum for r in rows),
-            items=sum(r.count for r in rows),
-            samples=sum(samples for samples, _ in pending),
-            steps=steps,
-            skipped=self.state.skipped_steps,
-            seconds=seconds,
-            grad_norm=sum(r.grad_norm for r in rows) / steps,
-            clipped=sum(r.clip_factor < 1 for r in rows),
-            lr=pending[-1][1],
-        )
-        metrics = window.metrics(self.recipe.item, self.engine.processes, self.recipe.flops_per_item())
-        yield Windowed(self.state.step, self.state.samples, self._progress() | {item: self.state.items} | metrics)
-
-    def _progress(self) -> Metrics:
-        plan, s = self.plan, self.state
-        out = {
-            "progress/step": float(s.step),
-            "progress/samples": float(s.samples),
-            "progress/epoch": s.samples / len(self.feed.data),
-            "progress/train_s": self.clock.train_s,
-            "progress/wall_s": self.clock.wall_s,
-            "batch/global_samples": float(plan.global_batch),
-            "batch/micro_samples": float(plan.micro_batch),
-            "batch/accumulate": float(plan.accumulate),
-            "batch/world_size": float(plan.world_size),
-            "batch/ratio": plan.ratio,
-        }
-        if self.config.scaling.noise_scale is not None:
-            out["batch/noise_scale_samples"] = self.config.scaling.noise_scale
-            out["batch/critical_ratio"] = plan.global_batch / self.config.scaling.noise_scale
-        return out
 
     def _guard(self, rows: Sequence[StepRow]) -> str:
         """Why the run must stop, or nothing."""
@@ -237,16 +196,18 @@ class _Run:
     def _evaluate(self) -> Iterator[Event]:
         if self.evaluated_at == self.state.samples:
             return
-        with self.clock.pause():
+        with self.teller.clock.pause("eval"):
             metrics = evaluate(self.engine, self.recipe, self.config, self.valid)
         loss, s, shape = metrics["eval/loss"], self.state, self.plan.schedule
-        better = math.isfinite(loss) and loss < s.best.get("eval/loss", math.inf)
+        best = s.best.get("eval/loss")
+        better = math.isfinite(loss) and (best is None or loss < best)
         plateau = s.plateau
         if shape.shape == "plateau":
             plateau = plateau.after(loss, s.samples, patience=shape.every, gamma=shape.gamma, floor=shape.final_fraction)
-        self.state = replace(s, best=metrics if better else s.best, last=metrics, plateau=plateau)
+        self.state = replace(s, best=dict(metrics) if better else s.best, last=dict(metrics), plateau=plateau)
         self.evaluated_at = s.samples
-        yield Evaluated(s.step, s.samples, self._progress() | metrics, better)
+        gap: Metrics = {"eval/generalization_gap": self.teller.gap(loss, len(self.valid.data))}
+        yield Evaluated(s.step, s.samples, self.teller.progress(s) | metrics | gap, better)
         if plateau.factor != s.plateau.factor:
             text = f"no better eval/loss for {shape.every} samples: lr x {plateau.factor:g} from here"
             yield Noticed(s.step, s.samples, "plateau", text)
@@ -264,14 +225,16 @@ class _Run:
             "lr": plan.target_lr,
         }
         try:
-            with self.clock.pause():
+            with self.teller.clock.pause("checkpoint"):
                 path = save(self.engine, self.folder / "checkpoints", state, about, self.config.checkpoint.keep)
         except NotSavedError as e:
             yield Noticed(state.step, state.samples, "checkpoint_failed", f"checkpoint not written: {e}")
             return
         self.saved_at = state.samples
         size = sum(f.stat().st_size for f in path.iterdir()) if self.engine.rank == 0 else 0
-        yield Saved(state.step, state.samples, str(path), time.monotonic() - begin, size)
+        seconds = time.monotonic() - begin
+        self.teller.saved(seconds, size)
+        yield Saved(state.step, state.samples, str(path), seconds, size)
 
     def _end(self, reason: str, message: str) -> Ended:
         s = self.state

@@ -31,7 +31,8 @@ def final_accuracy(ratio: int, rule: str, seed: int) -> float:
     *_, end = train(config, plan(config, World(1, device="cpu")), cpu=True)
     if not isinstance(end, Ended) or end.reason != "complete":
         return float("nan")
-    return end.metrics["eval/accuracy_pct"]
+    accuracy = end.metrics["eval/accuracy_pct"]
+    return float("nan") if accuracy is None else accuracy
 
 
 def main(ratios: Sequence[int] = RATIOS, seeds: Sequence[int] = SEEDS) -> None:

@@ -97,6 +97,16 @@ def test_the_rate_used_at_every_step_is_the_plans(runs: dict[str, dict[str, Told
 
 
 @pytest.mark.parametrize("backend", ON_TWO)
+def test_another_ratio_and_accumulation_have_their_own_rates(runs: dict[str, dict[str, Told]], backend: str) -> None:
+    """k = 12 in twelve passes, where the runs above have k = 2 in two."""
+    here, whole = on_two(runs, backend, "larger"), runs["ddp"]["larger"]
+    assert losses(here) == pytest.approx(losses(whole), rel=1e-5)
+    groups = len(here["used"]) // len(here["steps"])
+    assert here["used"] == [rate for rate in here["planned"] for _ in range(groups)]
+    assert here["planned"] == whole["used"] != runs["ddp"]["sgd"]["used"][:5]
+
+
+@pytest.mark.parametrize("backend", ON_TWO)
 def test_a_run_goes_from_ddp_to_another_backend_and_back(runs: dict[str, dict[str, Told]], backend: str) -> None:
     """20 steps of ddp on one rank, 15 of another on two, and the rest of ddp on one: as if nothing had been."""
     whole = losses(runs["ddp"]["adamw"])

@@ -33,6 +33,6 @@ def test_the_next_losses_are_those_of_the_run_that_was_not_stopped(
     whole = losses(runs["ddp"]["adamw"])[SAVED : SAVED + STEPS]
     here = runs[f"load-{after}"][f"{saver} {before} {loader}"]
     assert losses(here) == pytest.approx(whole, rel=1e-4)
-    if (saver, before) == (loader, after):
+    if saver == loader:
         assert losses(here)[0] == pytest.approx(whole[0], rel=1e-5)
     assert [s["batch/items"] for s in here["steps"]] == [s["batch/items"] for s in runs["ddp"]["adamw"]["steps"]][SAVED:][:STEPS]

@@ -49,9 +49,9 @@ def test_events_come_in_order_and_windows_add_up() -> None:
     kinds = [type(e) for e in events if not isinstance(e, Stepped | Noticed)]
     assert kinds == [Started, Windowed, Windowed, Evaluated, Windowed, Windowed, Evaluated, Ended]
     windows = [e for e in events if isinstance(e, Windowed)]
-    assert [w.samples for w in windows] == [128, 160, 288, 320]
+    assert [w.samples for w in windows] == [32, 160, 288, 320], "the first step, which warms up, is a window of its own"
     told = [s.metrics["train/loss"] for s in steps(events)]
-    assert windows[0].metrics["train/loss"] == pytest.approx(sum(told[:4]) / 4, rel=1e-12)
+    assert windows[1].metrics["train/loss"] == pytest.approx(sum(told[1:5]) / 4, rel=1e-12)
     assert windows[-1].metrics["progress/samples"] == 320
     assert windows[-1].metrics["progress/epoch"] == pytest.approx(320 / 1437)
 
@@ -189,7 +189,7 @@ def test_a_skipped_step_leaves_running_statistics_alone() -> None:
     assert sum(isinstance(e, Noticed) and e.code == "nonfinite" for e in events) == 2
     end = events[-1]
     assert isinstance(end, Ended)
-    assert math.isfinite(end.metrics["eval/loss"])
+    assert math.isfinite(end.metrics["eval/loss"] or math.nan)
 
 
 def test_worker_processes_change_nothing() -> None:

@@ -6,14 +6,17 @@ A backend says how one pass runs, and how a step ends: how the gradients of all 
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from harness.engine.engine import COLUMNS, DTYPES, Engine, StepRow, autocast
+from harness.engine.engine import COLUMNS, DTYPES, Engine, Estimator, autocast
+from harness.engine.meters import Meters
 from harness.engine.names import load_optimizer, name_optimizer
 from harness.engine.pieces import Piece, Source, share, whole
 from harness.parts.data import Micro
@@ -22,6 +25,10 @@ from harness.plan.config import Config
 from harness.plan.errors import UserError
 from harness.plan.order import derive
 from harness.plan.plan import Plan
+from harness.stats.rows import Reading
+
+FOLLOWED = 65_536
+"""Elements of a tensor that are followed through a step, to measure the update; all of them in a small one."""
 
 
 def summed(
@@ -49,9 +56,15 @@ class BaseEngine(Engine):
         if self.processes != plan.processes:
             at = f"the plan is for {plan.processes} processes, here are {self.processes}"
             raise UserError("world", at, "start as many as the plan says, or plan for what is here")
+        self.estimator = moments_estimator(plan, config)
         self.plan, self.config, self.dtype, self.seed = plan, config, DTYPES[config.precision], config.run.seed
         self._rows = torch.zeros(config.watch.every_steps, len(COLUMNS), dtype=torch.float64, device=self.device)
         self._filled = 0
+        self._scale = torch.ones((), dtype=torch.float64, device=self.device)
+        self._small: Tensor | None = None
+        self._norm = self._scale
+        self._closing = False
+        self._grad_norms: Tensor | None = None
 
     @abstractmethod
     def _pass(self, micro: Micro, stop: float, last: bool) -> Tensor:
@@ -67,7 +80,10 @@ class BaseEngine(Engine):
         Returns whether everything was finite, and so the weights moved: bool [], the same on every rank.
         """
 
-    def step(self, micros: Sequence[Micro], lr: float, stop: bool) -> None:
+    def _after_first(self, told: Tensor) -> None:
+        """After the first pass of a step, `told` its sums: what the noise scale takes from it, where it does."""
+
+    def step(self, micros: Sequence[Micro], lr: float, stop: bool, *, close: bool = False) -> None:
         """See Engine.step."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
@@ -78,20 +94,81 @@ class BaseEngine(Engine):
                 self.model.train(not micro.chunk.ghost)  # a ghost leaves BatchNorm's running statistics alone
             seed_torch(derive(self.seed, 2, micro.chunk.start))
             told.append(self._pass(micro, float(stop) / len(micros), number == len(micros) - 1))
-        good = self._finish(torch.stack(told).sum(0))
+            if number == 0:
+                self._after_first(told[0])
+        self._closing = close
+        followed = self._followed() if close else []
+        local = torch.stack(told).sum(0)
+        good = self._finish(local)
         for buffer, kept in zip(self.model.buffers(), before, strict=True):
             buffer.copy_(torch.where(good, buffer, kept))
+        self._meter(micros, local, good, followed)
 
     def _row(self, sums: Tensor, norm: Tensor, factor: Tensor, good: Tensor) -> None:
         """Write one step's row; nothing is read back."""
-        self._rows[self._filled] = torch.stack([*sums, norm.to(sums), factor.to(sums), good.to(sums)])
+        self._norm = norm.to(sums)
+        self._rows[self._filled] = torch.stack([*sums, self._norm, factor.to(sums), good.to(sums), self._scale.to(sums)])
         self._filled += 1
 
-    def read(self) -> list[StepRow]:
+    def _meter(self, micros: Sequence[Micro], local: Tensor, good: Tensor, followed: list[Tensor]) -> None:
+        """What a step leaves in the window's meters."""
+        real = sum(m.chunk.count for m in micros if not m.chunk.ghost)
+        if self._small is not None and real == self.plan.global_batch // self.processes:
+            self.meters.add_noise(self._small, self._norm**2, good)
+        self._small = None
+        if followed:
+            self.meters.norms = self._norms(followed)
+        self.meters.computed += sum(m.chunk.count for m in micros)
+        self.meters.step_done(local.double())
+
+    @cached_property
+    def meters(self) -> Meters:
+        """The window's meters; norms are by parameter group, or by parameter where the run file asks."""
+        if self.config.watch.layers:
+            labels = [f"layer_{name}" for name, p in self.model.named_parameters() if p.requires_grad]
+        else:
+            labels = [f"group{number}" for number in range(len(self.optimizer.param_groups))]
+        return Meters(self.device, self.processes, labels)
+
+    def _held(self) -> list[tuple[str, int, Tensor]]:
+        """(name, number of its parameter group, what lies here) of every parameter that is trained."""
+        homes = {id(p): number for number, group in enumerate(self.optimizer.param_groups) for p in group["params"]}
+        return [(name, homes[id(p)], local_part(p)) for name, p in self.model.named_parameters() if p.requires_grad]
+
+    def _copies(self) -> int:
+        """How many ranks hold the same part of a weight."""
+        return self.processes
+
+    def _followed(self) -> list[Tensor]:
+        """Copies of the first FOLLOWED elements of what lies here of each parameter, to see how far a step moves them."""
+        return [held.detach().flatten()[:FOLLOWED].clone() for _, _, held in self._held()]
+
+    def _norms(self, followed: list[Tensor]) -> Tensor:
+        """Squared norms by label, as NormRow has them: float64 [labels, 4], of what lies on this rank."""
+        held = [(name, group, t.detach()) for name, group, t in self._held()]
+        weights, moved = [t for _, _, t in held], [t.flatten()[:FOLLOWED] for _, _, t in held]
+        columns = [weights, followed, list(torch._foreach_sub(moved, followed))]
+        squares = [torch.stack(torch._foreach_norm(c)).to(self.device, torch.float64) ** 2 for c in columns]
+        grads = torch.full_like(squares[0], float("nan")) if self._grad_norms is None else self._grad_norms.double() ** 2
+        names = {label: number for number, label in enumerate(self.meters.labels)}
+        labels = [names[f"layer_{name}"] if self.config.watch.layers else group for name, group, _ in held]
+        out = torch.zeros(len(names), 4, dtype=torch.float64, device=self.device)
+        return out.index_add_(0, torch.tensor(labels, device=self.device), torch.stack([*squares, grads.to(self.device)], 1))
+
+    def _moment(self) -> Tensor:
+        """Squared norm of what lies here of the optimizer's first moment, where the noise scale is made of it."""
+        found = [state.get(k) for state in self.optimizer.state.values() for k in ("exp_avg", "momentum_buffer")]
+        moments = [local_part(m) for m in found if m is not None] if self.estimator == "moments" else []
+        return nn.utils.get_total_norm(moments).to(self.device) ** 2 if moments else torch.zeros((), device=self.device)
+
+    def lr_scales(self) -> list[float]:
+        """See Engine.lr_scales."""
+        return [float(group.get("lr_scale", 1.0)) for group in self.optimizer.param_groups]
+
+    def read(self, data_wait_s: float = 0.0) -> Reading:
         """See Engine.read."""
-        rows = self._rows[: self._filled].tolist()
-        self._filled = 0
-        return [StepRow(*row) for row in rows]
+        filled, self._filled = self._filled, 0
+        return self.meters.read(self._rows[:filled], COLUMNS, data_wait_s, self._moment(), self._copies())
 
     def sync_buffers(self) -> None:
         """See Engine.sync_buffers."""
@@ -150,6 +227,17 @@ class BaseEngine(Engine):
 def power_of_two(count: float) -> float:
     """The power of two at or below a count of items. To divide a sum by it rounds nothing, and keeps fp16 in its range."""
     return 2.0 ** math.floor(math.log2(count)) if count >= 1 else 1.0
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """What of a tensor lies on this rank."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def moments_estimator(plan: Plan, config: Config) -> Estimator:
+    """Whether the optimizer's first moment is an average of gradients, to take the noise scale from."""
+    averages = plan.optimizer in ("adam", "adamw") or (plan.optimizer in ("sgd", "nesterov") and plan.momentum)
+    return "moments" if averages and config.watch.noise_scale else "none"
 
 
 def persistent(model: nn.Module) -> dict[str, Tensor]:

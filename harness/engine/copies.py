@@ -50,6 +50,8 @@ class CopyEngine(TorchEngine):
         self._params = [p for p in model.parameters() if p.requires_grad]
         self._scaler = torch.amp.GradScaler(self.device.type) if config.precision == "fp16" else None
         self._divide = power_of_two(plan.global_batch) if self._scaler else 1.0
+        if config.watch.noise_scale and plan.passes > 1 and self._scaler is None:
+            self.estimator = "passes"
 
     @property
     def model(self) -> nn.Module:
@@ -59,6 +61,11 @@ class CopyEngine(TorchEngine):
     @abstractmethod
     def _pass(self, micro: Micro, stop: float, last: bool) -> Tensor:
         """See BaseEngine._pass. The last one leaves the mean over ranks in every gradient, the carrier's too."""
+
+    def _after_first(self, told: Tensor) -> None:
+        """See BaseEngine._after_first. Nothing has met yet: this is the gradient of the first pass alone."""
+        if self.estimator == "passes":
+            self._small = nn.utils.get_total_norm(self._grads()) ** 2 / told[1] ** 2
 
     def _grads(self) -> list[Tensor]:
         """See TorchEngine._grads."""
@@ -85,6 +92,7 @@ class CopyEngine(TorchEngine):
         if self._scaler is None:
             super()._move(good)
             return
+        self._scale = self._scaler.scale(torch.ones((), device=self.device))
         self._scaler.step(self.optimizer)
         self._scaler.update()
 

@@ -4,14 +4,17 @@ import warnings
 from contextlib import nullcontext
 from typing import Any, final
 
+import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor, nn
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+from torch._C._distributed_c10d import GradBucket
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook, bf16_compress_hook
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 
 from harness.engine.copies import CopyEngine
 from harness.parts.data import Micro
 from harness.parts.recipe import Recipe
+from harness.parts.stamps import Stamp, stamp
 from harness.plan.config import BackendConfig, Config
 from harness.plan.errors import UserError
 from harness.plan.plan import Plan
@@ -29,8 +32,13 @@ class DdpEngine(CopyEngine):
         self._fresh = True
         self._powersgd: PowerSGDState | None = None
         self._rounds = config.backend.compress != "none"
-        if self._rounds and isinstance(self._wrapped, nn.parallel.DistributedDataParallel):
-            self._compress(self._wrapped)
+        self._squares: list[Tensor] = []
+        self._ready: Stamp = 0.0
+        if isinstance(self._wrapped, nn.parallel.DistributedDataParallel):
+            self.meters.waits_known = True
+            if config.watch.noise_scale and plan.passes == 1 and self._scaler is None:
+                self.estimator = "ranks"
+            self._hook(self._wrapped)
 
     def _wrap(self, cpu: bool) -> nn.Module:
         """The unit under DDP; anything else that Accelerate may give is refused."""
@@ -43,15 +51,24 @@ class DdpEngine(CopyEngine):
             raise UserError("backend.name", f"ddp asked for, Accelerate gave {type(wrapped).__name__}", "check accelerate.yaml")
         return wrapped
 
-    def _compress(self, wrapped: nn.parallel.DistributedDataParallel) -> None:
-        """Let gradients travel as bf16, or as low-rank factors (PowerSGD, Vogels et al. 2019, 1905.13727)."""
-        if self.config.backend.compress == "bf16":
-            wrapped.register_comm_hook(
-                None, lambda group, bucket: bf16_compress_hook(group, bucket)
-            )  # by its name, gloo is refused
-            return
-        self._powersgd = PowerSGDState(None, matrix_approximation_rank=POWERSGD_RANK, start_powerSGD_iter=2)
-        wrapped.register_comm_hook(self._powersgd, powerSGD_hook)
+    def _hook(self, wrapped: nn.parallel.DistributedDataParallel) -> None:
+        """Let gradients travel as they are, as bf16, or as low-rank factors (PowerSGD, Vogels et al. 2019, 1905.13727).
+
+        On their way out they are measured: this rank's own squared norm, and when the last of them was ready.
+        """
+        travel: Any = {"none": allreduce_hook, "bf16": bf16_compress_hook, "powersgd": powerSGD_hook}[self.config.backend.compress]
+        if self.config.backend.compress == "powersgd":
+            self._powersgd = PowerSGDState(None, matrix_approximation_rank=POWERSGD_RANK, start_powerSGD_iter=2)
+
+        def measured(state: Any, bucket: GradBucket) -> torch.futures.Future[Tensor]:
+            if self.estimator == "ranks":
+                own = [g for p, g in zip(bucket.parameters(), bucket.gradients(), strict=True) if p is not self._unit.carrier]
+                self._squares += [norm**2 for norm in torch._foreach_norm(own)]
+            self._ready = stamp(self.device)
+            met: torch.futures.Future[Tensor] = travel(state, bucket)
+            return met
+
+        wrapped.register_comm_hook(self._powersgd, measured)
 
     def _pass(self, micro: Micro, stop: float, last: bool) -> Tensor:
         """See BaseEngine._pass."""
@@ -63,6 +80,11 @@ class DdpEngine(CopyEngine):
             objective, sums = self._wrapped(micro, stop, self._divide)
             (self._scaler.scale(objective) if self._scaler else objective).backward()
         told: Tensor = sums
+        if last and self.processes > 1:
+            self.meters.waited(self._ready, stamp(self.device))
+        if self._squares:
+            self._small = torch.stack(self._squares).sum() / told[1] ** 2
+            self._squares = []
         return told
 
     def _move(self, good: Tensor) -> None:

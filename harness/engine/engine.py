@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,32 +11,15 @@ from harness.engine.pieces import Piece, Source
 from harness.parts.data import Micro
 from harness.plan.config import Config
 from harness.plan.plan import Plan
+from harness.stats.rows import Reading
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp16": torch.float32, "fp64": torch.float64}
 """Type of the weights and of the data, by `precision`; bf16 and fp16 are autocast over float32 weights."""
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-COLUMNS = ("loss_sum", "count", "stop", "grad_norm", "clip_factor", "applied")
-
-
-@dataclass(frozen=True)
-class StepRow:
-    """One optimizer step as measured, the same on every rank.
-
-    `loss_sum` and `count` are over all ranks; `grad_norm` is of the mean loss, before clipping; `clip_factor` <= 1 is what clipping
-    multiplied it by; `applied` says whether the weights moved; `stop` how many ranks ask to stop.
-    """
-
-    loss_sum: float
-    count: float
-    stop: float
-    grad_norm: float
-    clip_factor: float
-    applied: float
-
-    @property
-    def loss(self) -> float:
-        """Mean loss over all counted items of the step; NaN where nothing was counted."""
-        return self.loss_sum / self.count if self.count else float("nan")
+COLUMNS = ("loss_sum", "count", "stop", "grad_norm", "clip_factor", "applied", "loss_scale")
+Estimator = Literal["passes", "ranks", "moments", "none"]
+"""How the gradient noise scale is measured: by the gradient of a step's first pass, by each rank's own before they meet, by the
+optimizer's first moment, or not at all."""
 
 
 class Engine(ABC):
@@ -47,6 +30,7 @@ class Engine(ABC):
     dtype: torch.dtype
     rank: int
     processes: int
+    estimator: Estimator
 
     @property
     @abstractmethod
@@ -54,16 +38,25 @@ class Engine(ABC):
         """The recipe's own model, to evaluate and to look at."""
 
     @abstractmethod
-    def step(self, micros: Sequence[Micro], lr: float, stop: bool) -> None:
+    def step(self, micros: Sequence[Micro], lr: float, stop: bool, *, close: bool = False) -> None:
         """One optimizer step over this rank's passes at rate `lr`. Nothing is read back to the host here.
+
+        `close`: the last step of a window, in which norms of weights and updates are measured too.
 
         The gradient is the sum over all ranks divided by the global count of items (Goyal et al. 2017, remark 3). A step whose loss
         or gradient is not finite on any rank moves nothing on any rank. `stop` asks all ranks to stop.
         """
 
     @abstractmethod
-    def read(self) -> list[StepRow]:
-        """The steps since the last call: the one copy from device to host of a window."""
+    def lr_scales(self) -> list[float]:
+        """By what the rate is multiplied in each parameter group."""
+
+    @abstractmethod
+    def read(self, data_wait_s: float = 0.0) -> Reading:
+        """The steps since the last call: one reduction over ranks and one copy from device to host for a window.
+
+        `data_wait_s`: seconds that this rank waited for its data in the window.
+        """
 
     @abstractmethod
     def sync_buffers(self) -> None:

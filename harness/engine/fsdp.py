@@ -122,6 +122,10 @@ class FsdpEngine(TorchEngine):
         self._reshard()
         super().load(source)
 
+    def _copies(self) -> int:
+        """See BaseEngine._copies."""
+        return self._copy()[1]
+
     def _copy(self) -> tuple[int, int]:
         """(which copy of its shard a rank holds, how many there are): one for each node in HSDP."""
         return (self._mesh.get_local_rank("replicate"), self._mesh.size(0)) if self._mesh.ndim == 2 else (0, 1)

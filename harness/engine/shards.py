@@ -75,6 +75,11 @@ class Shards:
                     self._take(s, key, source)
             self._spread()
 
+    def held(self) -> list[tuple[str, int, Tensor]]:
+        """(name, number of its parameter group, float32 elements) of every slice that has any."""
+        homes = {id(flat): number for number, group in enumerate(self._zero.optimizer.param_groups) for flat in group["params"]}
+        return [(s.name, homes[id(s.flat)], s.of(s.flat)) for s in self._slices()]
+
     def _take(self, s: Slice, key: str, source: Source) -> None:
         """One entry of optimizer state of one parameter."""
         name = f"optimizer/{s.name}/{key}"

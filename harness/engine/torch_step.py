@@ -29,6 +29,10 @@ class TorchEngine(BaseEngine):
         grads = self._grads()
         sums, norm, divided = self._meet(grads, local)
         scale = divided / sums[1]
+        if self._closing:
+            self._grad_norms = (
+                torch.stack(torch._foreach_norm(grads)).to(scale) * scale if len(grads) == len(self._params) else None
+            )
         norm = norm * scale
         factor = torch.ones_like(norm) if self.plan.clip is None else (self.plan.clip / (norm + 1e-6)).clamp(max=1.0)
         torch._foreach_mul_(grads, (scale * factor).to(grads[0].device, self.dtype))
@@ -44,5 +48,7 @@ class TorchEngine(BaseEngine):
             # torch's fused kernels leave weights and moments alone where found_inf is 1, without asking the host
             self.optimizer.found_inf = (~good).float()  # type: ignore[attr-defined]
             self.optimizer.step()
-        elif good:  # on a GPU this waits for the device: optimizers that torch does not fuse have no other way to skip
+            return
+        self.meters.syncs += 1  # on a GPU this waits for the device: optimizers that torch does not fuse have no other way to skip
+        if good:
             self.optimizer.step()

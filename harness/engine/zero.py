@@ -91,9 +91,19 @@ class ZeroEngine(BaseEngine):
         norm = torch.as_tensor(self._deepspeed.get_global_grad_norm(), device=self.device, dtype=torch.float64)
         factor = torch.ones_like(norm) if self.plan.clip is None else (self.plan.clip / (norm + 1e-6)).clamp(max=1.0)
         good = torch.tensor(not self._zero.overflow, device=self.device)
+        self._scale = torch.tensor(self._fp16_scale(), dtype=torch.float64)
         self._row(sums, norm, factor, good)
+        self.meters.syncs += 2  # the count above, and whether it overflowed
         self._expected = power_of_two(count)
         return good
+
+    def _held(self) -> list[tuple[str, int, Tensor]]:
+        """See BaseEngine._held: the float32 slices."""
+        return self._shards.held()
+
+    def _copies(self) -> int:
+        """See BaseEngine._copies."""
+        return 1
 
     def _fp16_scale(self) -> float:
         """The loss scale that DeepSpeed searches for fp16; 1 in other precisions."""

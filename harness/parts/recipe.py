@@ -80,6 +80,14 @@ class Recipe(Strict, ABC):
         """The parts that are sharded, recomputed and compiled one by one. None: the whole model is one part."""
         return []
 
+    def items_per_sample(self) -> float | None:
+        """Items of one sample that the model computes, padding included, to tell padding_pct; None: unknown."""
+        return 1.0 if self.item == "sample" else None
+
+    def uniform_loss(self) -> float | None:
+        """The loss of a model that has learnt nothing and says so: ln(classes). A run that stands there is dead. None: unknown."""
+        return None
+
     def flops_per_item(self) -> float | None:
         """Floating-point operations of one training step per counted item, or None where nobody counted them."""
         return None

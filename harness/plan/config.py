@@ -202,6 +202,14 @@ class WatchConfig(Strict):
 
     every_steps: Count = 10
     """Length of a logging window in optimizer steps. Values leave the device once per window."""
+    noise_scale: bool = True
+    """Measure the gradient noise scale, the batch past which a larger one is wasted."""
+    layers: bool = False
+    """Norms of weights, updates and gradients for each layer, and not only for each group of parameters."""
+    peak_tflops: Positive | None = None
+    """What one device can do at this precision, for mfu_pct. Unset: from a table of devices; none for one it does not know."""
+    baseline: Positive | None = None
+    """Samples per second that one device reached alone, for scaling_efficiency_pct."""
     wandb: Literal["off", "offline", "online"] = "offline"
     """Weights & Biases: off, a local run folder to sync later, or the service."""
     project: str = "widebatch"

@@ -116,6 +116,14 @@ class BytesLM(Recipe):
         }
         return settings, dict(_gpt2(self, weights))
 
+    def items_per_sample(self) -> float:
+        """Bytes predicted in a row, padding included."""
+        return float(self.context)
+
+    def uniform_loss(self) -> float:
+        """Every byte alike."""
+        return math.log(VOCABULARY)
+
     def flops_per_item(self) -> float:
         """Training FLOPs per token, 6N + 12 L t d (Chowdhery et al. 2022, 2204.02311, appendix B); attention counted in full."""
         weights = VOCABULARY * self.width + 12 * self.depth * self.width**2

@@ -9,7 +9,8 @@ from typing import Any
 
 from harness.plan.plan import Plan
 
-Metrics = dict[str, float]
+Metrics = dict[str, float | None]
+"""By name. None is what cannot be known; a number that is not finite is one that was measured so."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Stepped:
 
     step: int
     samples: int
-    metrics: Metrics
+    metrics: dict[str, float]
 
 
 @dataclass(frozen=True)

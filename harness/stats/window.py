@@ -1,39 +1,118 @@
-"""Sums over the steps of a logging window. True sums: nothing is dropped, a value that is not finite stays visible."""
+"""A window's metrics from what was measured. True sums: nothing is dropped, and a value that is not finite stays visible."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import mean, median
 
 from harness.stats.events import Metrics
+from harness.stats.rows import HostRow, NormRow, Reading
 
 
 @dataclass(frozen=True)
 class Window:
-    """What a window adds up to: `samples` and counted `items` over all ranks, `seconds` of training time."""
+    """What was measured, over `samples` real samples and `seconds` of training time, at the rate `lr` of the last step."""
 
-    loss_sum: float
-    items: float
+    reading: Reading
     samples: int
-    steps: int
-    skipped: int
     seconds: float
-    grad_norm: float
-    clipped: int
     lr: float
+    ranks: int
 
-    def metrics(self, item: str, world_size: int, flops_per_item: float | None) -> Metrics:
-        """The window's metrics by name. Rates are over training time alone: not evaluation, not checkpoints."""
-        rate = 1 / self.seconds if self.seconds > 0 else float("nan")
-        out = {
-            "train/loss": self.loss_sum / self.items if self.items else float("nan"),
-            "train/lr": self.lr,
-            "train/grad_norm": self.grad_norm,
-            "train/clip_fraction": self.clipped / self.steps,
-            "throughput/samples_per_s": self.samples * rate,
-            "throughput/samples_per_s_per_device": self.samples * rate / world_size,
-            "stability/skipped_steps": float(self.skipped),
-        }
-        if item == "token":
-            out["throughput/tokens_per_s"] = self.items * rate
-            out["throughput/tokens_per_s_per_device"] = self.items * rate / world_size
-        if flops_per_item is not None:
-            out["throughput/tflops_per_device"] = self.items * flops_per_item * rate / world_size / 1e12
-        return out
+
+@dataclass(frozen=True)
+class Work:
+    """What a sample costs: `items` the loss could count in it, `flops` of its training. `peak_tflops` of one device, if known."""
+
+    item: str
+    items: float | None
+    flops: float | None
+    peak_tflops: float | None
+    baseline: float | None
+
+
+def training(w: Window) -> Metrics:
+    """The group train/."""
+    rows, norms = w.reading.steps, w.reading.norms
+    losses = [total / count if count else math.nan for total, count in w.reading.rank_losses]
+    items = sum(r.count for r in rows)
+    weight = sum(n.weight_square for n in norms.values())
+    out: Metrics = {
+        "train/loss": sum(r.loss_sum for r in rows) / items if items else math.nan,
+        "train/loss_max_rank": math.nan if any(map(math.isnan, losses)) else max(losses),
+        "train/lr": w.lr,
+        "train/grad_norm": mean(r.grad_norm for r in rows),
+        "train/clip_fraction": mean(float(r.clip_factor < 1) for r in rows),
+        "train/param_norm": root(weight),
+        "train/update_to_param_ratio": _ratio(*norms.values()),
+    }
+    for label, norm in norms.items():
+        out[f"train/{label}_param_norm"] = root(norm.weight_square)
+        out[f"train/{label}_update_to_param_ratio"] = _ratio(norm)
+        out[f"train/{label}_grad_norm"] = None if math.isnan(norm.grad_square) else root(norm.grad_square)
+    return out
+
+
+def throughput(w: Window, work: Work) -> Metrics:
+    """The group throughput/. Rates are over training time alone, and null in the window of the first step, which has none."""
+    rate = w.samples / w.seconds if w.seconds > 0 else None
+    items = sum(r.count for r in w.reading.steps)
+    laps = sorted(w.reading.laps_s)
+    hosts = w.reading.hosts
+    computed = sum(h.computed for h in hosts) * work.items if work.items else None
+    tflops = rate * work.flops / w.ranks / 1e12 if rate is not None and work.flops is not None else None
+    out: Metrics = {
+        "throughput/samples_per_s": rate,
+        "throughput/samples_per_s_per_device": None if rate is None else rate / w.ranks,
+        "throughput/step_p50_ms": 1e3 * laps[len(laps) // 2],
+        "throughput/step_p95_ms": 1e3 * laps[min(math.ceil(0.95 * len(laps)), len(laps)) - 1],
+        "throughput/data_wait_pct": 100 * max(h.data_wait_s for h in hosts) / sum(laps) if sum(laps) else None,
+        "throughput/comm_wait_pct": _known(100 * mean(h.comm_wait_s for h in hosts) / sum(laps) if sum(laps) else math.nan),
+        "throughput/host_sync_count": hosts[0].syncs,
+        "throughput/tflops_per_device": tflops,
+        "throughput/mfu_pct": 100 * tflops / work.peak_tflops if tflops is not None and work.peak_tflops is not None else None,
+        "throughput/scaling_efficiency_pct": 100 * rate / w.ranks / work.baseline if rate and work.baseline else None,
+        "throughput/padding_pct": 100 * (1 - items / computed) if computed else None,
+    }
+    if work.item == "token":
+        out["throughput/tokens_per_s"] = items / w.seconds if w.seconds > 0 else None
+        out["throughput/tokens_per_s_per_device"] = items / w.seconds / w.ranks if w.seconds > 0 else None
+    return out
+
+
+def memory(hosts: Sequence[HostRow]) -> Metrics:
+    """The group memory/."""
+    return {
+        "memory/gpu_peak_allocated_gib": max(h.gpu_allocated_gib for h in hosts),
+        "memory/gpu_peak_reserved_gib": max(h.gpu_reserved_gib for h in hosts),
+        "memory/alloc_retries": sum(h.alloc_retries for h in hosts),
+        "memory/ooms": sum(h.ooms for h in hosts),
+        "memory/host_rss_gib": max(h.host_rss_gib for h in hosts),
+    }
+
+
+def skew(hosts: Sequence[HostRow]) -> Metrics:
+    """Who holds the others up. A rank alone holds nobody up."""
+    busy = [h.busy_s for h in hosts]
+    if any(math.isnan(h.comm_wait_s) for h in hosts):
+        return {"reliability/rank_skew_pct": None, "reliability/slowest_rank": None}
+    middle, most = median(busy), max(busy)
+    return {
+        "reliability/rank_skew_pct": 100 * (most / middle - 1) if middle > 0 else None,
+        "reliability/slowest_rank": float(busy.index(most)),
+    }
+
+
+def root(square: float) -> float:
+    """The square root; NaN stays NaN."""
+    return math.sqrt(square) if square >= 0 else math.nan
+
+
+def _ratio(*norms: NormRow) -> float | None:
+    """Norm of the update over that of the weights it moved, in the elements followed."""
+    weight, update = sum(n.sampled_square for n in norms), sum(n.update_square for n in norms)
+    return root(update / weight) if weight > 0 else None
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value

@@ -105,7 +105,8 @@ class Terminal:
 
 
 def _rate(m: Metrics) -> str:
-    return f"{m['throughput/samples_per_s']:,.0f} samples/s"
+    rate = m["throughput/samples_per_s"]
+    return "first step" if rate is None else f"{rate:,.0f} samples/s"
 
 
 def _metrics(metrics: Metrics, prefix: str) -> str:
@@ -113,7 +114,9 @@ def _metrics(metrics: Metrics, prefix: str) -> str:
     return "  ".join(f"{name} {_number(name, value)}" for name, value in shown.items())
 
 
-def _number(name: str, value: float) -> str:
+def _number(name: str, value: float | None) -> str:
+    if value is None:
+        return "-"
     if not math.isfinite(value):
         return str(value)
     return f"{value:.2f}%" if name.endswith("_pct") else f"{value:.4f}"

@@ -37,6 +37,9 @@ RUNS = {
 }
 """Optimizer, precision, micro-batch: two passes of 16 on each of 2 ranks, or four of 8."""
 
+LARGER: dict[str, Any] = {"batch": {"reference": 16, "total": 192, "micro": 8}, "run": {"stop_after_steps": 5}}
+"""The same run at k = 12 with twelve passes of 8 on each of 2 ranks."""
+
 Told = dict[str, Any]
 used: list[float] = []
 """The rates that the optimizer's groups had when it stepped."""
@@ -97,7 +100,7 @@ def poisoned(section: dict[str, Any], texts: str) -> Told:
     engine.load(Source.of(whole(name, tensor) for name, tensor in states[0].items()))
     back = gathered(engine)
     lost = [n for n in states[0] if not torch.equal(back[n], states[0][n])]
-    return {"applied": [r.applied for r in engine.read()], "moved": moved, "names": list(states[0]), "lost": lost}
+    return {"applied": [r.applied for r in engine.read().steps], "moved": moved, "names": list(states[0]), "lost": lost}
 
 
 ZERO = ("zero0", "zero1", "zero2", "zero3")
@@ -130,6 +133,7 @@ def zero(folder: Path, texts: str) -> dict[str, Told]:
         told(name, "adamw", texts, backend=backend(name), run=own | {"stop_after_steps": FIRST})
         results[f"{name} own"] = told(name, "adamw", texts, backend=backend(name), run=own | {"stop_after_steps": 5})
         results[f"{name} poisoned"] = poisoned(backend(name), texts)
+        results[f"{name} larger"] = told(name, "sgd", texts, backend=backend(name), **LARGER)
     for name, what in (("zero1", "optimizer"), ("zero2", "optimizer"), ("zero3", "all")):
         offloaded = backend(name, offload=what)
         results[f"{name} offload"] = told(name, "adamw", texts, backend=offloaded)
@@ -140,6 +144,7 @@ def zero(folder: Path, texts: str) -> dict[str, Told]:
 def fsdp(folder: Path, texts: str) -> dict[str, Told]:
     """All runs; one that frees no weights; one that goes on from ddp's checkpoint, one from its own; and the poisoned step."""
     results = {run: told("fsdp", run, texts) for run in RUNS}
+    results["larger"] = told("fsdp", "sgd", texts, **LARGER)
     results["kept"] = told("fsdp", "sgd", texts, backend={"name": "fsdp", "reshard": False}, run={"stop_after_steps": 5})
     results["freed"] = told("fsdp", "sgd", texts, run={"stop_after_steps": 5})
     fork(folder / "crossed", folder / "crossed-fsdp")
@@ -190,7 +195,7 @@ def main(stage: str, folder: Path, texts: str) -> None:
         setattr(dist, name, _counted(kind, getattr(dist, name)))
     results: dict[str, Told] = {}
     if stage == "ddp":
-        results = {run: told("ddp", run, texts) for run in RUNS}
+        results = {run: told("ddp", run, texts) for run in RUNS} | {"larger": told("ddp", "sgd", texts, **LARGER)}
         told("ddp", "adamw", texts, run={"dir": str(folder / "crossed"), "stop_after_steps": FIRST})
     elif stage == "fsdp":
         results = fsdp(folder, texts)

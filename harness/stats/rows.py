@@ -1,0 +1,90 @@
+"""What an engine measures: a row for each step, the same on every rank, and a row for each rank, over a window."""
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class StepRow:
+    """One optimizer step as measured, the same on every rank.
+
+    `loss_sum` and `count` are over all ranks; `grad_norm` is of the mean loss, before clipping; `clip_factor` <= 1 is what clipping
+    multiplied it by; `applied` says whether the weights moved; `stop` how many ranks ask to stop; `loss_scale` is fp16's.
+    """
+
+    loss_sum: float
+    count: float
+    stop: float
+    grad_norm: float
+    clip_factor: float
+    applied: float
+    loss_scale: float
+
+    @property
+    def loss(self) -> float:
+        """Mean loss over all counted items of the step; NaN where nothing was counted."""
+        return self.loss_sum / self.count if self.count else float("nan")
+
+    @property
+    def finite(self) -> bool:
+        """Whether the loss was; in fp16 a step may be skipped for its scale alone."""
+        return math.isfinite(self.loss_sum) and self.count > 0
+
+
+@dataclass(frozen=True)
+class HostRow:
+    """What a rank's host saw of a window, in seconds and GiB. `comm_wait_s` is NaN where the backend cannot tell.
+
+    `busy_s` is the time in its own passes and steps, without waiting for data or other ranks. `syncs` counts how often the host
+    waited for the device, `computed` the samples that went through the model, those that only fill a pass up included.
+    """
+
+    data_wait_s: float
+    comm_wait_s: float
+    busy_s: float
+    host_rss_gib: float
+    gpu_allocated_gib: float
+    gpu_reserved_gib: float
+    alloc_retries: float
+    ooms: float
+    syncs: float
+    computed: float
+
+
+@dataclass(frozen=True)
+class NoiseSums:
+    """Squared gradient norms of a window's full steps: at the small batch (mean over ranks and steps) and at the whole one.
+
+    `steps` of 0 where the estimator has no sums of its own. `moment_square` is the squared norm of the optimizer's first moment.
+    """
+
+    small_square: float
+    big_square: float
+    steps: float
+    moment_square: float
+
+
+@dataclass(frozen=True)
+class NormRow:
+    """Squared norms of one group of parameters, over all shards, at a window's last step.
+
+    `sampled_square` and `update_square` are of the elements that are followed through the step; `grad_square`, before clipping, is
+    NaN where the backend keeps gradients to itself.
+    """
+
+    weight_square: float
+    sampled_square: float
+    update_square: float
+    grad_square: float
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A window as all ranks measured it. `rank_losses` are (loss sum, count) by rank; `norms` go by the engine's labels."""
+
+    steps: list[StepRow]
+    rank_losses: list[tuple[float, float]]
+    hosts: list[HostRow]
+    noise: NoiseSums
+    norms: dict[str, NormRow]
+    laps_s: list[float]

@@ -1,0 +1,249 @@
+"""What a run says of a window: the state moved past its steps, and every metric, from one reading of all ranks."""
+
+import math
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import mean
+
+import torch
+
+from harness.engine.engine import Engine
+from harness.engine.state import State
+from harness.parts.data import Data
+from harness.parts.flops import count_flops
+from harness.parts.recipe import Recipe
+from harness.plan.config import Config
+from harness.plan.hardware import peak_tflops
+from harness.plan.plan import Plan
+from harness.stats.clock import Clock
+from harness.stats.events import Event, Metrics, Noticed, Stepped, Windowed
+from harness.stats.noise import NoiseScale
+from harness.stats.rows import Reading, StepRow
+from harness.stats.window import Window, Work, memory, skew, throughput, training
+
+DEAD_STEPS = 50
+DEAD_NEAR = 0.01
+"""A loss within this share of the uniform loss, for so many steps, has learnt nothing."""
+_MOMENT_OF_SGD = ("sgd", "nesterov")
+
+
+@dataclass
+class Teller:
+    """Tells a run's windows. Holds what is told of but no part of the run's state: clocks and costs."""
+
+    config: Config
+    plan: Plan
+    recipe: Recipe
+    engine: Engine
+    data: Data
+    clock: Clock = field(default_factory=Clock)
+    saved_s: float | None = None
+    saved_bytes: int | None = None
+    saved_at_s: float = 0.0
+    _work: Work | None = None
+    _recent: deque[tuple[int, float, float]] = field(default_factory=deque)
+    _noticed: set[str] = field(default_factory=set)
+
+    def window(
+        self, state: State, reading: Reading, pending: Sequence[tuple[int, float]], *, first: bool
+    ) -> tuple[State, list[Event]]:
+        """(the state after the window's steps, what there is to tell). `first`: its one step warmed this process up."""
+        if first:
+            self.clock.discard("first_step")
+        seconds = self.clock.lap()
+        events: list[Event] = []
+        peaks = {"loss": -math.inf, "norm": -math.inf}
+        for row, (samples, lr) in zip(reading.steps, pending, strict=True):
+            peaks = self._peaks(state, row, peaks)
+            state = _stepped(state, row, samples)
+            events.append(Stepped(state.step, state.samples, _step_metrics(row, samples, lr)))
+            events += _skipped(state, row)
+            self._recent.append((samples, row.loss_sum, row.count))
+        state = replace(state, noise=self._noise(state, reading), trained_s=state.trained_s + seconds)
+        window = Window(reading, sum(s for s, _ in pending), 0.0 if first else seconds, pending[-1][1], self.engine.processes)
+        metrics = self.progress(state) | training(window) | self._groups(pending[-1][1])
+        metrics |= throughput(window, self._costs()) | memory(reading.hosts) | skew(reading.hosts)
+        metrics |= self._stability(state, peaks, reading.steps[-1]) | self._reliability(state)
+        events.append(Windowed(state.step, state.samples, metrics))
+        events += self._notices(state, metrics)
+        return state, events
+
+    def progress(self, state: State) -> Metrics:
+        """The groups progress/, pause/ and batch/: with every window and evaluation."""
+        plan, noise = self.plan, state.noise.samples
+        out: Metrics = {
+            "progress/step": float(state.step),
+            "progress/samples": float(state.samples),
+            "progress/epoch": state.samples / len(self.data),
+            "progress/train_s": self.clock.train_s,
+            "progress/trained_s": state.trained_s,
+            "progress/wall_s": self.clock.wall_s,
+            **{f"pause/{name}_s": seconds for name, seconds in self.clock.pauses.items()},
+            "batch/global_samples": float(plan.global_batch),
+            "batch/micro_samples": float(plan.micro_batch),
+            "batch/accumulate": float(plan.accumulate),
+            "batch/world_size": float(plan.world_size),
+            "batch/ratio": plan.ratio,
+            "batch/noise_scale_samples": noise,
+            "batch/critical_ratio": plan.global_batch / noise if noise else None,
+            "batch/scaling_gain": state.noise.gain(plan.reference_batch, plan.ratio),
+        }
+        return out | ({f"progress/{self.recipe.item}s": state.items} if self.recipe.item != "sample" else {})
+
+    def gap(self, loss: float | None, samples: int) -> float | None:
+        """A validation loss less the training loss over the last `samples` samples; None where there were not so many."""
+        seen, total, count = 0, 0.0, 0.0
+        for n, loss_sum, items in reversed(self._recent):
+            seen, total, count = seen + n, total + loss_sum, count + items
+            if seen >= samples:
+                break
+        while sum(n for n, _, _ in self._recent) > samples + self.plan.global_batch * self.config.watch.every_steps:
+            self._recent.popleft()
+        return loss - total / count if loss is not None and seen >= samples and count else None
+
+    def saved(self, seconds: float, size: int) -> None:
+        """A checkpoint was written."""
+        self.saved_s, self.saved_bytes, self.saved_at_s = seconds, size, self.clock.train_s
+
+    def _peaks(self, state: State, row: StepRow, peaks: dict[str, float]) -> dict[str, float]:
+        """The largest robust deviations so far, with one more step."""
+        loss, norm = state.losses.z(row.loss), state.norms.z(_log(row.grad_norm))
+        return {
+            "loss": max(peaks["loss"], -math.inf if loss is None else loss),
+            "norm": max(peaks["norm"], -math.inf if norm is None else norm),
+        }
+
+    def _noise(self, state: State, reading: Reading) -> NoiseScale:
+        """The noise scale after the window, by the engine's estimator."""
+        plan, sums, scale = self.plan, reading.noise, state.noise
+        if self.engine.estimator in ("passes", "ranks") and sums.steps:
+            ranks = self.engine.processes
+            small = plan.micro_batch if self.engine.estimator == "passes" else plan.global_batch / ranks
+            if small < plan.global_batch:
+                return scale.after(
+                    sums.small_square / sums.steps, small, sums.big_square / sums.steps, plan.global_batch, sums.steps
+                )
+        good = [r for r in reading.steps if r.applied]
+        beta = plan.momentum if plan.optimizer in _MOMENT_OF_SGD else plan.betas[0] if plan.betas else None
+        taken = state.step - state.skipped_steps
+        if self.engine.estimator == "moments" and beta and len(good) > 1 and taken > 1 / (1 - beta):
+            whole = (1 - beta if plan.optimizer in _MOMENT_OF_SGD else 1) / (1 - beta**taken)
+            square = mean((r.grad_norm * r.clip_factor) ** 2 for r in good)
+            return scale.after_moments(square, sums.moment_square * whole**2, beta, plan.global_batch, len(good))
+        return scale
+
+    def _groups(self, lr: float) -> Metrics:
+        """The rate of each parameter group."""
+        if self.config.watch.layers:
+            return {}
+        return {f"train/group{n}_lr": lr * scale for n, scale in enumerate(self.engine.lr_scales())}
+
+    def _costs(self) -> Work:
+        """What a sample costs; counted once, after the first window."""
+        if self._work is None:
+            with self.clock.pause("count_flops"):
+                own = self.recipe.flops_per_item()
+                per_sample = self.recipe.items_per_sample()
+                if own is not None and per_sample is not None:
+                    flops: float | None = own * per_sample
+                else:
+                    flops = count_flops(self.recipe, self.data, self.plan.micro_batch)
+                name = torch.cuda.get_device_name(self.engine.device) if self.engine.device.type == "cuda" else "cpu"
+                known = peak_tflops(name, self.plan.precision, tf32=self.config.compute.tf32)
+                peak = self.config.watch.peak_tflops or (known[0] if known else None)
+                self._work = Work(self.recipe.item, per_sample, flops, peak, self.config.watch.baseline)
+        return self._work
+
+    def _stability(self, state: State, peaks: dict[str, float], last: StepRow) -> Metrics:
+        uniform, recent = self.recipe.uniform_loss(), state.losses.memory[-DEAD_STEPS:]
+        dead = None
+        if uniform is not None:
+            dead = float(len(recent) == DEAD_STEPS and all(abs(x / uniform - 1) < DEAD_NEAR for x in recent))
+        return {
+            "stability/nonfinite_steps": float(state.nonfinite_steps),
+            "stability/skipped_steps": float(state.skipped_steps),
+            "stability/spikes": float(state.losses.count),
+            "stability/loss_z": None if math.isinf(peaks["loss"]) and peaks["loss"] < 0 else peaks["loss"],
+            "stability/grad_norm_z": None if math.isinf(peaks["norm"]) and peaks["norm"] < 0 else peaks["norm"],
+            "stability/dead": dead,
+            "stability/rollbacks": 0.0,
+            "stability/loss_scale": last.loss_scale,
+        }
+
+    def _reliability(self, state: State) -> Metrics:
+        age = time.time() - state.began
+        return {
+            "reliability/restarts": float(state.restarts),
+            "reliability/goodput_pct": 100 * state.trained_s / age if age > 0 else None,
+            "reliability/lost_s": state.lost_s,
+            "reliability/checkpoint_block_s": self.saved_s,
+            "reliability/checkpoint_age_s": self.clock.train_s - self.saved_at_s,
+            "reliability/checkpoint_bytes": self.saved_bytes,
+            "reliability/bad_samples": 0.0,
+        }
+
+    def _notices(self, state: State, metrics: Metrics) -> Iterator[Event]:
+        """What a person should hear of a window, once each."""
+        found = {}
+        ratio = metrics["batch/critical_ratio"]
+        if ratio is not None and ratio > 1 and state.noise.weight > 0.5:
+            found["past_noise_scale"] = (
+                f"the global batch of {self.plan.global_batch} is {ratio:.1f} times the measured noise scale of "
+                f"{state.noise.samples:.0f} samples ({self.engine.estimator}): more buys little; try a smaller batch, or rule noise"
+            )
+        if metrics["stability/dead"]:
+            uniform = self.recipe.uniform_loss()
+            found["dead"] = (
+                f"the loss stands at {uniform:.3f}, that of a model that has learnt nothing: lower optim.lr, or look at the data"
+            )
+        if metrics["throughput/mfu_pct"] is None and self.engine.device.type == "cuda":
+            found["mfu_unknown"] = "no peak rate is known for this device, so mfu_pct is null: give watch.peak_tflops"
+        for code, text in found.items():
+            if code not in self._noticed:
+                self._noticed.add(code)
+                yield Noticed(state.step, state.samples, code, text)
+
+
+def _stepped(s: State, row: StepRow, samples: int) -> State:
+    """The state past one step."""
+    skipped = not row.applied
+    bad = not (row.finite and (row.applied or row.loss_scale == 1))
+    return replace(
+        s,
+        step=s.step + 1,
+        samples=s.samples + samples,
+        skipped_steps=s.skipped_steps + skipped,
+        skipped_samples=s.skipped_samples + samples * skipped,
+        nonfinite_steps=s.nonfinite_steps + bad,
+        items=s.items + row.count,
+        losses=s.losses.after(row.loss),
+        norms=s.norms.after(_log(row.grad_norm)),
+    )
+
+
+def _step_metrics(row: StepRow, samples: int, lr: float) -> dict[str, float]:
+    return {
+        "train/loss": row.loss,
+        "train/lr": lr,
+        "train/grad_norm": row.grad_norm,
+        "train/clip_factor": row.clip_factor,
+        "batch/samples": samples,
+        "batch/items": row.count,
+    }
+
+
+def _skipped(state: State, row: StepRow) -> list[Event]:
+    if row.applied:
+        return []
+    if row.finite and row.loss_scale != 1:
+        text = f"fp16's loss scale {row.loss_scale:g} was too high: the step was skipped on all ranks, and the scale halved"
+        return [Noticed(state.step, state.samples, "loss_scale", text)]
+    text = f"loss {row.loss:g}, gradient norm {row.grad_norm:g}: the step was skipped on all ranks"
+    return [Noticed(state.step, state.samples, "nonfinite", text)]
+
+
+def _log(norm: float) -> float:
+    """The logarithm, in which gradient norms are spread evenly; NaN where there is none."""
+    return math.log(norm) if norm > 0 else math.nan
