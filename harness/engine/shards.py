@@ -19,9 +19,13 @@ from harness.engine.pieces import Piece, Source, share, whole
 
 @dataclass(frozen=True)
 class Slice:
-    """Elements [start, start + count) of a parameter lie at [offset, offset + count) of the float32 tensor `flat`."""
+    """Elements [start, start + count) of a parameter lie at [offset, offset + count) of the float32 tensor `flat`.
+
+    `group` is the number of the optimizer's parameter group.
+    """
 
     name: str
+    group: int
     shape: tuple[int, ...]
     start: int
     count: int
@@ -46,7 +50,7 @@ class Shards:
         out = []
         for s in self._slices():
             out.append(Piece(f"model/{s.name}", s.shape, s.start, s.of(s.flat)))
-            for key, value in self._state(s.flat).items():
+            for key, value in self._state(s).items():
                 if isinstance(value, Tensor) and value.shape == s.flat.shape:
                     out.append(Piece(f"optimizer/{s.name}/{key}", s.shape, s.start, s.of(value)))
                 elif s.start == 0:
@@ -77,15 +81,13 @@ class Shards:
 
     def held(self) -> list[tuple[str, int, Tensor]]:
         """(name, number of its parameter group, float32 elements) of every slice that has any."""
-        homes = {id(flat): number for number, group in enumerate(self._zero.optimizer.param_groups) for flat in group["params"]}
-        return [(s.name, homes[id(s.flat)], s.of(s.flat)) for s in self._slices()]
+        return [(s.name, s.group, s.of(s.flat)) for s in self._slices()]
 
     def _take(self, s: Slice, key: str, source: Source) -> None:
         """One entry of optimizer state of one parameter."""
         name = f"optimizer/{s.name}/{key}"
         if key.startswith(GROUP):
-            home = next(g for g in self._zero.optimizer.param_groups if any(p is s.flat for p in g["params"]))
-            home[key.removeprefix(GROUP)] = int(source.whole(name))
+            self._zero.optimizer.param_groups[s.group][key.removeprefix(GROUP)] = int(source.whole(name))
             return
         state = self._zero.optimizer.state[s.flat]
         if source.shape(name) == s.shape and s.shape:
@@ -100,30 +102,31 @@ class Shards:
     def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:
         return ((name, p) for name, p in self._model.named_parameters() if p.requires_grad)
 
-    def _state(self, flat: Tensor) -> dict[str, Any]:
-        """Optimizer state of a flat tensor, and the numbers that the optimizer counts per group."""
+    def _state(self, s: Slice) -> dict[str, Any]:
+        """Optimizer state of a slice's tensor, and the numbers that the optimizer counts per group."""
         optimizer = self._zero.optimizer
-        home: dict[str, Any] = next((g for g in optimizer.param_groups if any(p is flat for p in g["params"])), {})
-        own: dict[str, Any] = optimizer.state.get(flat, {})
-        return own | counted(optimizer, home)
+        own: dict[str, Any] = optimizer.state.get(s.flat, {})
+        return own | counted(optimizer, optimizer.param_groups[s.group])
 
     def _slices(self) -> Iterator[Slice]:
         """The slices of this rank, those without an element left out."""
         for name, p in self._trained():
             shape = _shape(p)
             if self._stage3:
-                group, offset, padded = self._zero.grad_position[self._zero.get_param_id(p)]
+                part, offset, padded = self._zero.grad_position[self._zero.get_param_id(p)]
+                group = self._zero.sub_group_to_group_id[part]
                 start = self._rank * padded
                 count = min(padded, prod(shape) - start)
-                flat = self._zero.fp32_partitioned_groups_flat[group]
+                flat = self._zero.fp32_partitioned_groups_flat[part]
             else:
                 where = p._hp_mapping  # type: ignore[attr-defined]
                 if where is None:
                     continue
                 start, count = where.lp_fragment_address.start, where.lp_fragment_address.numel
-                flat, offset = self._flats()[where.param_group_index], where.hp_fragment_address.start
+                group, offset = where.param_group_index, where.hp_fragment_address.start
+                flat = self._flats()[group]
             if count > 0:
-                yield Slice(name, shape, start, count, flat, offset)
+                yield Slice(name, group, shape, start, count, flat, offset)
 
     def _flats(self) -> list[Tensor]:
         """The float32 slice of each parameter group in zero1 and zero2; zero1 in bf16 has a class of its own for it."""

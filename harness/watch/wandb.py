@@ -1,20 +1,37 @@
 """Weights & Biases, on rank 0: windows and evaluations over samples, the run file and the plan as config, nothing else.
 
-`step=` is never passed: W&B drops points that come with a lower one, as after a resume. The x-axis is progress/samples.
+`step=` is never passed: W&B drops points that come with a lower one, as after a resume. The x-axis is progress/samples. A thread of
+its own hands the points over, so that no call of the training thread waits; a server that does not answer costs START_S once, and
+the run is logged offline.
 """
 
+import os
+import queue
 import secrets
+import threading
+import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 from typing import Any, final
 
 import wandb
 
 from harness.plan.config import WatchConfig
-from harness.stats.events import Ended, Evaluated, Event, Noticed, Saved, Started, Windowed
+from harness.stats.events import Ended, Evaluated, Event, Metrics, Noticed, Saved, Started, Windowed
+from harness.watch.git import commit
 
-INIT_TIMEOUT_S = 10
-FINISH_TIMEOUT_S = 10
-GROUPS = ("train", "eval", "batch", "throughput", "memory", "stability", "reliability")
+START_S = 5.0
+"""What the start may wait for the service, in all."""
+FINISH_S = 8
+WAITING = 10_000
+"""Points that may wait for the writing thread; more are dropped, and counted."""
+GROUPS = ("train", "eval", "batch", "throughput", "memory", "stability", "reliability", "pause")
+ALERTS = (
+    "nonfinite", "spike", "dead", "past_noise_scale", "slow", "checkpoint_failed", "damaged_checkpoint", "resumed",
+)  # fmt: skip
+"""Notices that W&B also sends as alerts, each code at most once in ALERT_EVERY_S."""
+ALERT_EVERY_S = 300
 
 
 @final
@@ -24,55 +41,109 @@ class WandbWatcher:
     def __init__(self, watch: WatchConfig, folder: Path) -> None:
         self._watch, self._folder = watch, folder
         self._run: Any = None
+        self._points: queue.Queue[Metrics | None] = queue.Queue(WAITING)
+        self._dropped = 0
+        self._writer = threading.Thread(target=self._write, name="wandb writer", daemon=True)
 
     def __call__(self, event: Event) -> None:
         """Log what has numbers."""
         match event:
             case Started():
                 self._start(event)
+                self._writer.start()
             case Windowed() | Evaluated():
-                self._run.log(event.metrics)
+                self._put(event.metrics | {"reliability/log_points_dropped": self._dropped})
+            case Saved():
+                self._put({"progress/samples": event.samples, "reliability/checkpoint_bytes": event.bytes})
             case Noticed():
                 self._run.summary[f"notice/{event.code}"] = event.message
-            case Saved():
-                self._run.log({"progress/samples": event.samples, "reliability/checkpoint_bytes": event.bytes})
+                if event.code in ALERTS:
+                    self._run.alert(title=event.code, text=event.message, wait_duration=ALERT_EVERY_S)
             case Ended():
-                self._run.summary.update({"end/reason": event.reason, "end/message": event.message, **event.metrics})
+                self._run.summary.update({"end/reason": event.reason, "end/message": event.message, **known(event.metrics)})
             case _:
                 pass
 
     def close(self) -> None:
-        """Finish the run; a server that is gone is waited for at most FINISH_TIMEOUT_S."""
-        if self._run is not None:
+        """Hand over what waits, and finish. A server that is gone is waited for FINISH_S at most; its points stay on disk."""
+        if self._run is None:
+            return
+        if self._writer.is_alive():
+            self._points.put(None)
+            self._writer.join(FINISH_S)
+        try:
             self._run.finish()
+        except (wandb.errors.Error, TimeoutError) as e:
+            print(f"W&B did not take everything ({' '.join(str(e).split())}): {self._sync()}")
+
+    def _put(self, metrics: Metrics) -> None:
+        try:
+            self._points.put_nowait(metrics)
+        except queue.Full:
+            self._dropped += 1
+
+    def _write(self) -> None:
+        while (metrics := self._points.get()) is not None:
+            self._run.log(known(metrics))
+
+    def _sync(self) -> str:
+        return f"send it later with `wandb sync --include-online {self._folder / 'wandb'}/*run-*`"
 
     def _start(self, event: Started) -> None:
+        begin = time.monotonic()
         id_file = self._folder / "wandb_id"
         run_id = id_file.read_text() if id_file.exists() else secrets.token_hex(4)
         id_file.write_text(run_id)
+        problem = unreachable(START_S / 2) if self._watch.wandb == "online" else ""
+        left = START_S - (time.monotonic() - begin)
         settings = wandb.Settings(
             x_disable_meta=True,
             disable_git=True,
             disable_code=True,
             console="off",
             silent=True,
-            init_timeout=INIT_TIMEOUT_S,
-            finish_timeout=FINISH_TIMEOUT_S,
+            init_timeout=left,
+            finish_timeout=FINISH_S,
         )
         options: dict[str, Any] = {
             "project": self._watch.project,
             "id": run_id,
             "name": self._folder.name,
+            "job_type": os.environ.get("WANDB_JOB_TYPE", "train"),
             "dir": str(self._folder),
-            "config": {"run": event.config, "plan": event.plan.to_json()},
+            "config": {"run": event.config, "plan": event.plan.to_json(), "commit": commit(Path.cwd())},
             "resume": "allow" if self._watch.wandb == "online" else None,
             "settings": settings,
         }
-        try:
-            self._run = wandb.init(mode=self._watch.wandb, **options)  # type: ignore[arg-type]
-        except (wandb.errors.CommError, wandb.errors.UsageError) as e:
-            print(f"W&B is out of reach ({' '.join(str(e).split())}): logging offline; send it later with `wandb sync`")
-            wandb.teardown()  # the service of the failed start still holds the run's id
+        if not problem:
+            try:
+                self._run = wandb.init(mode=self._watch.wandb, **options)  # type: ignore[arg-type]
+            except (wandb.errors.CommError, wandb.errors.UsageError) as e:
+                problem = " ".join(str(e).split())
+                wandb.teardown()  # the service of the failed start still holds the run's id
+        if problem:
+            print(f"W&B is out of reach ({problem}): logging offline; {self._sync()}")
             self._run = wandb.init(mode="offline", **(options | {"resume": None}))
         for group in GROUPS:
             self._run.define_metric(f"{group}/*", step_metric="progress/samples")
+
+
+def known(metrics: Metrics) -> dict[str, float]:
+    """The metrics that have a value; null has no place on a curve."""
+    return {name: value for name, value in metrics.items() if value is not None}
+
+
+def unreachable(limit_s: float) -> str:
+    """Why the service cannot be used, or nothing. Asks it once, and waits no longer than `limit_s`."""
+    base = os.environ.get("WANDB_BASE_URL") or wandb.Settings().base_url
+    if not base.startswith(("http://", "https://")):
+        return f"WANDB_BASE_URL {base!r} is no http address"
+    body = b'{"query": "query Viewer { viewer { id } }"}'
+    request = urllib.request.Request(f"{base}/graphql", body, {"Content-Type": "application/json"})  # noqa: S310  http, as checked
+    try:
+        with urllib.request.urlopen(request, timeout=limit_s):  # noqa: S310
+            return ""
+    except urllib.error.HTTPError as e:
+        return f"HTTP {e.code}" if e.code >= 500 or e.code == 429 else ""
+    except OSError as e:
+        return str(e)
