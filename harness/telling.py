@@ -5,7 +5,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from statistics import mean
+from statistics import mean, median
 
 import torch
 
@@ -26,6 +26,8 @@ from harness.stats.window import Window, Work, memory, skew, throughput, trainin
 DEAD_STEPS = 50
 DEAD_NEAR = 0.01
 """A loss within this share of the uniform loss, for so many steps, has learnt nothing."""
+SLOW, SLOW_WINDOWS = 0.8, 20
+"""A window at less than this share of the median rate of so many before it is slow."""
 _MOMENT_OF_SGD = ("sgd", "nesterov")
 
 
@@ -45,6 +47,7 @@ class Teller:
     _work: Work | None = None
     _recent: deque[tuple[int, float, float]] = field(default_factory=deque)
     _noticed: set[str] = field(default_factory=set)
+    _rates: deque[float] = field(default_factory=lambda: deque(maxlen=SLOW_WINDOWS))
 
     def window(
         self, state: State, reading: Reading, pending: Sequence[tuple[int, float]], *, first: bool
@@ -56,10 +59,13 @@ class Teller:
         events: list[Event] = []
         peaks = {"loss": -math.inf, "norm": -math.inf}
         for row, (samples, lr) in zip(reading.steps, pending, strict=True):
-            peaks = self._peaks(state, row, peaks)
+            peaks, spikes = self._peaks(state, row, peaks), state.losses.count
             state = _stepped(state, row, samples)
             events.append(Stepped(state.step, state.samples, _step_metrics(row, samples, lr)))
             events += _skipped(state, row)
+            if state.losses.count > spikes:
+                text = f"loss {row.loss:.4g} stands out from the {len(state.losses.memory)} before it"
+                events.append(Noticed(state.step, state.samples, "spike", text))
             self._recent.append((samples, row.loss_sum, row.count))
         state = replace(state, noise=self._noise(state, reading), trained_s=state.trained_s + seconds)
         window = Window(reading, sum(s for s, _ in pending), 0.0 if first else seconds, pending[-1][1], self.engine.processes)
@@ -200,6 +206,11 @@ class Teller:
             )
         if metrics["throughput/mfu_pct"] is None and self.engine.device.type == "cuda":
             found["mfu_unknown"] = "no peak rate is known for this device, so mfu_pct is null: give watch.peak_tflops"
+        rate = metrics["throughput/samples_per_s"]
+        if rate is not None:
+            if len(self._rates) == SLOW_WINDOWS and rate < SLOW * median(self._rates):
+                found["slow"] = f"{rate:,.0f} samples/s, and {median(self._rates):,.0f} before: something holds the run up"
+            self._rates.append(rate)
         for code, text in found.items():
             if code not in self._noticed:
                 self._noticed.add(code)

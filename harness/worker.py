@@ -104,7 +104,7 @@ def _watchers(
     (folder / "plan.json").write_text(json.dumps(planned.to_json(), indent=1))
     if planned.backend.startswith("zero"):
         (folder / "deepspeed.json").write_text(json.dumps(deepspeed_json(planned, config.backend), indent=1))
-    journal, terminal = Journal(folder / "events.jsonl"), Terminal(show_plan=show_plan)
+    journal, terminal = Journal(folder / "events.jsonl"), Terminal(show_plan=show_plan, against=_reference(config))
     stack.callback(journal.close)
     stack.callback(terminal.close)
     watchers: list[Watcher] = [journal, terminal]
@@ -114,7 +114,21 @@ def _watchers(
         logger = WandbWatcher(config.watch, folder)
         stack.callback(logger.close)
         watchers.append(logger)
+    if config.watch.trackers:
+        from harness.watch.trackers import TrackerWatcher
+
+        watchers += [TrackerWatcher(tracker, folder) for tracker in config.watch.trackers]
     return watchers + named
+
+
+def _reference(config: Config) -> Path | None:
+    """The journal of the run to compare with."""
+    if config.watch.against is None:
+        return None
+    journal = Path(config.watch.against) / "events.jsonl"
+    if not journal.is_file():
+        raise UserError("watch.against", f"{config.watch.against!r} holds no events.jsonl", "give the folder that a run wrote")
+    return journal
 
 
 def _checked(watcher: Any) -> Watcher:

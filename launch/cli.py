@@ -1,4 +1,4 @@
-"""widebatch plan | train | launch | export: the command line. Planning imports no torch and starts nothing."""
+"""widebatch plan | train | launch | export | dashboard: the command line. Planning imports no torch and starts nothing."""
 
 import argparse
 import json
@@ -19,7 +19,7 @@ from harness.plan.lengths import needs_dataset
 from harness.plan.plan import Plan, plan
 from harness.plan.world import World
 from harness.watch.table import plan_table, warning_lines
-from launch import export
+from launch import dashboard, export
 from launch.folder import write_folder
 from launch.local import gpu_count, run
 
@@ -28,6 +28,7 @@ COMMANDS = {
     "train": "train in this process: one GPU or the CPU, debugger and breakpoints welcome",
     "launch": "write the run folder and start one process per GPU with accelerate launch",
     "export": export.HELP,
+    "dashboard": dashboard.HELP,
 }
 OVERVIEW = """usage: widebatch COMMAND RUN.yaml [--section.setting VALUE ...]
 
@@ -43,13 +44,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     try:
         if name in ("-h", "--help"):
-            print(OVERVIEW.format(commands="\n".join(f"  {c:<8}{text}" for c, text in COMMANDS.items())))
+            print(OVERVIEW.format(commands="\n".join(f"  {c:<10}{text}" for c, text in COMMANDS.items())))
             return 0
         if name not in COMMANDS:
             raise UserError("widebatch", f"{name!r} is no command", did_you_mean(name, list(COMMANDS)))
-        if name == "export":
-            return export.main(rest)
+        if name in ("export", "dashboard"):
+            return export.main(rest) if name == "export" else dashboard.main(rest)
         args, settings = parse(_parser(name), rest)
+        if name in ("train", "launch") and args.against is not None:
+            settings["watch.against"] = args.against
         command = {"plan": _plan, "train": _train, "launch": _launch}[name]
         return command(args, load(args.run, settings))
     except UserError as e:
@@ -72,6 +75,8 @@ def _parser(name: str) -> Parser:
     if name == "train":
         what = "play this many ranks in turn on one device: same samples, same learning rate, same losses as the real run"
         parser.add_argument("--simulate-world", type=int, metavar="N", help=what)
+    if name in ("train", "launch"):
+        parser.add_argument("--against", metavar="RUN", help="folder of a reference run: did the rule hold, at equal samples?")
     if name == "launch":
         parser.add_argument("--dry-run", action="store_true", help="print the files and the exact command, start nothing")
     add_settings(parser)

@@ -33,9 +33,11 @@ FLOORS = {
 L0_FOREIGN = {"pydantic", "pydantic_core", "yaml", "numpy"}
 """What L0 may import beside the standard library; numpy for the sample order."""
 HOMES = {
-    "accelerate": ("harness/engine/",),
+    "accelerate": ("harness/engine/", "harness/watch/trackers.py"),
     "deepspeed": ("harness/engine/",),
     "wandb": ("harness/watch/wandb.py",),
+    "wandb_workspaces": ("harness/watch/dashboard.py",),
+    "transformers": ("harness/watch/huggingface.py",),
     "rich": ("harness/watch/", "launch/cli.py"),
     "subprocess": ("launch/local.py",),
 }

@@ -212,6 +212,10 @@ class WatchConfig(Strict):
     """Samples per second that one device reached alone, for scaling_efficiency_pct."""
     wandb: Literal["off", "offline", "online"] = "offline"
     """Weights & Biases: off, a local run folder to sync later, or the service."""
+    trackers: tuple[str, ...] = ()
+    """Further trackers, by Accelerate's names for them: tensorboard, trackio, mlflow, ..."""
+    against: str | None = None
+    """Run folder of a reference run: at the end, whether the rule held, by the losses at equal samples."""
     project: str = "widebatch"
     """Project in Weights & Biases."""
     use: tuple[str, ...] = ()

@@ -1,13 +1,17 @@
 """The terminal: the plan, one live line, evaluations, and what ended the run. Plain lines where there is no terminal."""
 
 import math
+from pathlib import Path
 from typing import assert_never, final
 
 from rich.console import Console
 from rich.markup import escape
+from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from harness.stats.events import Ended, Evaluated, Event, Metrics, Noticed, Saved, Started, Stepped, Windowed
+from harness.stats.past import windows
+from harness.stats.verdict import verdict
 from harness.watch.table import plan_table
 
 PLAIN_LINES = 20
@@ -18,7 +22,9 @@ PLAIN_LINES = 20
 class Terminal:
     """Tells events to a person. Colours follow NO_COLOR; a live line needs a terminal."""
 
-    def __init__(self, console: Console | None = None, *, show_plan: bool = True) -> None:
+    def __init__(self, console: Console | None = None, *, show_plan: bool = True, against: Path | None = None) -> None:
+        self._against, self._folder = against, ""
+        self._notices: list[Noticed] = []
         self.console = console or Console()
         self._show_plan = show_plan
         self._progress: Progress | None = None
@@ -44,6 +50,7 @@ class Terminal:
             case Noticed() if event.code in self._told_already:
                 pass
             case Noticed():
+                self._notices.append(event)
                 style = "cyan" if event.code == "resumed" else "yellow"
                 self._say(f"[{style}]note   {event.samples:>12,} samples  \\[{event.code}] {escape(event.message)}[/{style}]")
             case Ended():
@@ -60,7 +67,7 @@ class Terminal:
         self.console.print(text, highlight=False, soft_wrap=True)
 
     def _start(self, event: Started) -> None:
-        plan = event.plan
+        plan, self._folder = event.plan, event.folder
         if self._show_plan:
             self.console.print(plan_table(plan))
         else:
@@ -102,6 +109,23 @@ class Terminal:
         self._say(f"[{style}]{event.reason}[/{style}] after {event.step:,} steps, {event.samples:,} samples{escape(tail)}")
         if best:
             self._say(f"best   {best}   last   {_metrics(event.metrics, 'eval/')}")
+        if self._against is not None:
+            found = verdict(windows(Path(self._folder) / "events.jsonl"), windows(self._against))
+            self._say(f"against {self._against.parent}: {found or 'no samples in common'}")
+        if event.reason == "guard":
+            self.console.print(self._failure(event))
+
+    def _failure(self, event: Ended) -> Panel:
+        """What happened, what was done, and how to go on."""
+        bad = [n for n in self._notices if n.code in ("nonfinite", "spike", "dead", "past_noise_scale")]
+        lines = [
+            f"[bold]what[/bold]   {escape(event.message)}",
+            f"[bold]where[/bold]  step {event.step:,}, {event.samples:,} samples, agreed by all ranks",
+            *(f"[bold]before[/bold] step {n.step:,} \\[{n.code}] {escape(n.message)}" for n in bad[-3:]),
+            "[bold]done[/bold]   bad steps moved no weight; the last checkpoint is as it was",
+            f"[bold]go on[/bold]  widebatch train {escape(self._folder)}/run.yaml --optim.lr LOWER",
+        ]
+        return Panel("\n".join(lines), title="the guard stopped the run", border_style="red")
 
 
 def _rate(m: Metrics) -> str:
