@@ -37,7 +37,7 @@ HOMES = {
     "deepspeed": ("harness/engine/",),
     "wandb": ("harness/watch/wandb.py",),
     "wandb_workspaces": ("harness/watch/dashboard.py",),
-    "transformers": ("harness/watch/huggingface.py",),
+    "transformers": ("harness/watch/trainer.py",),
     "rich": ("harness/watch/", "launch/cli.py"),
     "subprocess": ("launch/local.py",),
 }
