@@ -1,5 +1,7 @@
 """Validation, exact over ranks: each sample once, also where the data does not divide."""
 
+from typing import Any
+
 import torch
 
 from harness.engine.engine import Engine, autocast
@@ -9,8 +11,8 @@ from harness.plan.config import Config
 from harness.plan.order import deals
 
 
-def evaluate(engine: Engine, recipe: Recipe, config: Config, feed: Feed) -> dict[str, float]:
-    """The means of the recipe's metrics over the whole data set, as `eval/NAME`; every rank returns the same.
+def evaluate(engine: Engine, recipe: Recipe, config: Config, feed: Feed) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """(the means of the recipe's metrics over the whole data set, as `eval/NAME`, equal on every rank; examples of this rank's).
 
     Sums and counts are added in float64 on the device and meet in one reduction.
     """
@@ -19,12 +21,14 @@ def evaluate(engine: Engine, recipe: Recipe, config: Config, feed: Feed) -> dict
     engine.sync_buffers()
     engine.model.eval()
     names: list[str] = []
+    examples: list[dict[str, Any]] = []
     totals = torch.zeros(0, 2, dtype=torch.float64, device=engine.device)
     with torch.no_grad(), autocast(config, engine.device):
         for _, micros in feed.steps(deals(0, size, ranks * micro, micro, ranks, engine.rank, ranks)):
             for one in micros:
                 sums = recipe.metrics(engine.model, one.batch)
                 if not names:
+                    examples = recipe.examples(engine.model, one.batch)
                     names = list(sums)
                     totals = torch.zeros(len(names), 2, dtype=torch.float64, device=engine.device)
                 if not one.chunk.ghost:
@@ -32,4 +36,4 @@ def evaluate(engine: Engine, recipe: Recipe, config: Config, feed: Feed) -> dict
                     totals += torch.stack(parts)
     totals = engine.reduce(totals)
     means = (totals[:, 0] / totals[:, 1]).tolist()
-    return {f"eval/{name}": mean for name, mean in zip(names, means, strict=True)}
+    return {f"eval/{name}": mean for name, mean in zip(names, means, strict=True)}, examples

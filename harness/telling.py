@@ -26,6 +26,8 @@ from harness.stats.window import Window, Work, memory, skew, throughput, trainin
 DEAD_STEPS = 50
 DEAD_NEAR = 0.01
 """A loss within this share of the uniform loss, for so many steps, has learnt nothing."""
+STALE, DIVERGED, START_STEPS = 2, 1.5, 10
+"""Cadences without a checkpoint; the share of the start's loss that is a divergence; the steps that are the start."""
 SLOW, SLOW_WINDOWS = 0.8, 20
 """A window at less than this share of the median rate of so many before it is slow."""
 _MOMENT_OF_SGD = ("sgd", "nesterov")
@@ -44,6 +46,8 @@ class Teller:
     saved_s: float | None = None
     saved_bytes: int | None = None
     saved_at_s: float = 0.0
+    saved_at_samples: int = 0
+    _start: float | None = None
     _work: Work | None = None
     _recent: deque[tuple[int, float, float]] = field(default_factory=deque)
     _noticed: set[str] = field(default_factory=set)
@@ -109,9 +113,9 @@ class Teller:
             self._recent.popleft()
         return loss - total / count if loss is not None and seen >= samples and count else None
 
-    def saved(self, seconds: float, size: int) -> None:
+    def saved(self, samples: int, seconds: float, size: int) -> None:
         """A checkpoint was written."""
-        self.saved_s, self.saved_bytes, self.saved_at_s = seconds, size, self.clock.train_s
+        self.saved_s, self.saved_bytes, self.saved_at_s, self.saved_at_samples = seconds, size, self.clock.train_s, samples
 
     def _peaks(self, state: State, row: StepRow, peaks: dict[str, float]) -> dict[str, float]:
         """The largest robust deviations so far, with one more step."""
@@ -206,6 +210,19 @@ class Teller:
             )
         if metrics["throughput/mfu_pct"] is None and self.engine.device.type == "cuda":
             found["mfu_unknown"] = "no peak rate is known for this device, so mfu_pct is null: give watch.peak_tflops"
+        every = self.plan.checkpoint_every_samples
+        if every is not None and state.samples - self.saved_at_samples > STALE * every:
+            found["stale_checkpoint"] = (
+                f"no checkpoint for {state.samples - self.saved_at_samples:,} samples; they were due every {every:,}"
+            )
+        recent = state.losses.memory[-DEAD_STEPS:]
+        if self._start is None and len(recent) >= START_STEPS:
+            self._start = median(recent[:START_STEPS])
+        if self._start is not None and len(recent) == DEAD_STEPS and median(recent) > DIVERGED * self._start > 0:
+            found["divergence"] = (
+                f"the loss is at {median(recent):.4g}, where it began at {self._start:.4g}: lr {self.plan.target_lr:g} "
+                f"(rule {self.plan.rule} at k = {self.plan.ratio:g}) is likely too high; try scaling.rule sqrt or a longer warm-up"
+            )
         rate = metrics["throughput/samples_per_s"]
         if rate is not None:
             if len(self._rates) == SLOW_WINDOWS and rate < SLOW * median(self._rates):

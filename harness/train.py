@@ -22,7 +22,7 @@ from harness.plan.errors import UserError
 from harness.plan.order import Order, deals, derive
 from harness.plan.plan import Plan
 from harness.saving import NotSavedError, save
-from harness.stats.events import Ended, Evaluated, Event, Metrics, Noticed, Saved, Started
+from harness.stats.events import Ended, Evaluated, Event, Metrics, Noticed, Saved, Shown, Started
 from harness.stats.past import last_window
 from harness.stats.rows import StepRow
 from harness.telling import Teller
@@ -109,7 +109,7 @@ class _Run:
             raise UserError("optim.name", at, "its state fits no other: keep the optimizer, or give another run.dir")
         self.engine.load(found.tensors)
         self.state = replace(found.state, restarts=found.state.restarts + 1, lost_s=found.state.lost_s + self._lost(found.state))
-        self.saved_at = self.state.samples
+        self.saved_at = self.teller.saved_at_samples = self.state.samples
         before, now = found.about["global_batch"], self.plan.global_batch
         world = f"{found.about['world_size']} -> {self.plan.world_size} ranks, global batch {before} -> {now}"
         text = f"going on from {found.path.name} at step {self.state.step}: {world}"
@@ -197,7 +197,7 @@ class _Run:
         if self.evaluated_at == self.state.samples:
             return
         with self.teller.clock.pause("eval"):
-            metrics = evaluate(self.engine, self.recipe, self.config, self.valid)
+            metrics, examples = evaluate(self.engine, self.recipe, self.config, self.valid)
         loss, s, shape = metrics["eval/loss"], self.state, self.plan.schedule
         best = s.best.get("eval/loss")
         better = math.isfinite(loss) and (best is None or loss < best)
@@ -208,6 +208,8 @@ class _Run:
         self.evaluated_at = s.samples
         gap: Metrics = {"eval/generalization_gap": self.teller.gap(loss, len(self.valid.data))}
         yield Evaluated(s.step, s.samples, self.teller.progress(s) | metrics | gap, better)
+        if examples:
+            yield Shown(s.step, s.samples, examples)
         if plateau.factor != s.plateau.factor:
             text = f"no better eval/loss for {shape.every} samples: lr x {plateau.factor:g} from here"
             yield Noticed(s.step, s.samples, "plateau", text)
@@ -233,7 +235,7 @@ class _Run:
         self.saved_at = state.samples
         size = sum(f.stat().st_size for f in path.iterdir()) if self.engine.rank == 0 else 0
         seconds = time.monotonic() - begin
-        self.teller.saved(seconds, size)
+        self.teller.saved(state.samples, seconds, size)
         yield Saved(state.step, state.samples, str(path), seconds, size)
 
     def _end(self, reason: str, message: str) -> Ended:

@@ -4,7 +4,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
@@ -27,7 +27,7 @@ from harness.stats.events import Ended, Event
 from harness.train import train
 
 Watcher = Callable[[Event], None]
-EXIT = {"complete": 0, "stop_after_steps": 0, "stop_requested": 0, "guard": 3}
+EXIT = {"complete": 0, "stop_after_steps": 0, "stop_requested": 0, "guard": 3, "failed": 1}
 """Exit status by the reason of the end. 2 is a mistake of the user, 1 a failure."""
 
 
@@ -70,7 +70,7 @@ def work(config: Config, name: str, environ: Mapping[str, str], *, simulate: int
     with ExitStack() as stack:
         stack.callback(leave)
         stop = stack.enter_context(StopFlag())
-        for event in train(config, planned, cpu=cpu, folder=folder, stop=stop):
+        for event in _told(train(config, planned, cpu=cpu, folder=folder, stop=stop), here.rank):
             if watchers is None:  # at the first event: a mistake found before it leaves no run folder behind
                 watchers = _watchers(config, planned, folder, stack, show_plan, custom) if here.rank == 0 else []
             for watcher in watchers:
@@ -80,6 +80,23 @@ def work(config: Config, name: str, environ: Mapping[str, str], *, simulate: int
     if reason in ("stop_after_steps", "stop_requested") and here.rank == 0:
         print(f"to go on: widebatch train {folder / 'run.yaml'}")
     return EXIT[reason]
+
+
+def _told(events: Iterator[Event], rank: int) -> Iterator[Event]:
+    """The events; and where a rank fails or is lost, a last one that says so, before the error itself goes on."""
+    step = samples = 0
+    try:
+        for event in events:
+            step, samples = event.step, event.samples
+            yield event
+    except (UserError, KeyboardInterrupt, GeneratorExit):
+        raise
+    except Exception as e:
+        if step:
+            text = f"{type(e).__name__} on rank {rank}: {str(e).strip().splitlines()[0] if str(e) else 'no message'}"
+            lost = "; another rank is gone: the first traceback in the logs is its own" if "onnection" in str(e) else ""
+            yield Ended(step, samples, "failed", text + lost)
+        raise
 
 
 def report(error: UserError, rank: int) -> int:

@@ -18,7 +18,7 @@ from harness.plan.errors import UserError
 from harness.plan.order import Order, derive
 from harness.plan.plan import plan
 from harness.plan.world import World
-from harness.stats.events import Ended, Evaluated, Event, Noticed, Saved, Started, Stepped, Windowed
+from harness.stats.events import Ended, Evaluated, Event, Noticed, Saved, Shown, Started, Stepped, Windowed
 from harness.train import train
 
 
@@ -47,7 +47,7 @@ def steps(events: list[Event]) -> list[Stepped]:
 def test_events_come_in_order_and_windows_add_up() -> None:
     events = run(config({"eval": {"every_samples": 160}}))
     kinds = [type(e) for e in events if not isinstance(e, Stepped | Noticed)]
-    assert kinds == [Started, Windowed, Windowed, Evaluated, Windowed, Windowed, Evaluated, Ended]
+    assert kinds == [Started, Windowed, Windowed, Evaluated, Shown, Windowed, Windowed, Evaluated, Shown, Ended]
     windows = [e for e in events if isinstance(e, Windowed)]
     assert [w.samples for w in windows] == [32, 160, 288, 320], "the first step, which warms up, is a window of its own"
     told = [s.metrics["train/loss"] for s in steps(events)]

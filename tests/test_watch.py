@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,16 @@ from harness.plan.decode import decode
 from harness.plan.errors import UserError
 from harness.plan.plan import plan
 from harness.plan.world import World
-from harness.stats.events import Ended, Event, Noticed, Started
+from harness.stats.events import Ended, Evaluated, Event, Noticed, Shown, Started
 from harness.stats.metrics import METRICS
 from harness.stats.verdict import verdict
 from harness.train import train
 from harness.watch.console import Terminal
 from harness.watch.dashboard import SECTIONS, X, save, workspace
-from harness.watch.journal import Journal
+from harness.watch.journal import Journal, to_line
 from harness.watch.trackers import TrackerWatcher
 from launch.cli import main
-from tests.dist.processes import ROOT
+from tests.dist.processes import ROOT, run_command, run_ranks
 from tests.wandb_server import Server
 
 GOLDEN = ROOT / "tests" / "golden" / "dashboard.json"
@@ -90,6 +91,74 @@ def test_tensorboard_has_every_window(tmp_path: Path) -> None:
 def test_an_unknown_tracker_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"watch.trackers: 'tensorbord' is no tracker of Accelerate's"):
         TrackerWatcher("tensorbord", tmp_path)
+
+
+def test_examples_come_with_each_evaluation(tmp_path: Path) -> None:
+    told = events(digits())
+    shown = [e for e in told if isinstance(e, Shown)]
+    assert len(shown) == sum(isinstance(e, Evaluated) for e in told) == 1
+    assert [set(row) for row in shown[0].rows] == [{"image", "label", "guess"}] * 8
+    line = to_line(shown[0])
+    assert [set(row) for row in line["rows"]] == [{"label", "guess"}] * 8, "images stay out of the journal"
+
+
+@pytest.fixture(scope="module")
+def offline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of two ranks that log to W&B offline, with artifacts."""
+    folder = tmp_path_factory.mktemp("offline")
+    tree = {
+        "recipe": {"use": "bytes_lm", "width": 16, "depth": 1, "heads": 2, "context": 32, "max_bytes": 12_000},
+        "batch": {"reference": 32, "total": 32, "micro": 8},
+        "optim": {"lr": 0.05, "momentum": 0.9},
+        "schedule": {"samples": 1600},
+        "checkpoint": {"every_samples": 800},
+        "watch": {"wandb": "offline", "artifacts": True},
+        "run": {"dir": str(folder / "run")},
+    }
+    (folder / "run.yaml").write_text(json.dumps(tree))
+    run_ranks(2, ["harness", str(folder / "run.yaml")], folder)
+    return folder / "run"
+
+
+def test_w_and_b_has_every_metric_that_the_dashboard_s_panels_show(offline: Path) -> None:
+    """Read back with W&B's own reader. Null on a CPU: what needs a known peak, a baseline, or an accuracy."""
+    log = min(offline.glob("wandb/offline-run-*/*.wandb"))
+    text = run_command([str(Path(sys.executable).parent / "wandb"), "leet", "inspect", "--json", str(log)], offline)
+    shown = {name for panels in SECTIONS.values() for panel in panels for name in panel}
+    absent = {name for name in shown if f'"{name}"' not in text and f'\\"{name}\\"' not in text}
+    assert absent == {"throughput/mfu_pct", "throughput/scaling_efficiency_pct", "eval/accuracy_pct"}
+
+
+def test_a_checkpoint_s_manifest_is_an_artifact_on_request(offline: Path) -> None:
+    log = min(offline.glob("wandb/offline-run-*/*.wandb")).read_bytes()
+    assert b"manifest.json" in log
+    assert str(offline / "checkpoints").encode() in log
+
+
+def test_a_lost_rank_is_told_at_the_end(tmp_path: Path) -> None:
+    (tmp_path / "gone.py").write_text(
+        "import os, signal\nfrom dataclasses import dataclass\nfrom harness.recipes.digits import Digits\n\n"
+        "@dataclass(frozen=True)\nclass Gone(Digits):\n"
+        "    def loss(self, model, batch):\n        Gone.calls = getattr(Gone, 'calls', 0) + 1\n"
+        "        if os.environ.get('RANK') == '1' and Gone.calls == 30:\n            os.kill(os.getpid(), signal.SIGKILL)\n"
+        "        return super().loss(model, batch)\n"
+    )
+    tree = {
+        "recipe": {"use": f"{tmp_path}/gone.py:Gone", "width": 4},
+        "batch": {"reference": 32, "total": 32},
+        "optim": {"lr": 0.01},
+        "schedule": {"epochs": 4},
+        "scaling": {"warmup_samples": 0},
+        "watch": {"wandb": "off", "every_steps": 5},
+        "run": {"dir": str(tmp_path / "run")},
+    }
+    (tmp_path / "run.yaml").write_text(json.dumps(tree))
+    output = run_ranks(2, ["harness", str(tmp_path / "run.yaml")], tmp_path, status=1)
+    end = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()][-1]
+    assert (end["event"], end["reason"]) == ("end", "failed")
+    assert "on rank 0" in end["message"]
+    assert "another rank is gone" in end["message"]
+    assert "the run failed" in output
 
 
 def window(samples: int, loss: float) -> dict[str, Any]:

@@ -80,6 +80,10 @@ class Recipe(Strict, ABC):
         """The parts that are sharded, recomputed and compiled one by one. None: the whole model is one part."""
         return []
 
+    def examples(self, model: nn.Module, batch: Any) -> list[dict[str, Any]]:
+        """Rows to look at with each evaluation: plain values, and images as float [c, h, w] in 0..1. None by default."""
+        return []
+
     def items_per_sample(self) -> float | None:
         """Items of one sample that the model computes, padding included, to tell padding_pct; None: unknown."""
         return 1.0 if self.item == "sample" else None

@@ -212,6 +212,8 @@ class WatchConfig(Strict):
     """Samples per second that one device reached alone, for scaling_efficiency_pct."""
     wandb: Literal["off", "offline", "online"] = "offline"
     """Weights & Biases: off, a local run folder to sync later, or the service."""
+    artifacts: bool = False
+    """W&B: each checkpoint's manifest as an artifact that refers to where it lies."""
     trackers: tuple[str, ...] = ()
     """Further trackers, by Accelerate's names for them: tensorboard, trackio, mlflow, ..."""
     against: str | None = None

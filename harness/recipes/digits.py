@@ -50,6 +50,12 @@ class Digits(Recipe):
         """Cross-entropy, summed over images."""
         return cross_entropy(model(batch["image"]), batch["label"], reduction="sum"), len(batch["label"])
 
+    def examples(self, model: nn.Module, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
+        """The first eight images, what they are and what the model takes them for."""
+        guess = model(batch["image"][:8]).argmax(-1)
+        shown = zip(batch["image"], batch["label"], guess, strict=False)
+        return [{"image": (image.cpu() + 1) / 2, "label": int(label), "guess": int(g)} for image, label, g in shown]
+
     def uniform_loss(self) -> float:
         """Ten classes alike."""
         return math.log(10)

@@ -55,6 +55,15 @@ class Evaluated:
 
 
 @dataclass(frozen=True)
+class Shown:
+    """Examples of the validation split as the recipe shows them: rows of plain values and images (float [c, h, w] in 0..1)."""
+
+    step: int
+    samples: int
+    rows: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
 class Saved:
     """A checkpoint is on disk."""
 
@@ -77,7 +86,7 @@ class Noticed:
 
 @dataclass(frozen=True)
 class Ended:
-    """The run is over. `reason`: complete, stop_after_steps, stop_requested or guard."""
+    """The run is over. `reason`: complete, stop_after_steps, stop_requested, guard or failed."""
 
     step: int
     samples: int
@@ -86,13 +95,14 @@ class Ended:
     metrics: Metrics = field(default_factory=dict)
 
 
-Event = Started | Stepped | Windowed | Evaluated | Saved | Noticed | Ended
+Event = Started | Stepped | Windowed | Evaluated | Shown | Saved | Noticed | Ended
 
 NAMES: dict[type[Event], str] = {
     Started: "start",
     Stepped: "step",
     Windowed: "window",
     Evaluated: "eval",
+    Shown: "examples",
     Saved: "checkpoint",
     Noticed: "notice",
     Ended: "end",

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from harness.stats.events import Ended, Evaluated, Event, Metrics, Noticed, Saved, Started, Stepped, Windowed
+from harness.stats.events import Ended, Evaluated, Event, Metrics, Noticed, Saved, Shown, Started, Stepped, Windowed
 from harness.stats.past import windows
 from harness.stats.verdict import verdict
 from harness.watch.table import plan_table
@@ -38,7 +38,7 @@ class Terminal:
         match event:
             case Started():
                 self._start(event)
-            case Stepped():
+            case Stepped() | Shown():
                 pass
             case Windowed():
                 self._window(event)
@@ -104,7 +104,8 @@ class Terminal:
     def _end(self, event: Ended) -> None:
         self.close()
         best = _metrics(event.metrics, "best/")
-        style = "red" if event.reason == "guard" else "bold"
+        failed = event.reason in ("guard", "failed")
+        style = "red" if failed else "bold"
         tail = f": {event.message}" if event.message else ""
         self._say(f"[{style}]{event.reason}[/{style}] after {event.step:,} steps, {event.samples:,} samples{escape(tail)}")
         if best:
@@ -112,7 +113,7 @@ class Terminal:
         if self._against is not None:
             found = verdict(windows(Path(self._folder) / "events.jsonl"), windows(self._against))
             self._say(f"against {self._against.parent}: {found or 'no samples in common'}")
-        if event.reason == "guard":
+        if failed:
             self.console.print(self._failure(event))
 
     def _failure(self, event: Ended) -> Panel:
@@ -120,12 +121,14 @@ class Terminal:
         bad = [n for n in self._notices if n.code in ("nonfinite", "spike", "dead", "past_noise_scale")]
         lines = [
             f"[bold]what[/bold]   {escape(event.message)}",
-            f"[bold]where[/bold]  step {event.step:,}, {event.samples:,} samples, agreed by all ranks",
+            f"[bold]where[/bold]  step {event.step:,}, {event.samples:,} samples",
             *(f"[bold]before[/bold] step {n.step:,} \\[{n.code}] {escape(n.message)}" for n in bad[-3:]),
-            "[bold]done[/bold]   bad steps moved no weight; the last checkpoint is as it was",
-            f"[bold]go on[/bold]  widebatch train {escape(self._folder)}/run.yaml --optim.lr LOWER",
+            "[bold]done[/bold]   a step that is not finite moves no weight; the last checkpoint is as it was",
+            f"[bold]go on[/bold]  widebatch train {escape(self._folder)}/run.yaml"
+            + " --optim.lr LOWER" * (event.reason == "guard"),
         ]
-        return Panel("\n".join(lines), title="the guard stopped the run", border_style="red")
+        title = "the guard stopped the run" if event.reason == "guard" else "the run failed"
+        return Panel("\n".join(lines), title=title, border_style="red")
 
 
 def _rate(m: Metrics) -> str:

@@ -1,24 +1,26 @@
 """The journal: events.jsonl in the run folder, one JSON object per line, append-only. The ground truth of a run."""
 
+import dataclasses
 import json
 import math
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, final
 
-from harness.stats.events import NAMES, Event, Started
+from harness.stats.events import NAMES, Event, Shown, Started
 
 
 def to_line(event: Event) -> dict[str, Any]:
     """An event as one flat object: its name, step and samples first, metrics by their names.
 
-    JSON has no NaN: a number that is not finite is written as the text "nan", "inf" or "-inf".
+    Images stay out. JSON has no NaN: a number that is not finite is written as the text "nan", "inf" or "-inf".
     """
     line: dict[str, Any] = {"event": NAMES[type(event)]}
-    fields = asdict(event)
+    fields = {f.name: getattr(event, f.name) for f in dataclasses.fields(event)}
     if isinstance(event, Started):
         fields["plan"] = event.plan.to_json()
     fields |= fields.pop("metrics", {})
+    if isinstance(event, Shown):
+        fields["rows"] = [{k: v for k, v in row.items() if isinstance(v, str | int | float | bool)} for row in event.rows]
     return line | {name: _plain(value) for name, value in fields.items()}
 
 

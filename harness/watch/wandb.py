@@ -12,13 +12,15 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
 
 import wandb
+from torch import Tensor
 
 from harness.plan.config import WatchConfig
-from harness.stats.events import Ended, Evaluated, Event, Metrics, Noticed, Saved, Started, Windowed
+from harness.stats.events import Ended, Evaluated, Event, Noticed, Saved, Shown, Started, Windowed
 from harness.watch.git import commit
 
 START_S = 5.0
@@ -28,7 +30,8 @@ WAITING = 10_000
 """Points that may wait for the writing thread; more are dropped, and counted."""
 GROUPS = ("train", "eval", "batch", "throughput", "memory", "stability", "reliability", "pause")
 ALERTS = (
-    "nonfinite", "spike", "dead", "past_noise_scale", "slow", "checkpoint_failed", "damaged_checkpoint", "resumed",
+    "nonfinite", "spike", "divergence", "dead", "past_noise_scale", "slow", "checkpoint_failed", "stale_checkpoint",
+    "damaged_checkpoint", "resumed",
 )  # fmt: skip
 """Notices that W&B also sends as alerts, each code at most once in ALERT_EVERY_S."""
 ALERT_EVERY_S = 300
@@ -41,7 +44,7 @@ class WandbWatcher:
     def __init__(self, watch: WatchConfig, folder: Path) -> None:
         self._watch, self._folder = watch, folder
         self._run: Any = None
-        self._points: queue.Queue[Metrics | None] = queue.Queue(WAITING)
+        self._points: queue.Queue[Mapping[str, Any] | None] = queue.Queue(WAITING)
         self._dropped = 0
         self._writer = threading.Thread(target=self._write, name="wandb writer", daemon=True)
 
@@ -53,13 +56,19 @@ class WandbWatcher:
                 self._writer.start()
             case Windowed() | Evaluated():
                 self._put(event.metrics | {"reliability/log_points_dropped": self._dropped})
+            case Shown():
+                self._put({"progress/samples": event.samples, "eval/examples": table(event.rows)})
             case Saved():
                 self._put({"progress/samples": event.samples, "reliability/checkpoint_bytes": event.bytes})
+                if self._watch.artifacts:
+                    self._refer(Path(event.path), event.samples)
             case Noticed():
                 self._run.summary[f"notice/{event.code}"] = event.message
                 if event.code in ALERTS:
                     self._run.alert(title=event.code, text=event.message, wait_duration=ALERT_EVERY_S)
             case Ended():
+                if event.reason in ("guard", "failed"):
+                    self._run.alert(title=event.reason, text=event.message)
                 self._run.summary.update({"end/reason": event.reason, "end/message": event.message, **known(event.metrics)})
             case _:
                 pass
@@ -76,7 +85,14 @@ class WandbWatcher:
         except (wandb.errors.Error, TimeoutError) as e:
             print(f"W&B did not take everything ({' '.join(str(e).split())}): {self._sync()}")
 
-    def _put(self, metrics: Metrics) -> None:
+    def _refer(self, path: Path, samples: int) -> None:
+        """A checkpoint as an artifact that holds its manifest, and refers to the rest where it lies."""
+        artifact = wandb.Artifact(f"checkpoint-{self._run.id}", "checkpoint", metadata={"samples": samples, "path": str(path)})
+        artifact.add_file(str(path / "manifest.json"))
+        artifact.add_reference(f"file://{path.resolve()}", name="files", checksum=False)
+        self._run.log_artifact(artifact)
+
+    def _put(self, metrics: Mapping[str, Any]) -> None:
         try:
             self._points.put_nowait(metrics)
         except queue.Full:
@@ -128,9 +144,16 @@ class WandbWatcher:
             self._run.define_metric(f"{group}/*", step_metric="progress/samples")
 
 
-def known(metrics: Metrics) -> dict[str, float]:
+def known(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """The metrics that have a value; null has no place on a curve."""
     return {name: value for name, value in metrics.items() if value is not None}
+
+
+def table(rows: list[dict[str, Any]]) -> wandb.Table:
+    """Examples as a table; what has a shape is an image."""
+    columns: list[str | int] = list(rows[0])
+    cells = [[wandb.Image(value) if isinstance(value, Tensor) else value for value in row.values()] for row in rows]
+    return wandb.Table(columns=columns, data=cells)
 
 
 def unreachable(limit_s: float) -> str:
