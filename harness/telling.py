@@ -21,6 +21,7 @@ from harness.stats.clock import Clock
 from harness.stats.events import Event, Metrics, Noticed, Stepped, Windowed
 from harness.stats.noise import NoiseScale
 from harness.stats.rows import Reading, StepRow
+from harness.stats.spikes import FLAGGED
 from harness.stats.window import Window, Work, memory, skew, throughput, training
 
 DEAD_STEPS = 50
@@ -42,6 +43,7 @@ class Teller:
     recipe: Recipe
     engine: Engine
     data: Data
+    valid_samples: int
     clock: Clock = field(default_factory=Clock)
     saved_s: float | None = None
     saved_bytes: int | None = None
@@ -50,6 +52,7 @@ class Teller:
     _start: float | None = None
     _work: Work | None = None
     _recent: deque[tuple[int, float, float]] = field(default_factory=deque)
+    _kept: int = 0
     _noticed: set[str] = field(default_factory=set)
     _rates: deque[float] = field(default_factory=lambda: deque(maxlen=SLOW_WINDOWS))
 
@@ -61,21 +64,22 @@ class Teller:
             self.clock.discard("first_step")
         seconds = self.clock.lap()
         events: list[Event] = []
-        peaks = {"loss": -math.inf, "norm": -math.inf}
-        for row, (samples, lr) in zip(reading.steps, pending, strict=True):
-            peaks, spikes = self._peaks(state, row, peaks), state.losses.count
+        losses, norms = [r.loss for r in reading.steps], [_log(r.grad_norm) for r in reading.steps]
+        scores, norm_scores = state.losses.scores(losses), state.norms.scores(norms)
+        for row, score, (samples, lr) in zip(reading.steps, scores, pending, strict=True):
             state = _stepped(state, row, samples)
             events.append(Stepped(state.step, state.samples, _step_metrics(row, samples, lr)))
             events += _skipped(state, row)
-            if state.losses.count > spikes:
+            if score is not None and score > FLAGGED:
                 text = f"loss {row.loss:.4g} stands out from the {len(state.losses.memory)} before it"
                 events.append(Noticed(state.step, state.samples, "spike", text))
-            self._recent.append((samples, row.loss_sum, row.count))
+            self._remember(samples, row)
+        state = replace(state, losses=state.losses.after(losses), norms=state.norms.after(norms))
         state = replace(state, noise=self._noise(state, reading), trained_s=state.trained_s + seconds)
         window = Window(reading, sum(s for s, _ in pending), 0.0 if first else seconds, pending[-1][1], self.engine.processes)
         metrics = self.progress(state) | training(window) | self._groups(pending[-1][1])
         metrics |= throughput(window, self._costs()) | memory(reading.hosts) | skew(reading.hosts)
-        metrics |= self._stability(state, peaks, reading.steps[-1]) | self._reliability(state)
+        metrics |= self._stability(state, scores, norm_scores, reading.steps[-1]) | self._reliability(state)
         events.append(Windowed(state.step, state.samples, metrics))
         events += self._notices(state, metrics)
         return state, events
@@ -102,28 +106,25 @@ class Teller:
         }
         return out | ({f"progress/{self.recipe.item}s": state.items} if self.recipe.item != "sample" else {})
 
-    def gap(self, loss: float | None, samples: int) -> float | None:
-        """A validation loss less the training loss over the last `samples` samples; None where there were not so many."""
+    def gap(self, loss: float | None) -> float | None:
+        """A validation loss less the training loss over as many samples as were validated; None where there were not so many."""
         seen, total, count = 0, 0.0, 0.0
-        for n, loss_sum, items in reversed(self._recent):
-            seen, total, count = seen + n, total + loss_sum, count + items
-            if seen >= samples:
+        for samples, loss_sum, items in reversed(self._recent):
+            seen, total, count = seen + samples, total + loss_sum, count + items
+            if seen >= self.valid_samples:
                 break
-        while sum(n for n, _, _ in self._recent) > samples + self.plan.global_batch * self.config.watch.every_steps:
-            self._recent.popleft()
-        return loss - total / count if loss is not None and seen >= samples and count else None
+        return loss - total / count if loss is not None and seen >= self.valid_samples and count else None
+
+    def _remember(self, samples: int, row: StepRow) -> None:
+        """Keep the newest steps that hold as many samples as are validated."""
+        self._recent.append((samples, row.loss_sum, row.count))
+        self._kept += samples
+        while self._kept - self._recent[0][0] >= self.valid_samples:
+            self._kept -= self._recent.popleft()[0]
 
     def saved(self, samples: int, seconds: float, size: int) -> None:
         """A checkpoint was written."""
         self.saved_s, self.saved_bytes, self.saved_at_s, self.saved_at_samples = seconds, size, self.clock.train_s, samples
-
-    def _peaks(self, state: State, row: StepRow, peaks: dict[str, float]) -> dict[str, float]:
-        """The largest robust deviations so far, with one more step."""
-        loss, norm = state.losses.z(row.loss), state.norms.z(_log(row.grad_norm))
-        return {
-            "loss": max(peaks["loss"], -math.inf if loss is None else loss),
-            "norm": max(peaks["norm"], -math.inf if norm is None else norm),
-        }
 
     def _noise(self, state: State, reading: Reading) -> NoiseScale:
         """The noise scale after the window, by the engine's estimator."""
@@ -166,7 +167,7 @@ class Teller:
                 self._work = Work(self.recipe.item, per_sample, flops, peak, self.config.watch.baseline)
         return self._work
 
-    def _stability(self, state: State, peaks: dict[str, float], last: StepRow) -> Metrics:
+    def _stability(self, state: State, scores: Sequence[float | None], norms: Sequence[float | None], last: StepRow) -> Metrics:
         uniform, recent = self.recipe.uniform_loss(), state.losses.memory[-DEAD_STEPS:]
         dead = None
         if uniform is not None:
@@ -175,8 +176,8 @@ class Teller:
             "stability/nonfinite_steps": float(state.nonfinite_steps),
             "stability/skipped_steps": float(state.skipped_steps),
             "stability/spikes": float(state.losses.count),
-            "stability/loss_z": None if math.isinf(peaks["loss"]) and peaks["loss"] < 0 else peaks["loss"],
-            "stability/grad_norm_z": None if math.isinf(peaks["norm"]) and peaks["norm"] < 0 else peaks["norm"],
+            "stability/loss_z": max((z for z in scores if z is not None), default=None),
+            "stability/grad_norm_z": max((z for z in norms if z is not None), default=None),
             "stability/dead": dead,
             "stability/rollbacks": 0.0,
             "stability/loss_scale": last.loss_scale,
@@ -246,8 +247,6 @@ def _stepped(s: State, row: StepRow, samples: int) -> State:
         skipped_samples=s.skipped_samples + samples * skipped,
         nonfinite_steps=s.nonfinite_steps + bad,
         items=s.items + row.count,
-        losses=s.losses.after(row.loss),
-        norms=s.norms.after(_log(row.grad_norm)),
     )
 
 

@@ -51,7 +51,7 @@ def train(
     options = {"device": engine.device, "dtype": engine.dtype, "collate": recipe.collate, "workers": recipe.workers}
     run.feed = Feed(data, order=order, key_seed=key_seed, **options)  # type: ignore[arg-type]
     run.valid = Feed(recipe.data("valid"), order=None, key_seed=key_seed, **options)  # type: ignore[arg-type]
-    run.teller = Teller(config, plan, recipe, engine, data)
+    run.teller = Teller(config, plan, recipe, engine, data, len(run.valid.data))
     notices = list(run.resume())
     size = sum(p.numel() for p in engine.model.parameters())
     state = run.state
@@ -206,7 +206,7 @@ class _Run:
             plateau = plateau.after(loss, s.samples, patience=shape.every, gamma=shape.gamma, floor=shape.final_fraction)
         self.state = replace(s, best=dict(metrics) if better else s.best, last=dict(metrics), plateau=plateau)
         self.evaluated_at = s.samples
-        gap: Metrics = {"eval/generalization_gap": self.teller.gap(loss, len(self.valid.data))}
+        gap: Metrics = {"eval/generalization_gap": self.teller.gap(loss)}
         yield Evaluated(s.step, s.samples, self.teller.progress(s) | metrics | gap, better)
         if examples:
             yield Shown(s.step, s.samples, examples)

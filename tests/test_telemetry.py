@@ -163,10 +163,10 @@ def test_a_spike_is_found_though_one_came_just_before(after_nan: bool) -> None:
         value = 2.0 + 0.05 * math.sin(number * 1.7)
         if number in (150, 250, 300):
             value += 3.0
-            z = spikes.z(value)
+            (z,) = spikes.scores([value])
             assert z is not None
             assert z > FLAGGED
-        spikes = spikes.after(math.nan if after_nan and number in (149, 249) else value)
+        spikes = spikes.after([math.nan if after_nan and number in (149, 249) else value])
     assert spikes.count == 3
     assert max(spikes.memory) < 2.1
 
@@ -174,7 +174,7 @@ def test_a_spike_is_found_though_one_came_just_before(after_nan: bool) -> None:
 def test_a_new_level_is_no_spike_for_ever() -> None:
     spikes = Spikes(tuple(1.0 + 0.01 * (n % 7) for n in range(100)))
     for number in range(LEAST + 50):
-        spikes = spikes.after(5.0 + 0.01 * (number % 7))
+        spikes = spikes.after([5.0 + 0.01 * (number % 7)])
     assert spikes.count == LEAST
     assert min(spikes.memory) > 4.9
 

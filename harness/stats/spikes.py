@@ -4,7 +4,7 @@ z = 0.6745 (x - median) / MAD (Iglewicz & Hoaglin 1993). A value that is not fin
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -27,27 +27,38 @@ class Spikes:
     count: int = 0
     running: int = 0
 
-    def z(self, value: float) -> float | None:
-        """How far a value lies above the median, in robust deviations; None while there is too little to compare with."""
-        if len(self.memory) < LEAST or not math.isfinite(value):
-            return None
-        middle = median(self.memory)
-        spread = median(abs(x - middle) for x in self.memory)
-        if spread == 0:
-            return 0.0 if value <= middle else math.inf
-        return 0.6745 * (value - middle) / spread
+    def scores(self, values: Sequence[float]) -> list[float | None]:
+        """How far each value lies above the median, in robust deviations; None while there is too little to compare with.
 
-    def after(self, value: float) -> "Spikes":
-        """With one more value."""
-        if not math.isfinite(value):
-            return self
-        z = self.z(value)
-        if z is not None and z > FLAGGED:
-            running = self.running + 1
-            return Spikes(self.memory if running < LEAST else (), self.count + 1, running if running < LEAST else 0)
-        return Spikes((*self.memory, value)[-MEMORY:], self.count)
+        The median and its spread are taken once for all of them: a window's values are scored against those before the window.
+        """
+        if len(self.memory) < LEAST:
+            return [None] * len(values)
+        middle = median(self.memory)
+        spread = median([abs(x - middle) for x in self.memory])
+        return [_score(x, middle, spread) if math.isfinite(x) else None for x in values]
+
+    def after(self, values: Sequence[float]) -> "Spikes":
+        """With a window's values. Those that are not finite are left out, those that are spikes counted."""
+        memory, count, running = list(self.memory), self.count, self.running
+        for value, score in zip(values, self.scores(values), strict=True):
+            if not math.isfinite(value):
+                continue
+            if score is not None and score > FLAGGED:
+                count, running = count + 1, running + 1
+                if running == LEAST:
+                    memory, running = [], 0
+            else:
+                memory.append(value)
+        return Spikes(tuple(memory[-MEMORY:]), count, running)
 
     @staticmethod
     def from_json(tree: Mapping[str, Any]) -> "Spikes":
         """From what `dataclasses.asdict` gave."""
         return Spikes(tuple(tree["memory"]), tree["count"], tree["running"])
+
+
+def _score(value: float, middle: float, spread: float) -> float:
+    if spread == 0:
+        return 0.0 if value <= middle else math.inf
+    return 0.6745 * (value - middle) / spread

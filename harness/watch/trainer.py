@@ -88,10 +88,10 @@ class Telemetry(TrainerCallback):  # type: ignore[misc]
 
     def _window(self, state: TrainerState, logs: dict[str, float]) -> Metrics:
         loss, norm = float(logs["loss"]), float(logs.get("grad_norm", math.nan))
-        loss_z = self._losses.z(loss)
-        norm_z = self._norms.z(math.log(norm)) if norm > 0 else None
-        self._losses = self._losses.after(loss)
-        self._norms = self._norms.after(math.log(norm) if norm > 0 else math.nan)
+        (loss_z,) = self._losses.scores([loss])
+        level = math.log(norm) if norm > 0 else math.nan
+        (norm_z,) = self._norms.scores([level])
+        self._losses, self._norms = self._losses.after([loss]), self._norms.after([level])
         samples = self._samples(state)
         fresh, seconds = samples - self._told, self._trained - self._told_s
         self._told, self._told_s = samples, self._trained
