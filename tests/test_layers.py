@@ -4,6 +4,7 @@ Read from the source with ast, so that an import inside a function counts too. T
 """
 
 import ast
+import subprocess
 import sys
 from functools import cache
 from pathlib import Path
@@ -158,3 +159,10 @@ def test_a_file_holds_one_idea(file: str) -> None:
     assert len(text.splitlines()) <= MOST_LINES
     assert Path(file).stem not in ("utils", "util", "helpers", "common", "misc")
     assert ast.get_docstring(ast.parse(text)), "the file says its idea at its top"
+
+
+def test_the_floor_of_numbers_leaves_torch_out_when_it_runs() -> None:
+    modules = [f.removesuffix(".py").replace("/", ".") for f in FILES if floor(f) == 0 and not f.endswith("__init__.py")]
+    code = f"import importlib, sys; [importlib.import_module(m) for m in {modules!r}]; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

@@ -1,5 +1,6 @@
 """The plan: every number derived once, with a source; the batch splits exactly; warnings fire when they should and only then."""
 
+import dataclasses
 import json
 import math
 from typing import Any
@@ -281,3 +282,8 @@ def test_a_plan_warns_of_its_own_numbers() -> None:
 )
 def test_a_process_finds_its_place_by_the_launchers_variables(environ: dict[str, str], where: Place) -> None:
     assert place(environ) == where
+
+
+def test_a_plan_is_decided_once() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        made().global_batch = 1  # type: ignore[misc]
