@@ -55,7 +55,7 @@ def train(
     notices = list(run.resume())
     size = sum(p.numel() for p in engine.model.parameters())
     state = run.state
-    yield Started(plan, encode(config), str(folder or ""), state.step, state.samples, size, str(engine.device))
+    yield Started(plan, encode(config), str(folder or ""), state.step, state.samples, size, str(engine.device), engine.estimator)
     yield from notices
     yield from (Noticed(state.step, state.samples, w.code, w.message) for w in plan.warnings)
     yield from run.steps()

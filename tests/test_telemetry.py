@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ NOT_HERE = {
     "throughput/tokens_per_s_per_device",
     "pause/checkpoint_s",
     "reliability/log_points_dropped",
+    "batch/noise_scale_estimator",
 }
-"""Only with tokens, only once a checkpoint was written, and only at W&B."""
+"""Only with tokens, only once a checkpoint was written, only at W&B, and in the line of the start."""
 UNKNOWN = {"throughput/mfu_pct", "throughput/scaling_efficiency_pct"}
 """Null on a CPU without a baseline."""
 RECIPES: dict[str, dict[str, Any]] = {
@@ -92,6 +94,19 @@ def _train_loss(journal: list[dict[str, Any]], recipe: str) -> float:
     needed = math.ceil(size / 32)
     steps = [line for line in journal if line["event"] == "step"][-needed:]
     return float(sum(s["train/loss"] * s["batch/items"] for s in steps) / sum(s["batch/items"] for s in steps))
+
+
+@pytest.mark.parametrize(("which", "ranks", "estimator"), [("digits", 2, "passes"), ("bytes_lm", 4, "ranks")])
+def test_the_start_says_how_the_noise_scale_is_measured(journals: dict[Any, Any], which: str, ranks: int, estimator: str) -> None:
+    assert journals[which, ranks][0]["estimator"] == estimator
+
+
+def test_norms_of_each_layer_on_request(tmp_path: Path) -> None:
+    last = windows(told(tmp_path, "digits", 1, watch={"wandb": "off", "layers": True}))[-1]
+    layers = [name for name in last if name.startswith("train/layer_") and name.endswith("_param_norm")]
+    assert sorted(layers) == [f"train/layer_{n}_{kind}_param_norm" for n in (0, 2, 6) for kind in ("bias", "weight")]
+    assert sum(last[name] ** 2 for name in layers) == pytest.approx(last["train/param_norm"] ** 2)
+    assert all(re.fullmatch(r"[a-z]+/[_a-zA-Z][_a-zA-Z0-9]*", name) for name in last if "/" in name)
 
 
 def test_rates_times_training_time_are_the_tokens(journals: dict[Any, Any]) -> None:

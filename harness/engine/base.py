@@ -125,7 +125,7 @@ class BaseEngine(Engine):
     def meters(self) -> Meters:
         """The window's meters; norms are by parameter group, or by parameter where the run file asks."""
         if self.config.watch.layers:
-            labels = [f"layer_{name}" for name, p in self.model.named_parameters() if p.requires_grad]
+            labels = [layer_label(name) for name, p in self.model.named_parameters() if p.requires_grad]
         else:
             labels = [f"group{number}" for number in range(len(self.optimizer.param_groups))]
         return Meters(self.device, self.processes, labels)
@@ -151,7 +151,7 @@ class BaseEngine(Engine):
         squares = [torch.stack(torch._foreach_norm(c)).to(self.device, torch.float64) ** 2 for c in columns]
         grads = torch.full_like(squares[0], float("nan")) if self._grad_norms is None else self._grad_norms.double() ** 2
         names = {label: number for number, label in enumerate(self.meters.labels)}
-        labels = [names[f"layer_{name}"] if self.config.watch.layers else group for name, group, _ in held]
+        labels = [names[layer_label(name)] if self.config.watch.layers else group for name, group, _ in held]
         out = torch.zeros(len(names), 4, dtype=torch.float64, device=self.device)
         return out.index_add_(0, torch.tensor(labels, device=self.device), torch.stack([*squares, grads.to(self.device)], 1))
 
@@ -227,6 +227,11 @@ class BaseEngine(Engine):
 def power_of_two(count: float) -> float:
     """The power of two at or below a count of items. To divide a sum by it rounds nothing, and keeps fp16 in its range."""
     return 2.0 ** math.floor(math.log2(count)) if count >= 1 else 1.0
+
+
+def layer_label(name: str) -> str:
+    """A parameter's name as part of a metric's: letters, digits and _ alone, or W&B cannot filter by it."""
+    return "layer_" + "".join(c if c.isalnum() else "_" for c in name)
 
 
 def local_part(tensor: Tensor) -> Tensor:

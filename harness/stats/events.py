@@ -15,7 +15,10 @@ Metrics = dict[str, float | None]
 
 @dataclass(frozen=True)
 class Started:
-    """The run begins, or goes on at `samples`. `config` is the resolved run file as plain data."""
+    """The run begins, or goes on at `samples`. `config` is the resolved run file as plain data.
+
+    `estimator` says how the gradient noise scale is measured: passes, ranks, moments or none.
+    """
 
     plan: Plan
     config: dict[str, Any]
@@ -24,6 +27,7 @@ class Started:
     samples: int
     parameters: int
     device: str
+    estimator: str = "none"
 
 
 @dataclass(frozen=True)

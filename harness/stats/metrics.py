@@ -73,6 +73,12 @@ METRICS = [
         ("world_size", "data-parallel ranks", "all", "run"),
         ("ratio", "k = global batch / reference batch", "all", "run"),
         ("noise_scale_samples", "gradient noise scale (McCandlish et al. 2018), running means over about 100 steps", "all", "run"),
+        (
+            "noise_scale_estimator",
+            "passes, ranks, moments or none: text, in the journal's start line and W&B's summary",
+            "all",
+            "run",
+        ),
         ("critical_ratio", "global batch / noise scale; past 1 a larger batch is mostly wasted", "all", "run"),
         ("scaling_gain", "AdaScale's gain r at this k: reference steps that one step is worth", "all", "run"),
     ),

@@ -150,6 +150,7 @@ class WandbWatcher:
         if problem:
             print(f"W&B is out of reach ({problem}): logging offline; {self._sync()}")
             self._run = wandb.init(mode="offline", **(options | {"resume": None}))
+        self._run.summary["batch/noise_scale_estimator"] = event.estimator
         for group in GROUPS:
             self._run.define_metric(f"{group}/*", step_metric="progress/samples")
 
