@@ -238,14 +238,13 @@ class Teller:
 def _stepped(s: State, row: StepRow, samples: int) -> State:
     """The state past one step."""
     skipped = not row.applied
-    bad = not (row.finite and (row.applied or row.loss_scale == 1))
     return replace(
         s,
         step=s.step + 1,
         samples=s.samples + samples,
         skipped_steps=s.skipped_steps + skipped,
         skipped_samples=s.skipped_samples + samples * skipped,
-        nonfinite_steps=s.nonfinite_steps + bad,
+        nonfinite_steps=s.nonfinite_steps + row.bad,
         items=s.items + row.count,
     )
 
@@ -264,7 +263,7 @@ def _step_metrics(row: StepRow, samples: int, lr: float) -> dict[str, float]:
 def _skipped(state: State, row: StepRow) -> list[Event]:
     if row.applied:
         return []
-    if row.finite and row.loss_scale != 1:
+    if not row.bad:
         text = f"fp16's loss scale {row.loss_scale:g} was too high: the step was skipped on all ranks, and the scale halved"
         return [Noticed(state.step, state.samples, "loss_scale", text)]
     text = f"loss {row.loss:g}, gradient norm {row.grad_norm:g}: the step was skipped on all ranks"

@@ -182,12 +182,12 @@ class _Run:
 
     def _guard(self, rows: Sequence[StepRow]) -> str:
         """Why the run must stop, or nothing."""
-        guard, skipped = self.config.guard, sum(not r.applied for r in rows)
-        if skipped and guard.nonfinite == "stop":
+        guard, bad = self.config.guard, sum(r.bad for r in rows)
+        if bad and guard.nonfinite == "stop":
             return "a loss or gradient was not finite, and guard.nonfinite is stop"
-        if self.state.skipped_steps > guard.budget:
+        if self.state.nonfinite_steps > guard.budget:
             return (
-                f"{self.state.skipped_steps} steps were not finite, more than guard.budget {guard.budget}: "
+                f"{self.state.nonfinite_steps} steps were not finite, more than guard.budget {guard.budget}: "
                 f"lr {self.plan.target_lr:g} (rule {self.plan.rule} at k = {self.plan.ratio:g}) is likely too high; "
                 "try scaling.rule sqrt, a longer warm-up, or a smaller batch"
             )

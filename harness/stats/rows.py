@@ -26,9 +26,10 @@ class StepRow:
         return self.loss_sum / self.count if self.count else float("nan")
 
     @property
-    def finite(self) -> bool:
-        """Whether the loss was; in fp16 a step may be skipped for its scale alone."""
-        return math.isfinite(self.loss_sum) and self.count > 0
+    def bad(self) -> bool:
+        """Whether loss or gradient was not finite. In fp16 a gradient may only have been scaled too high: that is no trouble."""
+        finite = math.isfinite(self.loss_sum) and self.count > 0
+        return not finite or (not self.applied and self.loss_scale == 1)
 
 
 @dataclass(frozen=True)
