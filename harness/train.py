@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from harness.engine import checkpoint
 from harness.engine.engine import Engine
 from harness.engine.open import open_engine
 from harness.engine.state import State
@@ -21,9 +20,9 @@ from harness.plan.decode import encode
 from harness.plan.errors import UserError
 from harness.plan.order import Order, deals, derive
 from harness.plan.plan import Plan
+from harness.resuming import resume
 from harness.saving import NotSavedError, save
 from harness.stats.events import Ended, Evaluated, Event, Metrics, Noticed, Saved, Shown, Started
-from harness.stats.past import last_window
 from harness.stats.rows import StepRow
 from harness.telling import Teller
 
@@ -87,38 +86,14 @@ class _Run:
     evaluated_at: int = -1
 
     def resume(self) -> Iterator[Event]:
-        """Take over the newest good checkpoint of the run folder, if there is one. The plan's numbers stay."""
+        """Take over the newest good checkpoint of the run folder, if there is one."""
         if self.folder is None:
             return
-        found, complaints = checkpoint.newest(self.folder / "checkpoints")
-        for complaint in complaints:
-            yield Noticed(0, 0, "damaged_checkpoint", f"not used: {complaint}")
-        if found is None:
-            if complaints:
-                at = f"none of the {len(complaints)} checkpoints in {self.folder} can be used ({complaints[0]})"
-                raise UserError("run.dir", at, "restore one, or give another run.dir to start anew")
-            return
-        if found.about["dataset"] != len(self.feed.data):
-            at = f"{self.folder} was trained on {found.about['dataset']} samples, the data now has {len(self.feed.data)}"
-            raise UserError("run.dir", at, "give another run.dir")
-        if found.about["seed"] != self.config.run.seed:
-            at = f"is {self.config.run.seed}, but {self.folder} was begun with {found.about['seed']}"
-            raise UserError("run.seed", at, "the sample order hangs on it: keep the seed, or give another run.dir")
-        if found.about["optimizer"] != self.plan.optimizer:
-            at = f"is {self.plan.optimizer}, but {self.folder} was begun with {found.about['optimizer']}"
-            raise UserError("optim.name", at, "its state fits no other: keep the optimizer, or give another run.dir")
-        self.engine.load(found.tensors)
-        self.state = replace(found.state, restarts=found.state.restarts + 1, lost_s=found.state.lost_s + self._lost(found.state))
-        self.saved_at = self.teller.saved_at_samples = self.state.samples
-        before, now = found.about["global_batch"], self.plan.global_batch
-        world = f"{found.about['world_size']} -> {self.plan.world_size} ranks, global batch {before} -> {now}"
-        text = f"going on from {found.path.name} at step {self.state.step}: {world}"
-        yield Noticed(self.state.step, self.state.samples, "resumed", text)
-
-    def _lost(self, state: State) -> float:
-        """Seconds of training that the journal tells of after the checkpoint that is gone back to."""
-        last = last_window(self.folder / "events.jsonl") if self.folder else {}
-        return max(float(last.get("progress/trained_s", state.trained_s)) - state.trained_s, 0.0)
+        state, notices = resume(self.engine, self.config, self.plan, len(self.feed.data), self.folder)
+        if state is not None:
+            self.state = state
+            self.saved_at = self.teller.saved_at_samples = state.samples
+        yield from notices
 
     def steps(self) -> Iterator[Event]:
         """All steps from where the state stands to the plan's end."""

@@ -24,6 +24,7 @@ FLOORS = {
     "harness/engine/": 2,
     "harness/train.py": 3,
     "harness/evaluate.py": 3,
+    "harness/resuming.py": 3,
     "harness/saving.py": 3,
     "harness/telling.py": 3,
     "harness/watch/": 4,
