@@ -40,7 +40,7 @@ HOMES = {
     "wandb": ("harness/watch/wandb.py",),
     "wandb_workspaces": ("harness/watch/dashboard.py",),
     "transformers": ("harness/watch/trainer.py",),
-    "rich": ("harness/watch/", "launch/cli.py"),
+    "rich": ("harness/watch/",),
     "subprocess": ("launch/local.py",),
 }
 TORCH = {"torch", "torchvision", "timm", "transformers", "pytorch_optimizer", "safetensors"}

@@ -1,5 +1,6 @@
 """The plan as people read it: each number with its reason."""
 
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -41,3 +42,11 @@ def plan_table(plan: Plan) -> Table:
 def warning_lines(plan: Plan) -> list[Text]:
     """The plan's warnings, a line each."""
     return [Text(f"warning [{w.code}] {w.message}", style="yellow") for w in plan.warnings]
+
+
+def print_plan(plan: Plan) -> None:
+    """The table and the warnings, on standard output."""
+    console = Console(soft_wrap=False)
+    console.print(plan_table(plan))
+    for line in warning_lines(plan):
+        console.print(line, soft_wrap=True)

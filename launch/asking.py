@@ -1,0 +1,50 @@
+"""What the commands that take a run file share: its argument, the flags that say on what world, and the size of the data."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from harness.plan.config import Config
+from harness.plan.errors import UserError
+from harness.plan.flags import Parser
+from harness.plan.lengths import needs_dataset
+from harness.plan.world import World
+from launch.local import gpu_count
+
+AGAINST = "folder of a reference run: did the rule hold, at equal samples?"
+
+
+def run_parser(name: str, description: str) -> Parser:
+    """The parser of `widebatch NAME RUN.yaml`; the settings of the run file are added last, by `add_settings`."""
+    parser = Parser(prog=f"widebatch {name}", description=description, allow_abbrev=False)
+    parser.add_argument("run", metavar="RUN.yaml", type=Path, help="the run file: wishes in samples and epochs")
+    return parser
+
+
+def add_world(parser: argparse.ArgumentParser) -> None:
+    """--gpus, --procs and --nodes."""
+    gpus = "GPUs over all nodes (default: those of this machine); 0: CPU ranks, see --procs"
+    parser.add_argument("--gpus", type=int, help=gpus)
+    parser.add_argument("--procs", type=int, default=1, help="CPU ranks with --gpus 0, to try a run without GPUs")
+    parser.add_argument("--nodes", type=int, default=1, help="machines that the GPUs are spread over evenly")
+
+
+def asked_world(args: argparse.Namespace) -> World:
+    """The world that the flags of `add_world` ask for. Raises UserError."""
+    here = gpu_count(os.environ.get("CUDA_VISIBLE_DEVICES")) if args.gpus is None else args.gpus
+    if here == 0:
+        if args.procs < 1:
+            raise UserError("--procs", f"is {args.procs}", "give at least 1")
+        return World(args.procs, args.nodes, "cpu")
+    return World(here, args.nodes, "gpu")
+
+
+def dataset(config: Config) -> int | None:
+    """The size of the training set where only the recipe knows it: imports the recipe, and torch with it, and says so."""
+    if config.recipe.samples or not needs_dataset(config):
+        return None
+    print(f"note: recipe.samples is not stated, so {config.recipe.use} is imported to count its data", file=sys.stderr)
+    from harness.parts.recipe import load_recipe
+
+    return len(load_recipe(config.recipe).data("train"))

@@ -1,0 +1,29 @@
+"""widebatch train RUN.yaml: the run in this process."""
+
+import os
+from collections.abc import Sequence
+
+from harness.plan.decode import load
+from harness.plan.errors import UserError
+from harness.plan.flags import add_settings, parse
+from launch.asking import AGAINST, run_parser
+
+HELP = "train in this process: one GPU or the CPU, debugger and breakpoints welcome"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Raises UserError."""
+    parser = run_parser("train", HELP)
+    what = "play this many ranks in turn on one device: same samples, same learning rate, same losses as the real run"
+    parser.add_argument("--simulate-world", type=int, metavar="N", help=what)
+    parser.add_argument("--against", metavar="RUN", help=AGAINST)
+    add_settings(parser)
+    args, settings = parse(parser, argv)
+    if args.against is not None:
+        settings["watch.against"] = args.against
+    config = load(args.run, settings)
+    if args.simulate_world is not None and args.simulate_world < 1:
+        raise UserError("--simulate-world", f"is {args.simulate_world}", "give at least 1")
+    from harness.worker import work
+
+    return work(config, args.run.stem, os.environ, simulate=args.simulate_world)
