@@ -44,7 +44,7 @@ class World:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a process stands, by the variables that torchrun and accelerate launch set."""
+    """Where a process stands: its rank among all and on its node, of how many, on how many nodes."""
 
     rank: int
     local_rank: int
@@ -53,9 +53,17 @@ class Place:
 
 
 def place(environ: Mapping[str, str]) -> Place:
-    """This process's place. A process that no launcher started is alone: rank 0 of 1."""
+    """This process's place, by the variables of torchrun, accelerate launch or deepspeed. One that nobody started is alone."""
     if "RANK" not in environ:
         return Place(0, 0, 1, 1)
     size = int(environ.get("WORLD_SIZE", "1"))
-    local = int(environ.get("LOCAL_WORLD_SIZE", str(size)))
+    local = int(environ.get("LOCAL_WORLD_SIZE") or environ.get("LOCAL_SIZE") or size)
     return Place(int(environ["RANK"]), int(environ.get("LOCAL_RANK", "0")), size, max(size // local, 1))
+
+
+def check_world(here: Place, expected: str) -> None:
+    """Raises UserError where this is not the world the launcher meant: `8` ranks, or `2:8` of them."""
+    low, _, high = expected.partition(":")
+    if not int(low) <= here.size <= int(high or low):
+        at = f"planned for {expected} ranks, but this process finds {here.size}"
+        raise UserError("world", at, "the processes did not find each other: check the launcher's number of processes and nodes")
