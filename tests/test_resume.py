@@ -79,7 +79,7 @@ def test_a_run_that_stops_and_goes_on_in_one_process_repeats_every_bit(tmp_path:
 def test_sigterm_saves_and_the_run_goes_on(tmp_path: Path) -> None:
     path = run_file(tmp_path, "total: 8")
     watcher = f"['{ROOT}/tests/dist/counting.py:Impatient']"
-    output = run_ranks(2, ["harness", str(path), "--watch.use", watcher], tmp_path)
+    output = run_ranks(2, ["harness", str(path), "--watch.use", watcher], tmp_path, status=1)  # torchrun's, of the 75
     assert "stop_requested" in output
     assert "to go on: widebatch" in output
     run_ranks(2, ["harness", str(path)], tmp_path)

@@ -152,7 +152,7 @@ def test_the_stop_button_of_the_web_page_is_a_clean_stop_with_a_checkpoint(serve
     server.stopped = True
     argv = [sys.executable, "-m", "harness", str(tmp_path / "run.yaml")]
     done = subprocess.run(argv, cwd=tmp_path, env=env(server.url), capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == 75, done.stdout + done.stderr
     assert "stop_requested after" in done.stdout
     assert list((tmp_path / "run" / "checkpoints").iterdir())
 
