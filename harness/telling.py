@@ -78,7 +78,7 @@ class Teller:
         state = replace(state, noise=self._noise(state, reading), trained_s=state.trained_s + seconds)
         window = Window(reading, sum(s for s, _ in pending), 0.0 if first else seconds, pending[-1][1], self.engine.processes)
         metrics = self.progress(state) | training(window) | self._groups(pending[-1][1])
-        metrics |= throughput(window, self._costs()) | memory(reading.hosts) | skew(reading.hosts)
+        metrics |= throughput(window, self._costs()) | memory(reading.ranks) | skew(reading.ranks)
         metrics |= self._stability(state, scores, norm_scores, reading.steps[-1]) | self._reliability(state)
         events.append(Windowed(state.step, state.samples, metrics))
         events += self._notices(state, metrics)

@@ -128,7 +128,7 @@ class BaseEngine(Engine):
             labels = [layer_label(name) for name, p in self.model.named_parameters() if p.requires_grad]
         else:
             labels = [f"group{number}" for number in range(len(self.optimizer.param_groups))]
-        return Meters(self.device, self.processes, labels)
+        return Meters(self.device, self.rank, self.processes, labels)
 
     def _held(self) -> list[tuple[str, int, Tensor]]:
         """(name, number of its parameter group, what lies here) of every parameter that is trained."""

@@ -1,4 +1,7 @@
-"""What a rank measures over a window besides the steps' own rows: kept on the device, reduced over ranks and read back once."""
+"""What a rank measures over a window besides the steps' own rows: kept on the device, reduced over ranks and read back once.
+
+Nothing here grows with the number of ranks: what meets is one sum and one maximum, each of the same length on any world.
+"""
 
 import math
 import os
@@ -12,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from harness.parts.stamps import Stamp, seconds, stamp
+from harness.stats.ranks import HIGHS, SUMS, highs_of, met, sums_of
 from harness.stats.rows import HostRow, NoiseSums, NormRow, Reading, StepRow
 
 GIB = 2.0**30
@@ -24,8 +28,8 @@ _NORMS = len(fields(NormRow))
 class Meters:
     """One rank's sums of a window. `labels` name the groups of parameters whose norms are measured."""
 
-    def __init__(self, device: torch.device, processes: int, labels: Sequence[str]) -> None:
-        self.device, self.processes, self.labels = device, processes, list(labels)
+    def __init__(self, device: torch.device, rank: int, processes: int, labels: Sequence[str]) -> None:
+        self.device, self.rank, self.processes, self.labels = device, rank, processes, list(labels)
         self.local = torch.zeros(_LOCAL, dtype=torch.float64, device=device)
         self.noise = torch.zeros(_NOISE, dtype=torch.float64, device=device)
         self.norms = torch.full((len(self.labels), _NORMS), float("nan"), dtype=torch.float64, device=device)
@@ -50,55 +54,56 @@ class Meters:
         self.noise += torch.where(good & torch.isfinite(found).all(), found, 0.0)
 
     def read(self, rows: Tensor, columns: Sequence[str], data_wait_s: float, moment: Tensor, copies: int) -> Reading:
-        """All ranks' window: `rows` [steps, columns] are equal on all; the rest meets in one gather and is read in one copy."""
+        """All ranks' window: `rows` [steps, columns] are equal on all; the rest meets, and all of it is read in one copy."""
         host = self._host(data_wait_s)
-        mine = torch.cat([self.local, self.noise, moment.double().reshape(1), self.norms.flatten()])
-        packed = torch.cat([mine, torch.tensor(host, dtype=torch.float64).to(self.device, non_blocking=True)])
+        sums, highs = self._packed(host, moment)
         if self.processes > 1:
-            each = [torch.empty_like(packed) for _ in range(self.processes)]
-            dist.all_gather(each, packed)
-            every = torch.cat(each)
-        else:
-            every = packed
-        told = torch.cat([rows.flatten(), every]).tolist()
+            works = [dist.all_reduce(sums, async_op=True), dist.all_reduce(highs, dist.ReduceOp.MAX, async_op=True)]
+            for work in works:
+                work.wait()
+        told = torch.cat([rows.flatten(), sums, highs]).tolist()
         self.syncs += 1
         steps = [StepRow(*told[i * len(columns) : (i + 1) * len(columns)]) for i in range(len(rows))]
-        ranks = [told[rows.numel() + i * len(packed) :][: len(packed)] for i in range(self.processes)]
         laps = [seconds(a, b) for a, b in zip(self._stamps, self._stamps[1:], strict=False)]
-        reading = self._reading(steps, ranks, laps, copies)
+        first, last = rows.numel(), rows.numel() + len(sums)
+        reading = self._reading(steps, told[first:last], told[last:], laps, copies)
         self._reset()
         return reading
 
-    def _host(self, data_wait_s: float) -> list[float]:
-        """This rank's HostRow as numbers. Stamps are read here: the steps they belong to have been enqueued, and are waited for."""
+    def _host(self, data_wait_s: float) -> HostRow:
+        """This rank's row. Stamps are read here: the steps they belong to have been enqueued, and are waited for."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         wait = sum(seconds(a, b) for a, b in self._waits) if self.waits_known else math.nan
         spent = seconds(self._stamps[0], self._stamps[-1])
         busy = spent - (0.0 if math.isnan(wait) else wait) - data_wait_s
-        gpu = _gpu_memory(self.device)
-        return [data_wait_s, wait, busy, rss_gib(), *gpu, float(self.syncs), float(self.computed)]
+        return HostRow(data_wait_s, wait, busy, rss_gib(), *_gpu_memory(self.device), float(self.computed))
 
-    def _reading(self, steps: list[StepRow], ranks: list[list[float]], laps: list[float], copies: int) -> Reading:
-        """The numbers of all ranks, sorted. Shards' squares add up; where `copies` ranks hold the same, they are counted once."""
-        noise = [rank[_LOCAL : _LOCAL + _NOISE + 1] for rank in ranks]
-        count, first = len(ranks), _LOCAL + _NOISE + 1
-        norms = {}
-        for number, label in enumerate(self.labels):
-            at = first + number * _NORMS
-            norms[label] = NormRow(*(sum(rank[at + i] for rank in ranks) / copies for i in range(_NORMS)))
-        hosts = first + len(self.labels) * _NORMS
+    def _packed(self, host: HostRow, moment: Tensor) -> tuple[Tensor, Tensor]:
+        """What meets in the sum, and what in the maximum: float64 on the device.
+
+        A loss that is not a number has no place in a maximum, so it is counted in the sum. A rank that counted nothing has no say.
+        """
+        mean = self.local[:1] / self.local[1:]
+        unknown = torch.isnan(mean) & (self.local[1:] > 0)
+        numbers = torch.tensor(sums_of(host) + highs_of(host, self.rank), dtype=torch.float64)
+        numbers = numbers.to(self.device, non_blocking=True)
+        sums = torch.cat([self.noise, moment.double().reshape(1), unknown.double(), numbers[:SUMS], self.norms.flatten()])
+        return sums, torch.cat([mean.nan_to_num(-math.inf, math.inf, -math.inf), numbers[-HIGHS:]])
+
+    def _reading(self, steps: list[StepRow], sums: list[float], highs: list[float], laps: list[float], copies: int) -> Reading:
+        """The numbers, sorted. Shards' squares add up; where `copies` ranks hold the same, they are counted once."""
+        small, big, taken = (value / self.processes for value in sums[:_NOISE])
+        moment, unknown = sums[_NOISE], sums[_NOISE + 1]
+        squares = [value / copies for value in sums[_NOISE + 2 + SUMS :]]
+        known = not unknown and highs[0] > -math.inf
         return Reading(
             steps=steps,
-            rank_losses=[(rank[0], rank[1]) for rank in ranks],
-            hosts=[HostRow(*rank[hosts:]) for rank in ranks],
-            noise=NoiseSums(
-                small_square=sum(n[0] for n in noise) / count,
-                big_square=sum(n[1] for n in noise) / count,
-                steps=sum(n[2] for n in noise) / count,
-                moment_square=sum(n[3] for n in noise) / copies,
-            ),
-            norms=norms,
+            loss_max_rank=highs[0] if known else math.nan,
+            ranks=met(sums[_NOISE + 2 : _NOISE + 2 + SUMS], highs[1:], self.processes),
+            syncs=self.syncs,
+            noise=NoiseSums(small, big, taken, moment / copies),
+            norms={label: NormRow(*squares[i * _NORMS : (i + 1) * _NORMS]) for i, label in enumerate(self.labels)},
             laps_s=laps,
         )
 
@@ -116,11 +121,11 @@ def rss_gib() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / GIB
 
 
-def _gpu_memory(device: torch.device) -> list[float]:
+def _gpu_memory(device: torch.device) -> tuple[float, float, float, float]:
     """(peak allocated, peak reserved) in GiB since the last call, retries of the allocator, and times it ran out."""
     if device.type != "cuda":
-        return [0.0, 0.0, 0.0, 0.0]
+        return 0.0, 0.0, 0.0, 0.0
     stats = torch.cuda.memory_stats(device)
     torch.cuda.reset_peak_memory_stats(device)
     allocated, reserved = stats["allocated_bytes.all.peak"] / GIB, stats["reserved_bytes.all.peak"] / GIB
-    return [allocated, reserved, float(stats["num_alloc_retries"]), float(stats["num_ooms"])]
+    return allocated, reserved, float(stats["num_alloc_retries"]), float(stats["num_ooms"])

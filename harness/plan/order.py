@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 Indices = NDArray[np.int64]
 _ROUNDS = 8
-_BLOCK = 1 << 14
+_BLOCK, _LEAST = 1 << 14, 1 << 8
 _MIN_BITS = 8
 _MASK = (1 << 64) - 1
 
@@ -70,12 +70,17 @@ def _hash(x: NDArray[np.uint64], key: np.uint64) -> NDArray[np.uint64]:
 
 
 class Order:
-    """The shuffled stream over a data set of `n` samples. `take` keeps one block, so reading forward costs O(1) a sample."""
+    """The shuffled stream over a data set of `n` samples. `take` keeps one block, so reading forward costs O(1) a sample.
+
+    A block that was read through is followed by one of twice the length; a leap past it, as one rank of thousands makes at each
+    step, by a short one, of which little is made in vain.
+    """
 
     def __init__(self, n: int, seed: int) -> None:
         self.n = n
         self.seed = seed
         self._block: tuple[int, int, Indices] = (0, 0, np.empty(0, np.int64))
+        self._length = _LEAST
 
     def take(self, start: int, stop: int) -> Indices:
         """Data set indices of stream positions [start, stop), across epochs. int64 [stop - start]."""
@@ -83,6 +88,8 @@ class Order:
         while start < stop:
             first, last, indices = self._block
             if not first <= start < last:
+                near = last <= start < last + self._length
+                self._length = min(2 * self._length, _BLOCK) if near else _LEAST
                 first, last, indices = self._block = self._make(start)
             end = min(stop, last)
             parts.append(indices[start - first : end - first])
@@ -91,7 +98,7 @@ class Order:
 
     def _make(self, start: int) -> tuple[int, int, Indices]:
         epoch, within = divmod(start, self.n)
-        stop = min(within + _BLOCK, self.n)
+        stop = min(within + self._length, self.n)
         indices = permute(self.n, derive(self.seed, epoch), np.arange(within, stop, dtype=np.int64))
         return start, start + stop - within, indices
 

@@ -130,7 +130,7 @@ METRICS = [
         ("checkpoint_block_s", "seconds that the last checkpoint held training up", "rank 0", "checkpoint"),
         ("checkpoint_age_s", "training time since the last checkpoint", "rank 0", "run"),
         ("checkpoint_bytes", "size of the last checkpoint", "all", "checkpoint"),
-        ("rank_skew_pct", "slowest rank's busy time above the median; null on fsdp and zero", "each", "window"),
+        ("rank_skew_pct", "slowest rank's busy time above the mean of the others; null on fsdp and zero", "each", "window"),
         ("slowest_rank", "the rank that was busy longest; null on fsdp and zero", "each", "window"),
         ("bad_samples", "samples that could not be read and were left out", "all", "run"),
         ("log_points_dropped", "points that W&B was too slow to take", "rank 0", "run"),

@@ -36,8 +36,8 @@ class StepRow:
 class HostRow:
     """What a rank's host saw of a window, in seconds and GiB. `comm_wait_s` is NaN where the backend cannot tell.
 
-    `busy_s` is the time in its own passes and steps, without waiting for data or other ranks. `syncs` counts how often the host
-    waited for the device, `computed` the samples that went through the model, those that only fill a pass up included.
+    `busy_s` is the time in its own passes and steps, without waiting for data or other ranks. `computed` counts the samples that
+    went through the model, those that only fill a pass up included.
     """
 
     data_wait_s: float
@@ -48,7 +48,26 @@ class HostRow:
     gpu_reserved_gib: float
     alloc_retries: float
     ooms: float
-    syncs: float
+    computed: float
+
+
+@dataclass(frozen=True)
+class RanksRow:
+    """All ranks' HostRows: of `data_wait_s` and memory the largest, of `comm_wait_s` the mean, of counts the sum.
+
+    `busy_s` is that of the `slowest` rank, `others_busy_s` the mean of the others'; equal for a rank alone.
+    """
+
+    data_wait_s: float
+    comm_wait_s: float
+    busy_s: float
+    others_busy_s: float
+    slowest: int
+    host_rss_gib: float
+    gpu_allocated_gib: float
+    gpu_reserved_gib: float
+    alloc_retries: float
+    ooms: float
     computed: float
 
 
@@ -81,11 +100,16 @@ class NormRow:
 
 @dataclass(frozen=True)
 class Reading:
-    """A window as all ranks measured it. `rank_losses` are (loss sum, count) by rank; `norms` go by the engine's labels."""
+    """A window as all ranks measured it.
+
+    `loss_max_rank` is the largest of the ranks' own mean losses, NaN where one is; `syncs` counts how often this rank's host waited
+    for the device; `norms` go by the engine's labels.
+    """
 
     steps: list[StepRow]
-    rank_losses: list[tuple[float, float]]
-    hosts: list[HostRow]
+    loss_max_rank: float
+    ranks: RanksRow
+    syncs: int
     noise: NoiseSums
     norms: dict[str, NormRow]
     laps_s: list[float]

@@ -1,12 +1,11 @@
 """A window's metrics from what was measured. True sums: nothing is dropped, and a value that is not finite stays visible."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import mean, median
+from statistics import mean
 
 from harness.stats.events import Metrics
-from harness.stats.rows import HostRow, NormRow, Reading
+from harness.stats.rows import NormRow, RanksRow, Reading
 
 
 @dataclass(frozen=True)
@@ -34,12 +33,11 @@ class Work:
 def training(w: Window) -> Metrics:
     """The group train/."""
     rows, norms = w.reading.steps, w.reading.norms
-    losses = [total / count if count else math.nan for total, count in w.reading.rank_losses]
     items = sum(r.count for r in rows)
     weight = sum(n.weight_square for n in norms.values())
     out: Metrics = {
         "train/loss": sum(r.loss_sum for r in rows) / items if items else math.nan,
-        "train/loss_max_rank": math.nan if any(map(math.isnan, losses)) else max(losses),
+        "train/loss_max_rank": w.reading.loss_max_rank,
         "train/lr": w.lr,
         "train/grad_norm": mean(r.grad_norm for r in rows),
         "train/clip_fraction": mean(float(r.clip_factor < 1) for r in rows),
@@ -58,17 +56,17 @@ def throughput(w: Window, work: Work) -> Metrics:
     rate = w.samples / w.seconds if w.seconds > 0 else None
     items = sum(r.count for r in w.reading.steps)
     laps = sorted(w.reading.laps_s)
-    hosts = w.reading.hosts
-    computed = sum(h.computed for h in hosts) * work.items if work.items else None
+    ranks = w.reading.ranks
+    computed = ranks.computed * work.items if work.items else None
     tflops = rate * work.flops / w.ranks / 1e12 if rate is not None and work.flops is not None else None
     out: Metrics = {
         "throughput/samples_per_s": rate,
         "throughput/samples_per_s_per_device": None if rate is None else rate / w.ranks,
         "throughput/step_p50_ms": 1e3 * laps[len(laps) // 2],
         "throughput/step_p95_ms": 1e3 * laps[min(math.ceil(0.95 * len(laps)), len(laps)) - 1],
-        "throughput/data_wait_pct": 100 * max(h.data_wait_s for h in hosts) / sum(laps) if sum(laps) else None,
-        "throughput/comm_wait_pct": _known(100 * mean(h.comm_wait_s for h in hosts) / sum(laps) if sum(laps) else math.nan),
-        "throughput/host_sync_count": hosts[0].syncs,
+        "throughput/data_wait_pct": 100 * ranks.data_wait_s / sum(laps) if sum(laps) else None,
+        "throughput/comm_wait_pct": _known(100 * ranks.comm_wait_s / sum(laps) if sum(laps) else math.nan),
+        "throughput/host_sync_count": w.reading.syncs,
         "throughput/tflops_per_device": tflops,
         "throughput/mfu_pct": 100 * tflops / work.peak_tflops if tflops is not None and work.peak_tflops is not None else None,
         "throughput/scaling_efficiency_pct": 100 * rate / w.ranks / work.baseline if rate and work.baseline else None,
@@ -80,26 +78,25 @@ def throughput(w: Window, work: Work) -> Metrics:
     return out
 
 
-def memory(hosts: Sequence[HostRow]) -> Metrics:
+def memory(ranks: RanksRow) -> Metrics:
     """The group memory/."""
     return {
-        "memory/gpu_peak_allocated_gib": max(h.gpu_allocated_gib for h in hosts),
-        "memory/gpu_peak_reserved_gib": max(h.gpu_reserved_gib for h in hosts),
-        "memory/alloc_retries": sum(h.alloc_retries for h in hosts),
-        "memory/ooms": sum(h.ooms for h in hosts),
-        "memory/host_rss_gib": max(h.host_rss_gib for h in hosts),
+        "memory/gpu_peak_allocated_gib": ranks.gpu_allocated_gib,
+        "memory/gpu_peak_reserved_gib": ranks.gpu_reserved_gib,
+        "memory/alloc_retries": ranks.alloc_retries,
+        "memory/ooms": ranks.ooms,
+        "memory/host_rss_gib": ranks.host_rss_gib,
     }
 
 
-def skew(hosts: Sequence[HostRow]) -> Metrics:
+def skew(ranks: RanksRow) -> Metrics:
     """Who holds the others up. A rank alone holds nobody up."""
-    busy = [h.busy_s for h in hosts]
-    if any(math.isnan(h.comm_wait_s) for h in hosts):
+    if math.isnan(ranks.comm_wait_s):
         return {"reliability/rank_skew_pct": None, "reliability/slowest_rank": None}
-    middle, most = median(busy), max(busy)
+    others = ranks.others_busy_s
     return {
-        "reliability/rank_skew_pct": 100 * (most / middle - 1) if middle > 0 else None,
-        "reliability/slowest_rank": float(busy.index(most)),
+        "reliability/rank_skew_pct": 100 * max(ranks.busy_s / others - 1, 0.0) if others > 0 else None,
+        "reliability/slowest_rank": float(ranks.slowest),
     }
 
 
