@@ -24,15 +24,25 @@ def run_parser(name: str, description: str) -> Parser:
 
 def add_world(parser: argparse.ArgumentParser) -> None:
     """--gpus, --procs and --nodes."""
-    gpus = "GPUs over all nodes (default: those of this machine); 0: CPU ranks, see --procs"
-    parser.add_argument("--gpus", type=int, help=gpus)
+    gpus = "GPUs over all nodes (default: those of this machine); 0: CPU ranks, see --procs; several, 1,2,4,8: a table of plans"
+    parser.add_argument("--gpus", type=_counts, metavar="N", help=gpus)
     parser.add_argument("--procs", type=int, default=1, help="CPU ranks with --gpus 0, to try a run without GPUs")
     parser.add_argument("--nodes", type=int, default=1, help="machines that the GPUs are spread over evenly")
 
 
+def _counts(text: str) -> tuple[int, ...]:
+    """`8`, or `1,2,4,8`."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as e:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of GPUs") from e
+
+
 def asked_world(args: argparse.Namespace) -> World:
     """The world that the flags of `add_world` ask for. Raises UserError."""
-    here = gpu_count(os.environ.get("CUDA_VISIBLE_DEVICES")) if args.gpus is None else args.gpus
+    if args.gpus is not None and len(args.gpus) > 1:
+        raise UserError("--gpus", f"names {len(args.gpus)} worlds, and a run has one", "add --dry-run for a table of plans")
+    here = gpu_count(os.environ.get("CUDA_VISIBLE_DEVICES")) if args.gpus is None else args.gpus[0]
     if here == 0:
         if args.procs < 1:
             raise UserError("--procs", f"is {args.procs}", "give at least 1")

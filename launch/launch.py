@@ -18,6 +18,7 @@ from harness.watch.table import print_plan
 from launch.asking import AGAINST, add_world, asked_world, dataset, run_parser
 from launch.folder import write_folder
 from launch.local import gpu_count, run
+from launch.worlds import add_bench, compare, print_hours, several
 
 HELP = "write the run folder and start one process per GPU with accelerate launch"
 
@@ -26,13 +27,17 @@ def main(argv: Sequence[str]) -> int:
     """Raises UserError."""
     parser = run_parser("launch", HELP)
     add_world(parser)
+    add_bench(parser)
     parser.add_argument("--against", metavar="RUN", help=AGAINST)
     parser.add_argument("--dry-run", action="store_true", help="print the files and the exact command, start nothing")
     add_settings(parser)
     args, settings = parse(parser, argv)
     if args.against is not None:
         settings["watch.against"] = args.against
-    config, world = load(args.run, settings), asked_world(args)
+    config = load(args.run, settings)
+    if args.dry_run and several(args):
+        return compare(config, args, dataset(config))
+    world = asked_world(args)
     if not args.dry_run:
         _check_here(world)
     planned = plan(config, world, dataset(config))
@@ -40,6 +45,7 @@ def main(argv: Sequence[str]) -> int:
     config = replace(config, run=replace(config.run, dir=str(folder)))
     command = write_folder(config, planned, world, folder, sys.executable, dry=args.dry_run)
     print_plan(planned)
+    print_hours(args.bench, planned)
     print(f"\n$ {command}", flush=True)
     return 0 if args.dry_run else run(command)
 

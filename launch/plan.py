@@ -9,6 +9,7 @@ from harness.plan.flags import add_settings, parse
 from harness.plan.plan import plan
 from harness.watch.table import print_plan
 from launch.asking import add_world, asked_world, dataset, run_parser
+from launch.worlds import add_bench, compare, print_hours, said_hours, several
 
 HELP = "print every number of the run with its reason; start nothing"
 
@@ -17,18 +18,26 @@ def main(argv: Sequence[str]) -> int:
     """Raises UserError."""
     parser = run_parser("plan", HELP)
     add_world(parser)
+    add_bench(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object, for other programs")
     parser.add_argument("--lr-at", metavar="STEPS", default="", help="also the learning rate at these steps: 0,100,1000")
     add_settings(parser)
     args, settings = parse(parser, argv)
     config = load(args.run, settings)
+    if several(args):
+        return compare(config, args, dataset(config), as_json=args.json)
     planned = plan(config, asked_world(args), dataset(config))
     rates = {step: planned.lr(step) for step in _steps(args.lr_at)}
     if args.json:
-        tree = planned.to_json() | ({"lr_at": {str(k): v for k, v in rates.items()}} if rates else {})
+        tree = (
+            planned.to_json()
+            | ({"lr_at": {str(k): v for k, v in rates.items()}} if rates else {})
+            | said_hours(args.bench, planned)
+        )
         print(json.dumps(tree, indent=1))
         return 0
     print_plan(planned)
+    print_hours(args.bench, planned)
     for step, rate in rates.items():
         print(f"lr at step {step:,}: {rate:.6g}")
     return 0

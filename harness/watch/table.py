@@ -1,5 +1,7 @@
 """The plan as people read it: each number with its reason."""
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -50,3 +52,13 @@ def print_plan(plan: Plan) -> None:
     console.print(plan_table(plan))
     for line in warning_lines(plan):
         console.print(line, soft_wrap=True)
+
+
+def print_rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table of numbers, right-aligned, on standard output; never folded, so that other programs can cut it too."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in header:
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    Console(width=max(sum(max(map(len, column)) + 2 for column in zip(header, *rows, strict=True)), 80)).print(table)
