@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from datetime import datetime
 from pathlib import Path
 
 from harness.plan.config import Config
@@ -58,3 +59,8 @@ def dataset(config: Config) -> int | None:
     from harness.parts.recipe import load_recipe
 
     return len(load_recipe(config.recipe).data("train"))
+
+
+def run_folder(config: Config, run: Path) -> Path:
+    """Where the run lives: as the run file says, else a new folder."""
+    return Path(config.run.dir or f"runs/{run.stem}-{datetime.now():%Y%m%d-%H%M%S}").resolve()

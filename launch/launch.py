@@ -1,23 +1,21 @@
 """widebatch launch RUN.yaml: the plan and the run folder in this process, training in others."""
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime
-from pathlib import Path
 
-from harness.plan.config import Config
 from harness.plan.decode import load
 from harness.plan.errors import UserError
 from harness.plan.flags import add_settings, parse
 from harness.plan.plan import plan
 from harness.plan.world import World
 from harness.watch.table import print_plan
-from launch.asking import AGAINST, add_world, asked_world, dataset, run_parser
-from launch.folder import write_folder
+from launch.asking import AGAINST, add_world, asked_world, dataset, run_folder, run_parser
+from launch.command import accelerate_file, worker_command
+from launch.folder import run_files, write
 from launch.local import gpu_count, run
+from launch.submit import add_slurm, submit
 from launch.worlds import add_bench, compare, print_hours, several
 
 HELP = "write the run folder and start one process per GPU with accelerate launch"
@@ -30,6 +28,9 @@ def main(argv: Sequence[str]) -> int:
     add_bench(parser)
     parser.add_argument("--against", metavar="RUN", help=AGAINST)
     parser.add_argument("--dry-run", action="store_true", help="print the files and the exact command, start nothing")
+    interface = "network interface of the ranks' traffic (default: the one that leads to the rendezvous host)"
+    parser.add_argument("--interface", metavar="NAME", help=interface)
+    add_slurm(parser)
     add_settings(parser)
     args, settings = parse(parser, argv)
     if args.against is not None:
@@ -38,21 +39,20 @@ def main(argv: Sequence[str]) -> int:
     if args.dry_run and several(args):
         return compare(config, args, dataset(config))
     world = asked_world(args)
+    if args.slurm or args.submit:
+        return submit(args, settings, world)
     if not args.dry_run:
         _check_here(world)
     planned = plan(config, world, dataset(config))
-    folder = run_folder(config, args)
+    folder = run_folder(config, args.run)
     config = replace(config, run=replace(config.run, dir=str(folder)))
-    command = write_folder(config, planned, world, folder, sys.executable, dry=args.dry_run)
+    files = run_files(config, planned) | {"accelerate.yaml": accelerate_file(planned, world)}
+    write(folder, files, dry=args.dry_run)
+    command = worker_command(sys.executable, str(folder), world)
     print_plan(planned)
     print_hours(args.bench, planned)
     print(f"\n$ {command}", flush=True)
     return 0 if args.dry_run else run(command)
-
-
-def run_folder(config: Config, args: argparse.Namespace) -> Path:
-    """Where the run lives: as the run file says, else a new folder."""
-    return Path(config.run.dir or f"runs/{args.run.stem}-{datetime.now():%Y%m%d-%H%M%S}").resolve()
 
 
 def _check_here(world: World) -> None:

@@ -4,8 +4,10 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from types import FrameType
 
+from harness.plan.errors import UserError
 from launch.command import Command
 
 GRACE_S = 60.0
@@ -21,6 +23,17 @@ def gpu_count(visible: str | None) -> int:
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return 0
     return len(out.stdout.splitlines()) if out.returncode == 0 else 0
+
+
+def answer(argv: Sequence[str], setting: str, remedy: str) -> str:
+    """What a short command says on standard output. Raises UserError where it is not there or fails."""
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)  # noqa: S603  argv is ours, no shell
+    except (FileNotFoundError, subprocess.TimeoutExpired) as e:
+        raise UserError(setting, f"{argv[0]}: {e}", remedy) from e
+    if done.returncode:
+        raise UserError(setting, f"{argv[0]} refused: {done.stderr.strip() or done.stdout.strip()}", remedy)
+    return done.stdout.strip()
 
 
 def _wait_for_group(group: int) -> None:

@@ -1,0 +1,118 @@
+"""A run as a Slurm job: an sbatch script for people to read. Pure text; every name in it is matched whole first.
+
+Slurm itself starts the workers, one task each: a signal reaches each of them once, nothing in between can orphan them, and a lost
+node requeues the job. The workers find each other by `harness.plan.srun`.
+"""
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.plan.errors import UserError
+from harness.plan.world import World
+from launch.names import TIME, WORD, WORDS, checked, checked_path
+
+WAIT_S = 120
+"""How long the other tasks may take to end after the first has: the time to write a last checkpoint and finish W&B."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What the user may say about the job. Raises UserError for a name that is not one."""
+
+    name: str
+    partition: str | None = None
+    time: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    cpus_per_task: int | None = None
+    signal_s: int = 120
+    """Seconds before the time limit at which the workers are told to save."""
+    restarts: int = 3
+    """How often failed workers are started again within the job."""
+    interface: str | None = None
+    """Network interface of the ranks' traffic."""
+    tasks: int = 1
+    """Runs of the job array; 1: no array."""
+    at_once: int | None = None
+    """How many of the array's runs may be going at the same time."""
+
+    def __post_init__(self) -> None:
+        word = "give letters, digits and . _ - only, 63 at most"
+        checked("--job-name", self.name, WORD, word)
+        for flag, value in (("--account", self.account), ("--qos", self.qos), ("--interface", self.interface)):
+            if value is not None:
+                checked(flag, value, WORD, word)
+        if self.partition is not None:
+            checked("--partition", self.partition, WORDS, "give one name, or several with commas between")
+        if self.time is not None:
+            checked("--time", self.time, TIME, "write minutes, hours:minutes:seconds or days-hours")
+        for flag, number in (("--cpus-per-task", self.cpus_per_task), ("--at-once", self.at_once)):
+            if number is not None and number < 1:
+                raise UserError(flag, f"is {number}", "give at least 1")
+        if not 10 <= self.signal_s <= 65535:
+            raise UserError("--signal-s", f"is {self.signal_s}", "give 10 to 65535 seconds")
+
+
+def sbatch_script(job: Job, world: World, folder: Path, python: str) -> str:
+    """The script that runs `folder`'s run.yaml on `world`; of an array, task i runs that of `folder`/i."""
+    run, name = checked_path("run.dir", folder), checked_path("python", Path(python))
+    wanted = "/$SLURM_ARRAY_TASK_ID" if job.tasks > 1 else ""
+    lines = [
+        "#!/bin/bash",
+        f"# {world.size} {'GPUs' if world.device == 'gpu' else 'CPU ranks'} on {world.nodes} nodes. Submit it with sbatch;"
+        " it may be sent again at any time and goes on from the last checkpoint.",
+        *(f"#SBATCH {line}" for line in _headers(job, world, run)),
+        "",
+        *_environment(job, world),
+        f"run={run}{wanted}",
+        "",
+        f"for attempt in {' '.join(str(i) for i in range(job.restarts + 1))}; do",
+        f"    srun --kill-on-bad-exit=0 --wait={WAIT_S}{_per_task(job)} \\",
+        f'        {shlex.quote(name)} -m harness "$run/run.yaml" --no-plan --ranks {world.size}',
+        "    status=$?",
+        "    case $status in",
+        "    0 | 2 | 3) exit $status ;;  # complete, a mistake of the user, stopped by the guard: not to be tried again",
+        "    75 | 138)  # told to stop by the signal, with a checkpoint (138: before there was one to write)",
+        '        [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ] && scontrol requeue "$SLURM_JOB_ID"',
+        "        exit $status ;;",
+        "    esac",
+        '    echo "attempt $attempt ended with status $status"',
+        "done",
+        "exit $status",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _headers(job: Job, world: World, run: str) -> list[str]:
+    """The #SBATCH options. The log is appended to, so that a requeued job goes on in it."""
+    per_node = world.size // world.nodes
+    array = job.tasks > 1
+    limit = f"%{job.at_once}" if job.at_once else ""
+    given = [("partition", job.partition), ("time", job.time), ("account", job.account), ("qos", job.qos)]
+    return [
+        f"--job-name={job.name}",
+        f"--nodes={world.nodes}",
+        f"--ntasks-per-node={per_node}",
+        *([f"--gpus-per-node={per_node}"] if world.device == "gpu" else []),
+        *([f"--cpus-per-task={job.cpus_per_task}"] if job.cpus_per_task else []),
+        *(f"--{name}={value}" for name, value in given if value is not None),
+        *([f"--array=0-{job.tasks - 1}{limit}"] if array else []),
+        f"--output={run}/{'%a/logs/slurm-%A_%a.log' if array else 'logs/slurm-%j.log'}",
+        "--open-mode=append",
+        "--requeue",
+        f"--signal=USR1@{job.signal_s}",
+    ]
+
+
+def _environment(job: Job, world: World) -> list[str]:
+    return [
+        'export OMP_NUM_THREADS="${SLURM_CPUS_PER_TASK:-1}"',
+        *(["export ACCELERATE_USE_CPU=true"] if world.device == "cpu" else []),
+        *([f"export GLOO_SOCKET_IFNAME={job.interface} NCCL_SOCKET_IFNAME={job.interface}"] if job.interface else []),
+    ]
+
+
+def _per_task(job: Job) -> str:
+    """srun does not take over --cpus-per-task from sbatch (since Slurm 22.05)."""
+    return f" --cpus-per-task={job.cpus_per_task}" if job.cpus_per_task else ""

@@ -1,0 +1,105 @@
+"""widebatch launch --slurm: the run folder and its sbatch script, and with --submit the job."""
+
+import argparse
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+from harness.plan.decode import load
+from harness.plan.errors import UserError
+from harness.plan.plan import plan
+from harness.plan.world import World
+from harness.watch.table import print_plan
+from launch.asking import dataset, run_folder
+from launch.folder import run_files, write
+from launch.local import answer
+from launch.slurm import Job, sbatch_script
+
+SCRIPT = "job.sbatch"
+MOST_RUNS = 10_000
+
+
+def add_slurm(parser: argparse.ArgumentParser) -> None:
+    """The flags of this file."""
+    group = parser.add_argument_group("slurm")
+    group.add_argument("--slurm", action="store_true", help=f"write {SCRIPT} into the run folder, start nothing")
+    group.add_argument("--submit", action="store_true", help="and submit it")
+    group.add_argument("--job-name", metavar="NAME", help="name of the job (default: the run file's)")
+    group.add_argument("--partition", metavar="NAME[,NAME]", help="where it may run")
+    group.add_argument("--time", metavar="TIME", help="time limit: minutes, hours:minutes:seconds, days-hours")
+    group.add_argument("--account", metavar="NAME", help="who pays")
+    group.add_argument("--qos", metavar="NAME", help="quality of service")
+    group.add_argument("--cpus-per-task", type=int, metavar="N", help="CPU cores for each rank")
+    signal = "seconds before the time limit at which the run saves and is queued again (default: 120)"
+    group.add_argument("--signal-s", type=int, metavar="S", default=120, help=signal)
+    group.add_argument("--restarts", type=int, metavar="N", default=3, help="how often failed workers start again (default: 3)")
+    array = (
+        "a job array with a run for each value; given again, for each combination: --array optim.lr=0.1,0.2 --array run.seed=0,1"
+    )
+    group.add_argument("--array", metavar="SETTING=V,V", action="append", default=[], help=array)
+    group.add_argument("--at-once", type=int, metavar="N", help="how many runs of the array may be going at the same time")
+
+
+def submit(args: argparse.Namespace, settings: Mapping[str, str], world: World) -> int:
+    """Plan every run, write the folder and the script, submit it if asked to. Raises UserError."""
+    members = list(combinations(args.array))
+    config = load(args.run, {**settings, **members[0]})
+    folder = run_folder(config, args.run)
+    job = Job(
+        name=args.job_name or args.run.stem,
+        partition=args.partition,
+        time=args.time,
+        account=args.account,
+        qos=args.qos,
+        cpus_per_task=args.cpus_per_task,
+        signal_s=args.signal_s,
+        restarts=args.restarts,
+        interface=args.interface,
+        tasks=len(members),
+        at_once=args.at_once,
+    )
+    script = sbatch_script(job, world, folder, sys.executable)
+    size = dataset(config)
+    files: dict[Path, dict[str, str]] = {}
+    for number, member in enumerate(members):
+        config = load(args.run, {**settings, **member})
+        place = folder / str(number) if len(members) > 1 else folder
+        config = replace(config, run=replace(config.run, dir=str(place)))
+        planned = plan(config, world, size)
+        files[place] = run_files(config, planned)
+        if member:
+            print(f"\nrun {number}: " + ", ".join(f"{name} {value}" for name, value in member.items()))
+        print_plan(planned)
+    return _write(files, folder, script, args)
+
+
+def _write(files: Mapping[Path, dict[str, str]], folder: Path, script: str, args: argparse.Namespace) -> int:
+    for place, texts in files.items():
+        write(place, texts, dry=args.dry_run)
+        if not args.dry_run:
+            (place / "logs").mkdir(exist_ok=True)  # Slurm makes no folder for its log, and the job would die without a word
+    write(folder, {SCRIPT: script}, dry=args.dry_run)
+    command = ["sbatch", str(folder / SCRIPT)]
+    print("$ " + " ".join(command), flush=True)
+    if args.submit and not args.dry_run:
+        print(answer(command, "--submit", "run this where Slurm's sbatch is, or give --slurm to write the script only"))
+    return 0
+
+
+def combinations(arrays: Sequence[str]) -> Iterator[dict[str, str]]:
+    """The settings of each run of the array, the last setting fastest; one empty dict without any. Raises UserError."""
+    axes = []
+    for text in arrays:
+        name, _, values = text.partition("=")
+        several = values.split(",")
+        if "." not in name or not all(several):
+            raise UserError("--array", f"is {text!r}", "write SETTING=VALUE,VALUE such as optim.lr=0.1,0.2")
+        axes.append([(name, value) for value in several])
+    total = 1
+    for axis in axes:
+        total *= len(axis)
+    if total > MOST_RUNS:
+        raise UserError("--array", f"asks for {total} runs", f"give {MOST_RUNS} at most")
+    yield from (dict(chosen) for chosen in product(*axes))
