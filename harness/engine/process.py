@@ -1,11 +1,14 @@
 """This process among its peers: joining the group, agreeing on a text, leaving."""
 
 import gc
+import os
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
+
+from harness.engine.network import VARIABLE, interface
 
 T = TypeVar("T")
 
@@ -16,7 +19,10 @@ def use_cpu(wished: bool) -> bool:
 
 
 def join(cpu: bool) -> None:
-    """Join the process group that the launcher's environment describes, over gloo or NCCL; alone, do nothing."""
+    """Join the process group that the launcher's environment describes, over gloo or NCCL; alone, do nothing. Raises UserError."""
+    named = interface(os.environ, cpu=cpu)
+    if named is not None:
+        os.environ[VARIABLE] = named
     PartialState(cpu=cpu)
 
 

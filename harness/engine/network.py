@@ -1,0 +1,100 @@
+"""Which network interface the ranks' gloo traffic takes: the one asked for, or the one that leads to the rendezvous host.
+
+Left alone, gloo takes the address of the host's own name. Where that is 127.0.0.1, one node fails at once and the others wait.
+"""
+
+import fcntl
+import ipaddress
+import socket
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+
+from harness.plan.errors import UserError
+from harness.plan.world import place
+
+VARIABLE = "GLOO_SOCKET_IFNAME"
+_SIOCGIFADDR = 0x8915
+
+
+def interface(environ: Mapping[str, str], *, cpu: bool) -> str | None:
+    """The interface to name to gloo; None where all ranks are on one node.
+
+    Raises UserError where the one asked for is not there or does not lead to the rendezvous host, where that host is not known
+    here, and, for CPU ranks, which have nothing but gloo, where it is this host under an address that no other can reach.
+    """
+    if place(environ).nodes == 1:
+        return None
+    host = environ["MASTER_ADDR"]
+    there, own = _resolve(host), addresses()
+    asked = environ.get(VARIABLE)
+    if asked is not None:
+        known = sorted(name for _, name in socket.if_nameindex())
+        if asked not in known:
+            raise UserError(VARIABLE, f"is {asked!r}, but {socket.gethostname()} has {', '.join(known)}", "name one of them")
+        if not any(_leads(address, there) for address, name in own.items() if name == asked):
+            raise UserError(
+                VARIABLE, f"{asked} does not lead to the rendezvous host {host} ({there})", f"known: {', '.join(known)}"
+            )
+        return asked
+    mine = _source(there, host)
+    if ipaddress.ip_address(mine).is_loopback:
+        if not cpu:
+            return None
+        at = f"{host} is {there} on {socket.gethostname()}, which no other host can reach (see /etc/hosts)"
+        raise UserError("MASTER_ADDR", at, "give the address on the network between the hosts, or --interface")
+    return own.get(mine)
+
+
+def addresses() -> dict[str, str]:
+    """This host's addresses, IPv4 and IPv6: address -> name of the interface."""
+    found: dict[str, str] = {}
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, name in socket.if_nameindex():
+            try:
+                answer = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
+            except OSError:
+                continue  # an interface without an IPv4 address
+            found[socket.inet_ntoa(answer[20:24])] = name
+    table = Path("/proc/net/if_inet6")
+    for line in table.read_text().splitlines() if table.exists() else []:
+        digits, *_, name = line.split()
+        found[str(ipaddress.IPv6Address(bytes.fromhex(digits)))] = name
+    return found
+
+
+def _resolve(host: str) -> str:
+    """The address of a host. Raises UserError."""
+    try:
+        return str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
+    except socket.gaierror as e:
+        at = f"{host!r} is not known on {socket.gethostname()} ({e.strerror})"
+        raise UserError("MASTER_ADDR", at, "give a name that every host can resolve, or an address") from e
+
+
+def _source(address: str, host: str) -> str:
+    """The own address from which the kernel would send to `address`; nothing is sent. Raises UserError."""
+    with socket.socket(_family(address), socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((address, 9))
+        except OSError as e:
+            at = f"no way from {socket.gethostname()} to {host} ({address}): {e.strerror}"
+            raise UserError("MASTER_ADDR", at, "check the network between the hosts, or give another address") from e
+        return str(probe.getsockname()[0])
+
+
+def _leads(own: str, address: str) -> bool:
+    """Whether the kernel would send to `address` from the address `own`."""
+    if _family(own) != _family(address):
+        return False
+    with socket.socket(_family(own), socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((own, 0))
+            probe.connect((address, 9))
+        except OSError:
+            return False
+    return True
+
+
+def _family(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET

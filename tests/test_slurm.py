@@ -1,0 +1,181 @@
+"""Runs as Slurm jobs, on a real cluster: slurmctld, and a slurmd in each of several network namespaces."""
+
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.hosts import Hosts
+from tests.cluster.slurm import Cluster, missing, wait_until
+from tests.dist.processes import run_ranks
+from tests.test_resume import EPOCHS, SIZE, journal, run_file, trained_ids
+
+pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
+NODES = 4
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Four nodes."""
+    folder = tmp_path_factory.mktemp("slurm")
+    with Hosts(folder, NODES) as hosts, Cluster(folder, hosts) as up:
+        yield up
+
+
+def launch(cluster: Cluster, folder: Path, *flags: str, status: int = 0) -> str:
+    """What `widebatch launch run.yaml --slurm` with these flags prints, on n1."""
+    argv = [sys.executable, "-m", "launch", "launch", str(folder / "run.yaml"), "--slurm", "--gpus", "0", *flags]
+    return cluster.ask(*argv, cwd=folder, status=status)
+
+
+def submit(cluster: Cluster, folder: Path, *flags: str) -> str:
+    """Submit it; the number of the job."""
+    found = re.search(r"Submitted batch job (\d+)", launch(cluster, folder, "--submit", *flags))
+    assert found
+    return found.group(1)
+
+
+def log(folder: Path) -> str:
+    """What the jobs of a run folder have printed."""
+    return "\n".join(f.read_text() for f in folder.rglob("slurm-*.log"))
+
+
+def losses(folder: Path) -> list[float]:
+    """The loss of each step."""
+    return [step["train/loss"] for step in journal(folder, "step")]
+
+
+def test_a_job_on_two_nodes_trains_as_one_process_does(cluster: Cluster, tmp_path: Path) -> None:
+    run_file(tmp_path, "total: 8")
+    job = submit(cluster, tmp_path, "--nodes", "2", "--procs", "2")
+    assert cluster.wait_for(job, "COMPLETED")["ExitCode"] == "0:0", log(tmp_path)
+    assert trained_ids(tmp_path) == Counter(dict.fromkeys(range(SIZE), EPOCHS))
+    start = journal(tmp_path, "start")[0]["plan"]
+    assert (start["world_size"], start["nodes"]) == (2, 2)
+    assert len(list(tmp_path.glob("*.ids"))) == 2
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    run_ranks(1, ["harness", str(run_file(alone, "total: 8"))], alone)
+    assert losses(tmp_path) == pytest.approx(losses(alone), rel=1e-5)
+
+
+def held(pids_of: Cluster) -> int:
+    """Worker processes on the cluster's hosts."""
+    pids = [pid for i in range(1, NODES + 1) for pid in pids_of.hosts.pids(i)]
+    return sum(b"\0harness\0" in _command(pid) for pid in pids)
+
+
+def _command(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def told(folder: Path, event: str) -> bool:
+    """Whether the journal has a line of this kind."""
+    return (folder / "run" / "events.jsonl").exists() and bool(journal(folder, event))
+
+
+LONG = ("--schedule.epochs", "200", "--watch.wandb", "offline")
+"""A run that is still going when something happens to it."""
+
+
+def check_whole(folder: Path, epochs: int) -> None:
+    """Every sample was trained on exactly so often, and W&B has it all under one id."""
+    assert journal(folder, "end")[-1]["reason"] == "complete"
+    assert trained_ids(folder) == Counter(dict.fromkeys(range(SIZE), epochs))
+    runs = {d.name.rpartition("-")[2] for d in (folder / "run" / "wandb").glob("offline-run-*")}
+    assert runs == {(folder / "run" / "wandb_id").read_text()}
+
+
+@pytest.mark.slow
+def test_the_signal_makes_a_checkpoint_and_the_requeued_job_goes_on_from_it(cluster: Cluster, tmp_path: Path) -> None:
+    run_file(tmp_path, "total: 8")
+    job = submit(cluster, tmp_path, "--nodes", "4", "--procs", "4", *LONG)
+    wait_until(lambda: told(tmp_path, "window"), "the first steps")
+    cluster.ask("scancel", "--signal=USR1", job)  # as Slurm does --signal-s seconds before the time limit
+    wait_until(lambda: int(cluster.job(job)["Restarts"]) == 1, "the requeue")
+    assert journal(tmp_path, "end")[-1]["reason"] == "stop_requested"
+    assert cluster.wait_for(job, "COMPLETED")["Restarts"] == "1"
+    check_whole(tmp_path, 200)
+    assert len(list((tmp_path / "run" / "wandb").glob("offline-run-*"))) == 2
+    assert len(list((tmp_path / "run" / "logs").glob("slurm-*.log"))) == 1, "the log is appended to"
+    assert log(tmp_path).count("going on from") == 1
+    assert held(cluster) == 0
+
+
+@pytest.mark.slow
+def test_scancel_saves_and_nothing_comes_back(cluster: Cluster, tmp_path: Path) -> None:
+    run_file(tmp_path, "total: 8")
+    job = submit(cluster, tmp_path, "--nodes", "2", "--procs", "2", *LONG)
+    wait_until(lambda: told(tmp_path, "window"), "the first steps")
+    cluster.ask("scancel", job)
+    cluster.wait_for(job, "CANCELLED")
+    wait_until(lambda: held(cluster) == 0, "the workers to end")
+    assert journal(tmp_path, "end")[-1]["reason"] == "stop_requested"
+    assert told(tmp_path, "checkpoint")
+    assert cluster.job(job)["JobState"] == "CANCELLED", "not queued again"
+    assert cluster.job(job)["Restarts"] == "0"
+
+
+@pytest.mark.slow
+def test_a_killed_rank_is_started_again_within_the_job(cluster: Cluster, tmp_path: Path) -> None:
+    run_file(tmp_path, "total: 8")
+    job = submit(cluster, tmp_path, "--nodes", "2", "--procs", "2", *LONG, "--checkpoint.every_samples", "400")
+    wait_until(lambda: told(tmp_path, "checkpoint"), "a checkpoint")
+    victim = next(pid for pid in cluster.hosts.pids(2) if b"\0harness\0" in _command(pid))
+    cluster.ask("kill", "-KILL", str(victim))
+    assert cluster.wait_for(job, "COMPLETED")["Restarts"] == "0"
+    assert "attempt 0 ended with status" in log(tmp_path)
+    assert min(trained_ids(tmp_path).values()) >= 200
+    assert journal(tmp_path, "end")[-1]["reason"] == "complete"
+
+
+@pytest.mark.slow
+def test_a_lost_node_queues_the_job_again(cluster: Cluster, tmp_path: Path) -> None:
+    run_file(tmp_path, "total: 8")
+    job = submit(cluster, tmp_path, "--nodes", "2", "--procs", "2", *LONG, "--checkpoint.every_samples", "400")
+    wait_until(lambda: told(tmp_path, "checkpoint"), "a checkpoint")
+    assert cluster.job(job)["NodeList"] == "n[1-2]"
+    cluster.hosts.kill(2)
+    wait_until(lambda: int(cluster.job(job)["Restarts"]) == 1, "the requeue")
+    cluster.start_node(2)
+    cluster.wait_for(job, "COMPLETED")
+    assert min(trained_ids(tmp_path).values()) >= 200
+    assert journal(tmp_path, "end")[-1]["reason"] == "complete"
+
+
+@pytest.mark.slow
+def test_an_array_runs_each_combination_in_a_folder_of_its_own(cluster: Cluster, tmp_path: Path) -> None:
+    run_file(tmp_path, "total: 8")
+    arrays = ("--array", "optim.lr=0.01,0.02", "--array", "run.seed=1,2", "--at-once", "2")
+    job = submit(cluster, tmp_path, *arrays)
+    for task in range(4):
+        cluster.wait_for(f"{job}_{task}", "COMPLETED")
+    ends = [(tmp_path / "run" / str(i) / "events.jsonl").read_text().splitlines()[-1] for i in range(4)]
+    assert all('"reason": "complete"' in end for end in ends)
+    assert len(set(ends)) == 4
+    assert trained_ids(tmp_path) == Counter(dict.fromkeys(range(SIZE), 4 * EPOCHS))
+
+
+@pytest.mark.slow
+def test_more_gpus_than_there_are_is_refused_in_one_line(cluster: Cluster, tmp_path: Path) -> None:
+    run_file(tmp_path, "total: 8")
+    argv = [sys.executable, "-m", "launch", "launch", str(tmp_path / "run.yaml"), "--submit", "--nodes", "2", "--gpus", "8"]
+    last = cluster.ask(*argv, cwd=tmp_path, status=2).splitlines()[-1]
+    assert last.startswith("error: --submit: sbatch refused:")
+    assert "Requested node configuration is not available" in last
+
+
+@pytest.mark.slow
+def test_bare_srun_starts_workers_that_find_each_other(cluster: Cluster, tmp_path: Path) -> None:
+    path = run_file(tmp_path, "total: 8")
+    argv = ["srun", "--nodes=3", "--ntasks=3", sys.executable, "-m", "harness", str(path), "--batch.total", "9"]
+    cluster.ask(*argv, cwd=tmp_path)
+    start = journal(tmp_path, "start")[0]["plan"]
+    assert (start["world_size"], start["nodes"]) == (3, 3)
+    assert trained_ids(tmp_path) == Counter(dict.fromkeys(range(SIZE), EPOCHS))
