@@ -15,7 +15,7 @@ from launch.asking import AGAINST, add_world, asked_world, dataset, run_folder, 
 from launch.command import accelerate_file, worker_command
 from launch.folder import run_files, write
 from launch.local import gpu_count, run
-from launch.submit import add_slurm, submit
+from launch.submit import add_slurm, check_slurm, submit
 from launch.worlds import add_bench, compare, print_hours, several
 
 HELP = "write the run folder and start one process per GPU with accelerate launch"
@@ -35,11 +35,12 @@ def main(argv: Sequence[str]) -> int:
     args, settings = parse(parser, argv)
     if args.against is not None:
         settings["watch.against"] = args.against
+    slurm = check_slurm(parser, args)
     config = load(args.run, settings)
     if args.dry_run and several(args):
         return compare(config, args, dataset(config))
     world = asked_world(args)
-    if args.slurm or args.submit:
+    if slurm:
         return submit(args, settings, world)
     if not args.dry_run:
         _check_here(world)

@@ -19,11 +19,12 @@ from launch.slurm import Job, sbatch_script
 
 SCRIPT = "job.sbatch"
 MOST_RUNS = 10_000
+GROUP = "slurm"
 
 
 def add_slurm(parser: argparse.ArgumentParser) -> None:
     """The flags of this file."""
-    group = parser.add_argument_group("slurm")
+    group = parser.add_argument_group(GROUP)
     group.add_argument("--slurm", action="store_true", help=f"write {SCRIPT} into the run folder, start nothing")
     group.add_argument("--submit", action="store_true", help="and submit it")
     group.add_argument("--job-name", metavar="NAME", help="name of the job (default: the run file's)")
@@ -40,6 +41,18 @@ def add_slurm(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--array", metavar="SETTING=V,V", action="append", default=[], help=array)
     group.add_argument("--at-once", type=int, metavar="N", help="how many runs of the array may be going at the same time")
+
+
+def check_slurm(parser: argparse.ArgumentParser, args: argparse.Namespace) -> bool:
+    """Whether a job is wanted. Raises UserError for a flag of this file without --slurm, and for a job without --gpus."""
+    wanted = bool(args.slurm or args.submit)
+    group = next(g for g in parser._action_groups if g.title == GROUP)
+    for action in group._group_actions:
+        if not wanted and getattr(args, action.dest) != action.default:
+            raise UserError(action.option_strings[0], "is for a Slurm job", "give --slurm too")
+    if wanted and args.gpus is None:
+        raise UserError("--gpus", "missing, and this machine's say nothing of the cluster's", "give those of all nodes, or 0")
+    return wanted
 
 
 def submit(args: argparse.Namespace, settings: Mapping[str, str], world: World) -> int:

@@ -1,0 +1,34 @@
+#!/bin/bash
+# 16 GPUs on 2 nodes. Submit it with sbatch; it may be sent again at any time and goes on from the last checkpoint.
+#SBATCH --job-name=imagenet
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=8
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=12
+#SBATCH --partition=gpu,long
+#SBATCH --time=1-12:00:00
+#SBATCH --account=vision
+#SBATCH --qos=high
+#SBATCH --array=0-5%2
+#SBATCH --output=/data/runs/digits/%a/logs/slurm-%A_%a.log
+#SBATCH --open-mode=append
+#SBATCH --requeue
+#SBATCH --signal=USR1@300
+
+export OMP_NUM_THREADS="${SLURM_CPUS_PER_TASK:-1}"
+export GLOO_SOCKET_IFNAME=ib0 NCCL_SOCKET_IFNAME=ib0
+run=/data/runs/digits/$SLURM_ARRAY_TASK_ID
+
+for attempt in 0 1; do
+    srun --kill-on-bad-exit=0 --wait=120 --cpus-per-task=12 \
+        /opt/env/bin/python -m harness "$run/run.yaml" --no-plan --ranks 16
+    status=$?
+    case $status in
+    0 | 2 | 3) exit $status ;;  # complete, a mistake of the user, stopped by the guard: not to be tried again
+    75 | 138)  # told to stop by the signal, with a checkpoint (138: before there was one to write)
+        [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ] && scontrol requeue "$SLURM_JOB_ID"
+        exit $status ;;
+    esac
+    echo "attempt $attempt ended with status $status"
+done
+exit $status
