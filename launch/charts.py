@@ -1,0 +1,102 @@
+"""Which curves of runs are shown, and how: all runs in each chart, over samples. Pure."""
+
+import math
+from collections.abc import Iterable, Sequence
+
+from harness.stats.story import TROUBLES, Story
+from harness.stats.thin import Bucket, Thin
+from launch.chart import COLOURS, Chart, Mark, Series, chart
+from launch.markup import Html, element
+
+QUIET = ("checkpoint", "compiled", "complete")
+"""Events that are listed but not marked on curves."""
+NOTES = ("resumed", "plateau", "batch", "stop_requested")
+"""Codes of events that are no trouble."""
+
+
+def charts(stories: Sequence[Story]) -> Html:
+    """The section of curves."""
+    end = max(_end(s) for s in stories)
+    marks = [mark for s in stories for mark in _marks(s, len(stories) > 1)]
+    shown = [
+        Chart(
+            "Training loss",
+            "line: running mean; behind it: single steps, or the lowest and highest of several",
+            _steps(stories, "train/loss", smooth=True),
+            0,
+            end,
+            marks,
+            tall=True,
+        ),
+        *_evaluations(stories, end),
+        Chart("Learning rate", "as applied, step by step", _steps(stories, "train/lr"), 0, end, zero=True, log=False),
+        Chart(
+            "Batch against noise scale",
+            "dashed: the noise scale, past which a larger batch is mostly wasted (McCandlish et al. 2018)",
+            [*_steps(stories, "batch/global_samples"), *_steps(stories, "batch/noise_scale_samples", "noise scale", dash=True)],
+            0,
+            end,
+            log=True,
+            unit=" samples",
+        ),
+        Chart("Gradient norm", "before clipping", _steps(stories, "train/grad_norm", smooth=True), 0, end, marks),
+        Chart("Throughput", "samples per second of training time", _steps(stories, "throughput/samples_per_s"), 0, end, zero=True),
+        Chart(
+            "Update / weights",
+            "norm of a step's update over that of the weights",
+            _steps(stories, "train/update_to_param_ratio"),
+            0,
+            end,
+        ),
+    ]
+    return element("section", {"class": "charts"}, element("h2", {}, "Curves over samples"), *[chart(c) for c in shown])
+
+
+def points(told: Iterable[tuple[float, float]]) -> list[Bucket]:
+    """Values one by one, as a curve."""
+    thin = Thin()
+    for x, y in told:
+        thin.add(x, y)
+    return thin.curve()
+
+
+def _steps(
+    stories: Sequence[Story], name: str, suffix: str = "", *, dash: bool = False, smooth: bool = False
+) -> list[Series]:
+    return [
+        Series(f"{s.name} {suffix}".strip(), n % COLOURS, s.curves[name], dash=dash, smooth=smooth)
+        for n, s in enumerate(stories)
+        if name in s.curves
+    ]
+
+
+def _evaluations(stories: Sequence[Story], end: float) -> list[Chart]:
+    """A chart for each measure, the gap last."""
+    names = sorted({name for s in stories for name in s.evals}, key=lambda n: (n.endswith("gap"), n != "eval/loss"))
+    out = []
+    for name in names:
+        lines = [Series(s.name, n % COLOURS, points(s.evals[name]), points=True) for n, s in enumerate(stories) if name in s.evals]
+        title, unit = name.partition("/")[2], ""
+        if title.endswith("_pct"):
+            title, unit = title.removesuffix("_pct"), " %"
+        titles = {"loss": "Validation loss", "generalization_gap": "Generalization gap"}
+        note = "validation loss less training loss" if name.endswith("gap") else "each sample of the split once"
+        out.append(Chart(titles.get(title, title.replace("_", " ").capitalize()), note, lines, 0, end, unit=unit))
+    return out
+
+
+def _marks(s: Story, several: bool) -> Iterable[Mark]:
+    warned = {w.get("code") for w in s.plan.get("warnings", []) if isinstance(w, dict)}
+    for kind in s.kinds:
+        if kind.code in QUIET or kind.code in warned:
+            continue
+        told = "bad" if kind.code in TROUBLES else "note" if kind.code in NOTES else "warn"
+        count = f" ({kind.count} times)" if kind.count > 1 else ""
+        for place in kind.places:
+            yield Mark(place, told, f"{s.name + ': ' if several else ''}{kind.code}{count}: {kind.message}")
+
+
+def _end(s: Story) -> float:
+    total = s.plan.get("total_samples")
+    planned = float(total) if isinstance(total, int | float) and math.isfinite(total) else 0.0
+    return max(planned, float(s.samples))

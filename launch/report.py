@@ -1,0 +1,84 @@
+"""widebatch report RUN...: what runs did, as one HTML page without network, as text, or as JSON for other programs."""
+
+import argparse
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from harness.plan.errors import UserError
+from harness.stats.comparing import Comparison, comparison
+from harness.stats.story import Story, read_story
+from launch.page import page
+from launch.report_text import text
+
+HELP = "show what runs did: one page for a browser, or text"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Raises UserError."""
+    args = _parser().parse_args(argv)
+    stories = [_story(run) for run in args.run]
+    if args.json:
+        print(json.dumps(as_json(stories, comparison(stories)), indent=1, allow_nan=False))
+        return 0
+    if args.text:
+        print(text(stories, comparison(stories)), end="")
+        return 0
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(page(stories, comparison(stories)), encoding="utf-8")
+    print(f"{args.out}: {', '.join(s.name for s in stories)}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="widebatch report", description=HELP, allow_abbrev=False)
+    parser.add_argument("run", metavar="RUN", type=Path, nargs="+", help="folders that runs wrote; the first is the reference")
+    parser.add_argument("--out", metavar="FILE", type=Path, default=Path("report.html"), help="the page (default: report.html)")
+    parser.add_argument("--text", action="store_true", help="print it for a terminal, write no page")
+    parser.add_argument("--json", action="store_true", help="print its numbers as one JSON object, write no page")
+    return parser
+
+
+def as_json(stories: Sequence[Story], compared: Comparison | None) -> dict[str, Any]:
+    """The numbers of the report, without curves. One that is not finite is text, as in a journal."""
+    runs = [
+        {
+            "name": s.name,
+            "reason": s.reason,
+            "message": s.message,
+            "step": s.step,
+            "samples": s.samples,
+            "plan": s.plan,
+            "best": s.best,
+            "last": s.last,
+            "seconds": s.seconds,
+            "noise_scale_samples": s.noise_scale,
+            "events": [asdict(k) for k in s.kinds],
+        }
+        for s in stories
+    ]
+    told: dict[str, Any] = _plain({"runs": runs, "comparison": compared and asdict(compared)})
+    return told
+
+
+def _plain(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {str(k): _plain(v) for k, v in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [_plain(v) for v in tree]
+    return str(tree) if isinstance(tree, float) and not math.isfinite(tree) else tree
+
+
+def _story(run: Path) -> Story:
+    journal = run / "events.jsonl"
+    try:
+        with journal.open("rb") as lines:
+            story = read_story(run.resolve().name, lines)
+    except OSError as e:
+        raise UserError("report", f"{journal}: {e.strerror}", "give the folder that a run wrote") from e
+    if story is None:
+        raise UserError("report", f"in {journal} no run has started", "give the folder that a run wrote")
+    return story
