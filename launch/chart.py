@@ -189,7 +189,15 @@ def _numbers(c: Chart, shown: Sequence[Series], across: Axis) -> dict[str, objec
         for s in shown
     ]
     marks = [{"x": m.x, "kind": m.kind, "text": m.text} for m in c.marks]
-    return {"low": across.low, "high": across.high, "log": across.log, "unit": c.unit, "x": c.x_name, "lines": lines, "marks": marks}
+    return {
+        "low": across.low,
+        "high": across.high,
+        "log": across.log,
+        "unit": c.unit,
+        "x": c.x_name,
+        "lines": lines,
+        "marks": marks,
+    }
 
 
 def _spoken(c: Chart, shown: Sequence[Series]) -> str:

@@ -1,6 +1,5 @@
 """Which curves of runs are shown, and how: all runs in each chart, over samples. Pure."""
 
-import math
 from collections.abc import Iterable, Sequence
 
 from harness.stats.story import TROUBLES, Story
@@ -60,9 +59,7 @@ def points(told: Iterable[tuple[float, float]]) -> list[Bucket]:
     return thin.curve()
 
 
-def _steps(
-    stories: Sequence[Story], name: str, suffix: str = "", *, dash: bool = False, smooth: bool = False
-) -> list[Series]:
+def _steps(stories: Sequence[Story], name: str, suffix: str = "", *, dash: bool = False, smooth: bool = False) -> list[Series]:
     return [
         Series(f"{s.name} {suffix}".strip(), n % COLOURS, s.curves[name], dash=dash, smooth=smooth)
         for n, s in enumerate(stories)
@@ -86,7 +83,7 @@ def _evaluations(stories: Sequence[Story], end: float) -> list[Chart]:
 
 
 def _marks(s: Story, several: bool) -> Iterable[Mark]:
-    warned = {w.get("code") for w in s.plan.get("warnings", []) if isinstance(w, dict)}
+    warned = {code for code, _ in s.warnings}
     for kind in s.kinds:
         if kind.code in QUIET or kind.code in warned:
             continue
@@ -97,6 +94,4 @@ def _marks(s: Story, several: bool) -> Iterable[Mark]:
 
 
 def _end(s: Story) -> float:
-    total = s.plan.get("total_samples")
-    planned = float(total) if isinstance(total, int | float) and math.isfinite(total) else 0.0
-    return max(planned, float(s.samples))
+    return max(s.planned("total_samples") or 0.0, float(s.samples))

@@ -5,9 +5,16 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from harness.plan.errors import UserError, did_you_mean
-from launch import dashboard, export, launch, plan, train
+from launch import dashboard, export, launch, plan, report, train
 
-COMMANDS: dict[str, ModuleType] = {"plan": plan, "train": train, "launch": launch, "export": export, "dashboard": dashboard}
+COMMANDS: dict[str, ModuleType] = {
+    "plan": plan,
+    "train": train,
+    "launch": launch,
+    "export": export,
+    "report": report,
+    "dashboard": dashboard,
+}
 """Each module has HELP, one line, and main(argv), which returns the exit status and may raise UserError."""
 OVERVIEW = """usage: widebatch COMMAND RUN.yaml [--section.setting VALUE ...]
 

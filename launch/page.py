@@ -1,6 +1,6 @@
 """The report as one HTML page that needs no network: runs -> text. Pure.
 
-Whatever a run says is escaped (launch/markup.py), and the page's policy lets no script run but its own, which it knows by its digest.
+Whatever a run says is escaped (launch/markup.py), and the page's policy lets no script run but its own, known by its digest.
 """
 
 import base64
@@ -10,8 +10,8 @@ from importlib.resources import files
 
 from harness.stats.comparing import Comparison
 from harness.stats.story import Story
-from launch.charts import charts
 from launch.chart import COLOURS
+from launch.charts import charts
 from launch.markup import Html, element, raw
 from launch.scale import clock, short
 from launch.sections import compared, events, plans, time_bars
@@ -64,10 +64,10 @@ def _card(s: Story, colour: int) -> Html:
     plan = s.plan
     headline = next((name for name in HEADLINES if name in s.best), None)
     facts = [
-        ("batch", f"{short(plan.get('global_batch'))} (k = {short(plan.get('ratio'))})"),
-        ("learning rate", f"{short(plan.get('lr'))} ({plan.get('rule', '')})"),
+        ("batch", f"{short(s.planned('global_batch'))} (k = {short(s.planned('ratio'))})"),
+        ("learning rate", f"{short(s.planned('lr'))} ({plan.get('rule', '')})"),
         ("samples", f"{short(s.samples)} in {s.step:,} steps"),
-        ("ranks", f"{short(plan.get('world_size'))}, {plan.get('backend', '')} {plan.get('precision', '')}"),
+        ("ranks", f"{short(s.planned('world_size'))}, {plan.get('backend', '')} {plan.get('precision', '')}"),
         ("speed", f"{short(s.last.get('throughput/samples_per_s'))} samples/s"),
         ("time", clock(sum(s.seconds.values()))),
         ("noise scale", _noise(s)),

@@ -10,7 +10,8 @@ from typing import Any
 
 from harness.plan.errors import UserError
 from harness.stats.comparing import Comparison, comparison
-from harness.stats.story import Story, read_story
+from harness.stats.journal import read_story
+from harness.stats.story import Story
 from launch.page import page
 from launch.report_text import text
 
@@ -20,7 +21,7 @@ HELP = "show what runs did: one page for a browser, or text"
 def main(argv: Sequence[str]) -> int:
     """Raises UserError."""
     args = _parser().parse_args(argv)
-    stories = [_story(run) for run in args.run]
+    stories = [_story(run, name) for run, name in zip(args.run, names(args.run), strict=True)]
     if args.json:
         print(json.dumps(as_json(stories, comparison(stories)), indent=1, allow_nan=False))
         return 0
@@ -72,11 +73,17 @@ def _plain(tree: Any) -> Any:
     return str(tree) if isinstance(tree, float) and not math.isfinite(tree) else tree
 
 
-def _story(run: Path) -> Story:
+def names(runs: Sequence[Path]) -> list[str]:
+    """What each run is called: by its folder, or as it was given where two folders are called alike."""
+    short = [run.resolve().name for run in runs]
+    return [name if short.count(name) == 1 else str(run) for name, run in zip(short, runs, strict=True)]
+
+
+def _story(run: Path, name: str) -> Story:
     journal = run / "events.jsonl"
     try:
         with journal.open("rb") as lines:
-            story = read_story(run.resolve().name, lines)
+            story = read_story(name, lines)
     except OSError as e:
         raise UserError("report", f"{journal}: {e.strerror}", "give the folder that a run wrote") from e
     if story is None:

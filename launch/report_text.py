@@ -46,18 +46,22 @@ def clean(line: str) -> str:
 def columns(rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
     """Rows in columns as wide as their widest cell, the first `left` to the left and the rest to the right."""
     wide = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))] if rows else []
-    return ["  ".join(c.ljust(w) if n < left else c.rjust(w) for n, (c, w) in enumerate(zip(row, wide, strict=True))) for row in rows]
+    return [
+        "  ".join(c.ljust(w) if n < left else c.rjust(w) for n, (c, w) in enumerate(zip(row, wide, strict=True))) for row in rows
+    ]
 
 
 def _run(s: Story) -> list[str]:
     plan, ended = s.plan, s.reason or "not ended"
     best = ", ".join(f"{measure(n)} {short(v)}" for n, v in s.best.items() if not n.endswith("_gap"))
-    batch = f"batch {short(plan.get('global_batch'))} (k = {short(plan.get('ratio'))}, rule {plan.get('rule')})"
-    ranks = plan.get("world_size")
+    batch = f"batch {short(s.planned('global_batch'))} (k = {short(s.planned('ratio'))}, rule {plan.get('rule')})"
+    ranks = s.planned("world_size")
+    where = f"{short(ranks)} rank{'s' * (ranks != 1)}, {plan.get('backend')}"
     noise = "not known" if s.noise_scale is None else f"{short(s.noise_scale)} samples"
     return [
-        f"{s.name}: {ended.replace('_', ' ')} after {s.step:,} steps, {s.samples:,} samples" + (f"; {s.message}" if s.message else ""),
-        f"  {batch}, lr {short(plan.get('lr'))}, {short(ranks)} rank{'s' * (ranks != 1)}, {plan.get('backend')}, noise scale {noise}",
+        f"{s.name}: {ended.replace('_', ' ')} after {s.step:,} steps, {s.samples:,} samples"
+        + (f"; {s.message}" if s.message else ""),
+        f"  {batch}, lr {short(s.planned('lr'))}, {where}, noise scale {noise}",
         f"  best: {best or 'not evaluated'}",
     ]
 
@@ -72,7 +76,7 @@ def _compared(c: Comparison) -> list[str]:
             short(r.lr),
             short(r.loss),
             *[short(r.evals.get(m)) for m in c.measures],
-            "reference" if r.verdict is None else f"{'held' if r.verdict.held else 'did not hold'} ({r.verdict.worse_pct:+.1f} %)",
+            "reference" if r.verdict is None else f"{'held' if r.verdict.held else 'did not hold'} ({r.verdict.worse_pct:+,.1f} %)",
         ]
         for r in c.rows
     ]
@@ -91,15 +95,13 @@ def _curves(stories: Sequence[Story]) -> list[str]:
         up = axis([y for _, parts in shown for y in running_mean(parts)], zero=flat, log=False if flat else None)
         end = max(parts[-1].last for _, parts in shown)
         out.append(f"{title} over {short(end)} samples" + (", logarithmic" if up.log else ""))
-        rows = [
-            [run, short(parts[0].mean), bars(parts, up, end), short(parts[-1].mean)] for run, parts in shown
-        ]
+        rows = [[run, short(parts[0].mean), bars(parts, up, end), short(parts[-1].mean)] for run, parts in shown]
         out += ["  " + line for line in columns(rows)]
     return out
 
 
 def bars(parts: Sequence[Bucket], up: Axis, end: float) -> str:
-    """A curve from 0 to `end` as COLUMNS bars. Between two values stands the one before; a space is before the first and after the last."""
+    """A curve from 0 to `end` as COLUMNS bars; between two values stands the one before."""
     cells: list[list[float]] = [[] for _ in range(COLUMNS)]
     place = 0
     for b, y in zip(parts, running_mean(parts), strict=True):
@@ -135,8 +137,6 @@ def _events(stories: Sequence[Story]) -> Iterable[str]:
 
 
 def _plan(s: Story) -> list[str]:
-    sources = s.plan.get("sources")
-    known = sources if isinstance(sources, dict) else {}
     names = [n for n in SHOWN if s.plan.get(n) is not None]
     width = max((len(n) for n in names), default=0)
-    return ["plan", *[f"  {n.ljust(width)}  {value(s.plan[n]):>12}  {known.get(n, '')}" for n in names]]
+    return ["plan", *[f"  {n.ljust(width)}  {value(s.plan[n]):>12}  {s.sources.get(n, '')}" for n in names]]

@@ -38,7 +38,8 @@ def axis(values: Sequence[float], *, zero: bool = False, log: bool | None = None
         room = max(math.log(high / low), 0.1) * 0.05
         return Axis(low * math.exp(-room), high * math.exp(room), log=True)
     low = min(low, 0.0) if zero else low
-    room = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
+    size = max(abs(low), abs(high))
+    room = (high - low) * 0.06 if high - low > 1e-9 * size else size * 0.1 or 1.0
     return Axis(low if zero and low >= 0 else low - room, high + room)
 
 
@@ -47,7 +48,7 @@ def _ticks(low: float, high: float, wished: int) -> list[float]:
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(s * power for s in (1, 2, 2.5, 5, 10) if s * power >= rough * (1 - 1e-9))
     first = math.ceil(low / step - 1e-9)
-    return [round(n * step, 12) if step < 1 else n * step for n in range(first, math.floor(high / step + 1e-9) + 1)]
+    return [float(f"{n * step:.12g}") for n in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
 def _log_ticks(low: float, high: float, wished: int) -> list[float]:
@@ -79,7 +80,7 @@ def _trimmed(value: float) -> str:
     """Three digits that count, or all before the point; no zeros at the end."""
     size = abs(value)
     places = 0 if size >= 100 else 1 if size >= 10 else 2 if size >= 1 else 4
-    text = f"{value:.{places}f}"
+    text = f"{value:,.{places}f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 

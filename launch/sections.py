@@ -12,8 +12,8 @@ from launch.scale import clock, short
 
 SHOWN = (
     "world_size", "nodes", "micro_batch", "accumulate", "global_batch", "reference_batch", "ratio", "rule", "reference_lr", "lr",
-    "optimizer", "weight_decay", "momentum", "betas", "eps", "clip", "warmup_samples", "warmup_steps", "total_samples", "total_steps",
-    "schedule", "backend", "precision",
+    "optimizer", "weight_decay", "momentum", "betas", "eps", "clip", "warmup_samples", "warmup_steps", "total_samples",
+    "total_steps", "schedule", "backend", "precision",
 )  # fmt: skip
 """Numbers of a plan in the order of their derivation; others that have a reason follow."""
 
@@ -67,7 +67,7 @@ def _verdict(row: Row) -> Html:
     if row.verdict is None:
         return element("span", {"class": "note"}, "reference")
     held = row.verdict.held
-    text = f"{'held' if held else 'did not hold'} ({row.verdict.worse_pct:+.1f} %)"
+    text = f"{'held' if held else 'did not hold'} ({row.verdict.worse_pct:+,.1f} %)"
     return element("span", {"class": f"chip {'good' if held else 'bad'}"}, text)
 
 
@@ -134,14 +134,9 @@ def plans(stories: Sequence[Story]) -> Html:
 
 
 def _plan(s: Story, opened: bool) -> Html:
-    sources = s.plan.get("sources", {})
-    sources = sources if isinstance(sources, dict) else {}
-    names = [n for n in (*SHOWN, *(n for n in sources if n not in SHOWN)) if s.plan.get(n) is not None]
-    rows = [[element("code", {}, n), value(s.plan[n]), str(sources.get(n, ""))] for n in names]
-    warnings = [w for w in s.plan.get("warnings", []) if isinstance(w, dict)]
-    told = [
-        element("li", {}, element("span", {"class": "chip warn"}, str(w.get("code"))), " ", str(w.get("message"))) for w in warnings
-    ]
+    names = [n for n in (*SHOWN, *(n for n in s.sources if n not in SHOWN)) if s.plan.get(n) is not None]
+    rows = [[element("code", {}, n), value(s.plan[n]), s.sources.get(n, "")] for n in names]
+    told = [element("li", {}, element("span", {"class": "chip warn"}, code), " ", message) for code, message in s.warnings]
     return element(
         "details",
         {"open": ""} if opened else {},

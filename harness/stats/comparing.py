@@ -1,5 +1,6 @@
 """Runs beside each other at equal samples: the first is the reference, the question is whether the others lost by their batch."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -53,16 +54,16 @@ def _row(s: Story, reference: Story, end: int) -> Row:
         before = [value for samples, value in told if samples <= end]
         if before and not name.endswith("_gap"):
             evals[name] = before[-1]
-    batch, rates = s.plan.get("global_batch"), [b.mean for b in s.curves.get("throughput/samples_per_s", []) if b.count]
+    batch, rates = s.planned("global_batch"), [b.mean for b in s.curves.get("throughput/samples_per_s", []) if b.count]
     return Row(
         name=s.name,
-        ratio=s.plan.get("ratio"),
+        ratio=s.planned("ratio"),
         batch=batch,
         rule=str(s.plan.get("rule", "")),
-        lr=s.plan.get("lr"),
+        lr=s.planned("lr"),
         loss=mean_near(s.losses, end),
         evals=evals,
-        steps=-(-end // batch) if isinstance(batch, int) and batch > 0 else None,
+        steps=math.ceil(end / batch) if batch else None,
         rate=median(rates) if rates else None,
         noise_scale=s.noise_scale,
         verdict=None if s is reference else compare(s.losses, reference.losses),
