@@ -224,6 +224,7 @@ FINE = Facts(
     dropped=0,
     horizon=100_000,
     wasted=0,
+    overspent=0,
 )
 
 

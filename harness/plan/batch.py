@@ -56,3 +56,9 @@ def _micro(batch: BatchConfig, share: int) -> tuple[int, str]:
         at = f"{batch.micro} does not divide a GPU's share of {share} samples"
         raise UserError("batch.micro", at, f"nearest: {below}, {above}")
     return batch.micro, f"batch.micro {batch.micro} divides the rank's share of {share}"
+
+
+def resplit(share: int, micro: int) -> tuple[int, int]:
+    """(micro_batch, accumulate) for a rank's share in passes of at most `micro` samples, the largest that divides it."""
+    fits = next(m for m in range(min(micro, share), 0, -1) if share % m == 0)
+    return fits, share // fits

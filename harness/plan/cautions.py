@@ -34,6 +34,7 @@ class Facts:
     dropped: int
     horizon: int
     wasted: int
+    overspent: int
 
 
 def cautions(f: Facts) -> tuple[Caution, ...]:
@@ -69,4 +70,6 @@ def cautions(f: Facts) -> tuple[Caution, ...]:
     )
     at = f"equal progress at this batch takes {f.wasted} more samples"
     say(f.wasted > 0, "more_samples", f"{at}; set scaling.extend: true or accept a higher loss")
+    at = f"rule adascale is expected to need {f.overspent} samples more than its budget"
+    say(f.overspent > 0, "over_budget", f"{at}; raise scaling.budget_samples or use a smaller batch")
     return tuple(found)

@@ -16,6 +16,8 @@ EXCLUSIVE = (
     ("scaling.warmup_epochs", "scaling.warmup_samples", "scaling.warmup_fraction"),
     ("eval.every_epochs", "eval.every_samples"),
     ("checkpoint.every_epochs", "checkpoint.every_samples"),
+    ("eval.patience_epochs", "eval.patience_samples"),
+    ("guard.recover_epochs", "guard.recover_samples"),
 )
 """Settings of which one at most may be set. A flag replaces the run file's choice of the same group."""
 
@@ -60,6 +62,17 @@ class BatchConfig(Strict):
     """Most samples of one forward pass per GPU; accumulation follows. auto: the GPU's whole share in one pass."""
     last: Literal["keep", "drop"] = "keep"
     """The run's last, short batch: train on it with its true count, or drop it."""
+    grow: Literal["none", "decay", "seesaw", "ramp", "noise"] = "none"
+    """Change the batch during the run, by accumulation. decay: grow it where the schedule would lower the rate (Smith et al.
+    2018). seesaw: half of each drop by the rate, the rest by the batch. ramp: from ramp_start up. noise: follow the noise scale."""
+    most: Count | None = None
+    """The largest global batch that `grow`, or a plateau, may reach. decay, seesaw, noise and plateau need it."""
+    ramp_start: Count | None = None
+    """grow ramp: the global batch at the start (GPT-3, Megatron-LM)."""
+    ramp_increment: Count | None = None
+    """grow ramp: by how many samples the batch grows at a time."""
+    ramp_samples: Count | None = None
+    """grow ramp: the length of the ramp in samples."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +100,7 @@ class ScalingConfig(Strict):
     """How the ratio k = global batch / batch.reference changes the recipe."""
 
     rule: str = "linear"
-    """linear, sqrt, adam_sde, adam, legw, noise, surge, none, auto, or your own as `file.py:function` (ratio -> factor)."""
+    """linear, sqrt, adam_sde, adam, legw, noise, surge, adascale, none, auto, or your own as `file.py:function` (of k)."""
     betas: Literal["keep", "sde", "half_life"] | None = None
     """Betas at ratio k: kept, 1-k(1-beta), or beta^k. Unset: as the rule says."""
     weight_decay: Literal["keep", "timescale"] | None = None
@@ -104,6 +117,8 @@ class ScalingConfig(Strict):
     """Gradient noise scale in samples, measured. The rules noise and surge need it; every plan is checked against it."""
     extend: bool = False
     """Rule noise: lengthen the schedule by the samples that the larger batch wastes, instead of only telling them."""
+    budget_samples: Count | None = None
+    """Rule adascale: the most samples the run may spend. Unset: k times the schedule, which is what a gain of 1 would take."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +141,8 @@ class ScheduleConfig(Strict):
     """Shape wsd (warm-up, stable, decay): the share of the schedule that decays."""
     final_fraction: Fraction = 0.0
     """Shapes linear, cosine, wsd: the factor at the end. Shape plateau: the smallest factor."""
+    on_plateau: Literal["lower_lr", "grow_batch"] = "lower_lr"
+    """Shape plateau: multiply the rate by gamma, or the batch by 1/gamma while batch.most allows it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,6 +189,14 @@ class EvalConfig(Strict):
     """Evaluate each time this many epochs have gone by. Exclusive with eval.every_samples."""
     every_samples: Count | None = None
     """Evaluate each time this many samples have gone by."""
+    metric: str = "eval/loss"
+    """What makes an evaluation the best so far, for the plateau rule and the patience: eval/loss or a metric of the recipe."""
+    better: Literal["lower", "higher"] = "lower"
+    """Which way eval.metric is better."""
+    patience_epochs: Positive | None = None
+    """Stop when eval.metric has not improved for this many epochs. Exclusive with eval.patience_samples."""
+    patience_samples: Count | None = None
+    """Stop when eval.metric has not improved for this many samples."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,12 +213,34 @@ class CheckpointConfig(Strict):
 
 @dataclass(frozen=True, kw_only=True)
 class GuardConfig(Strict):
-    """What happens when a loss or gradient is not finite."""
+    """What happens when training is in trouble. A step that is not finite on any rank never moves a weight on any rank."""
 
-    nonfinite: Literal["skip", "stop"] = "skip"
-    """skip: leave weights and moments as they are and go on with the next batch. stop: end the run."""
+    policy: Literal["watch", "protect"] = "watch"
+    """watch: leave out steps that are not finite, and tell of all else. protect: clip spikes, back off from erratic updates, roll
+    back a run that diverges or is dead. Each can be set by itself below."""
+    nonfinite: Literal["skip", "back_off", "roll_back", "stop"] | None = None
+    """After a loss or gradient that is not finite: go on with the next batch; besides, lower the rate; go back to the last good
+    checkpoint; end the run. Unset: skip."""
     budget: Annotated[int, Field(ge=0)] = 10
-    """How many steps may be skipped before the run stops all the same."""
+    """How many steps may be skipped as not finite before the run stops all the same."""
+    spike: Literal["note", "clip", "skip", "back_off", "roll_back", "stop"] | None = None
+    """A loss or gradient norm far above the usual. clip, skip: gradients beyond what was usual in the last window are clipped to
+    that, or their step is left out, before the weights move. Unset: by guard.policy, note or clip."""
+    divergence: Literal["note", "back_off", "warm_up", "roll_back", "stop"] | None = None
+    """The loss rises above its start, or gives up what it had won. warm_up: back to optim.lr, and climb again over twice the
+    warm-up. Unset: by guard.policy, note or roll_back."""
+    dead: Literal["note", "back_off", "roll_back", "stop"] | None = None
+    """The loss stands at that of a model that has learnt nothing, or the weights stand still. Unset: by guard.policy."""
+    erratic: Literal["note", "back_off", "roll_back", "stop"] | None = None
+    """A step moves the weights by a large share of themselves, far more than usual. Unset: by guard.policy, note or back_off."""
+    interventions: Annotated[int, Field(ge=0)] = 8
+    """How often the guard may lower the rate or roll back before the run stops."""
+    factor: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """By what the guard multiplies the rate."""
+    recover_epochs: Positive | None = None
+    """The rate climbs back to the schedule's over so many epochs. Unset: it stays lowered. Exclusive with guard.recover_samples."""
+    recover_samples: Count | None = None
+    """The rate climbs back to the schedule's over so many samples."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,14 +5,16 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from harness.plan.backends import check_backend
-from harness.plan.batch import Split, split_batch
+from harness.plan.batch import Split, resplit, split_batch
 from harness.plan.cautions import Caution, Facts, cautions
 from harness.plan.config import Config
 from harness.plan.errors import UserError
+from harness.plan.guard import check_guard
 from harness.plan.lengths import Lengths
 from harness.plan.optimizers import OptimizerFacts, optimizer_facts
-from harness.plan.rules import Rewrite, Situation, rewrite, scale_betas, scale_decay
+from harness.plan.rules import Rewrite, Situation, adascale_samples, rewrite, scale_betas, scale_decay
 from harness.plan.schedule import Schedule
+from harness.plan.stages import Stage, stage_at, stages, walk
 from harness.plan.world import World
 
 
@@ -21,6 +23,7 @@ class Plan:
     """Every number of a run. Batches and lengths in samples, `*_steps` in optimizer steps, rates absolute.
 
     `target_lr` (JSON key `lr`) is the rate after the warm-up; `lr(step)` the rate of a step. `sources` gives each number's reason.
+    A run that changes its batch on purpose has several `stages`; `global_batch` and what follows from it are then of one of them.
     """
 
     world_size: int
@@ -48,6 +51,7 @@ class Plan:
     eval_every_samples: int | None
     checkpoint_every_samples: int | None
     schedule: Schedule
+    stages: tuple[Stage, ...]
     backend: str
     precision: str
     warnings: tuple[Caution, ...]
@@ -55,11 +59,29 @@ class Plan:
 
     def lr(self, step: int) -> float:
         """The learning rate of optimizer step `step` (the first is 0), if all steps before it were of this plan."""
-        return self.lr_at(step * self.global_batch)
+        return self.lr_at(self.samples_at(step))
 
-    def lr_at(self, samples: int) -> float:
-        """The learning rate of the step that begins at `samples` seen."""
-        return self.schedule.lr(samples, self.global_batch)
+    def lr_at(self, samples: float) -> float:
+        """The learning rate of the step that begins at `samples` of the schedule; rule adascale multiplies it by its gain."""
+        stage = stage_at(self.stages, samples)
+        return self.schedule.lr(samples, stage.batch) * stage.lr
+
+    def batch_at(self, samples: float) -> int:
+        """The planned global batch of the step that begins at `samples` of the schedule."""
+        return stage_at(self.stages, samples).batch
+
+    def samples_at(self, step: int) -> int:
+        """Samples of the schedule seen before optimizer step `step`."""
+        for stage, start, count in walk(self.stages, self.schedule.horizon):
+            if step < count or stage is self.stages[-1]:
+                return start + step * stage.batch
+            step -= count
+        raise AssertionError("a plan has a stage")
+
+    def at_batch(self, batch: int, micro: int | None = None) -> "Plan":
+        """The plan of a stretch of the run with another global batch, by accumulation, in passes of at most `micro` samples."""
+        size, accumulate = resplit(batch // self.world_size, micro or self.micro_batch)
+        return replace(self, global_batch=batch, micro_batch=size, accumulate=accumulate, ratio=batch / self.reference_batch)
 
     @property
     def passes(self) -> int:
@@ -86,8 +108,10 @@ def plan(config: Config, world: World, dataset: int | None = None) -> Plan:
     situation = Situation(split.global_batch, config.batch.reference, config.scaling.noise_scale)
     rule, done = rewrite(config.scaling.rule, facts.family, situation)
     schedule, reasons = _schedule(config, lengths, done)
-    steps, dropped, steps_reason = _steps(config, schedule.horizon, split.global_batch)
+    check_guard(config.guard, schedule, config.backend.name)
+    found = stages(config.batch, schedule, split.global_batch, world.size)
     k = situation.k
+    total, steps, steps_reason = _adascale(config, schedule, situation) if rule == "adascale" else _steps(config, schedule, found)
     betas = config.optim.betas or facts.betas
     new_betas = betas and scale_betas(betas, k, config.scaling.betas or done.betas, rule)
     eps = config.optim.eps or facts.eps
@@ -113,12 +137,13 @@ def plan(config: Config, world: World, dataset: int | None = None) -> Plan:
         clip=config.optim.clip,
         warmup_samples=schedule.warmup,
         warmup_steps=warmup_steps,
-        total_samples=schedule.horizon - dropped,
+        total_samples=total,
         total_steps=steps,
         dataset_samples=dataset,
         eval_every_samples=lengths.cadence("eval", config.eval.every_epochs, config.eval.every_samples),
         checkpoint_every_samples=lengths.cadence("checkpoint", config.checkpoint.every_epochs, config.checkpoint.every_samples),
         schedule=schedule,
+        stages=found,
         backend=config.backend.name,
         precision=config.precision,
         warnings=(),
@@ -127,18 +152,30 @@ def plan(config: Config, world: World, dataset: int | None = None) -> Plan:
     return replace(planned, warnings=_warnings(config, planned, facts, done))
 
 
-def _steps(config: Config, horizon: int, batch: int) -> tuple[int, int, str]:
-    """(optimizer steps, samples dropped at the end, the reason)."""
-    steps, short = divmod(horizon, batch)
-    reason = f"{horizon} / {batch} per step"
+def _steps(config: Config, schedule: Schedule, found: tuple[Stage, ...]) -> tuple[int, int, str]:
+    """(samples, optimizer steps, the reason)."""
+    horizon = schedule.horizon
+    *_, (last, start, _) = walk(found, horizon)
+    steps, short = sum(n for _, _, n in walk(found, horizon)), (horizon - start) % last.batch
+    reason = f"{horizon} / {last.batch} per step" if len(found) == 1 else f"{horizon} samples in {len(found)} stages"
     if not short:
-        return steps, 0, reason
+        return horizon, steps, reason
     if config.batch.last == "keep":
-        return steps + 1, 0, f"{reason}, the last with {short}"
-    if steps == 0:
-        at = f"drop leaves no step: the schedule's {horizon} samples are fewer than one batch of {batch}"
+        return horizon, steps, f"{reason}, the last with {short}"
+    if steps == 1:
+        at = f"drop leaves no step: the schedule's {horizon} samples are fewer than one batch of {last.batch}"
         raise UserError("batch.last", at, "set batch.last: keep or train longer")
-    return steps, short, f"{reason}, {short} dropped"
+    return horizon - short, steps - 1, f"{reason}, {short} dropped"
+
+
+def _adascale(config: Config, schedule: Schedule, s: Situation) -> tuple[int, int, str]:
+    """(most samples that rule adascale may spend, the steps these are, the reason with what is expected)."""
+    most = config.scaling.budget_samples or round(schedule.horizon * max(s.k, 1))
+    reason = "scaling.budget_samples" if config.scaling.budget_samples else f"at most: {schedule.horizon} x k, at a gain of 1"
+    spent = adascale_samples(schedule.horizon, s)
+    if spent is not None:
+        reason = f"{reason}; about {spent} samples are expected at noise scale {s.noise_scale:g}"
+    return most, -(-most // s.global_batch), reason
 
 
 def _warnings(config: Config, p: Plan, facts: OptimizerFacts, done: Rewrite) -> tuple[Caution, ...]:
@@ -155,11 +192,20 @@ def _warnings(config: Config, p: Plan, facts: OptimizerFacts, done: Rewrite) -> 
             beta2=p.betas[1] if p.betas else None,
             warmup_steps=p.warmup_steps,
             total_steps=p.total_steps,
-            dropped=horizon - p.total_samples,
+            dropped=max(horizon - p.total_samples, 0) if p.rule != "adascale" else 0,
             horizon=horizon,
             wasted=0 if config.scaling.extend else round(horizon * max(done.horizon - 1, 0)),
+            overspent=_overspent(config, p),
         )
     )
+
+
+def _overspent(config: Config, p: Plan) -> int:
+    """Samples by which rule adascale is expected to miss its budget."""
+    if p.rule != "adascale":
+        return 0
+    spent = adascale_samples(p.schedule.horizon, Situation(p.global_batch, p.reference_batch, config.scaling.noise_scale))
+    return max(spent - p.total_samples, 0) if spent is not None else 0
 
 
 def _optimizer(config: Config, world: World) -> OptimizerFacts:

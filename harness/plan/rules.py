@@ -100,6 +100,25 @@ def surge(s: Situation) -> Rewrite:
     return Rewrite(factor, f"lr x{factor:g} on the surge curve at noise scale Bn = {bn:g}", "Li et al. 2024, arXiv 2405.14578")
 
 
+def adascale(s: Situation) -> Rewrite:
+    """The reference schedule times a gain r in [1, k] that the run measures (Johnson et al. 2020, 2007.05105, algorithm 2)."""
+    return Rewrite(1.0, "the reference lr, x the gain in [1, k] that the run measures", "Johnson et al. 2020, arXiv 2007.05105")
+
+
+def adascale_gain(noise_scale: float, reference_batch: float, k: float) -> float:
+    """AdaScale's gain r in [1, k]: reference steps that one step at ratio k is worth (2007.05105, section 3.2).
+
+    With s2 the variance of a gradient at the reference batch and m2 the squared mean gradient, r = (s2 + m2) / (s2/k + m2), and
+    s2/m2 = noise scale / reference batch.
+    """
+    return (noise_scale / reference_batch + 1) / (noise_scale / (reference_batch * k) + 1)
+
+
+def adascale_samples(horizon: int, s: Situation) -> int | None:
+    """Samples that rule adascale will spend on a schedule of `horizon` samples; None while the noise scale is unknown."""
+    return None if s.noise_scale is None else round(horizon * s.k / adascale_gain(s.noise_scale, s.reference_batch, s.k))
+
+
 def none(s: Situation) -> Rewrite:
     """Nothing is rewritten."""
     return Rewrite(1.0, "rule none: kept", "the run file")
@@ -113,6 +132,7 @@ RULES: dict[str, Callable[[Situation], Rewrite]] = {
     "legw": legw,
     "noise": noise,
     "surge": surge,
+    "adascale": adascale,
     "none": none,
 }
 

@@ -32,7 +32,7 @@ class Schedule:
     decay_fraction: float = 0.2
     final_fraction: float = 0.0
 
-    def lr(self, samples: int, batch: int) -> float:
+    def lr(self, samples: float, batch: int) -> float:
         """The rate for the step that begins at `samples` seen and takes `batch` more.
 
         A warm-up from zero counts the step's own samples, so that the first applied step is not at rate zero.
@@ -42,7 +42,7 @@ class Schedule:
             return self.start + (self.peak - self.start) * seen / self.warmup
         return self.peak * self.factor(samples)
 
-    def factor(self, samples: int) -> float:
+    def factor(self, samples: float) -> float:
         """The shape after the warm-up, as a factor of the peak, at `samples` seen."""
         rest = max(self.horizon - self.warmup, 1)
         done = min(max(samples - self.warmup, 0) / rest, 1.0)

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from harness.plan.rules import adascale_gain
+
 DECAY = 0.9
 """Of the running means, per window of WINDOW steps."""
 WINDOW = 10
@@ -66,7 +68,7 @@ class NoiseScale:
         """AdaScale's gain r in [1, k] for the ratio k: reference steps that one step is worth (Johnson et al. 2020, 2007.05105)."""
         if self.samples is None:
             return None
-        return (self.samples / reference_batch + 1) / (self.samples / (reference_batch * ratio) + 1)
+        return adascale_gain(self.samples, reference_batch, ratio)
 
     @staticmethod
     def from_json(tree: Mapping[str, Any]) -> "NoiseScale":

@@ -38,6 +38,14 @@ class Spikes:
         spread = median([abs(x - middle) for x in self.memory])
         return [_score(x, middle, spread) if math.isfinite(x) else None for x in values]
 
+    def limit(self, z: float) -> float | None:
+        """The value whose score would be `z`; None while there is too little to compare with, or nothing varies."""
+        if len(self.memory) < LEAST:
+            return None
+        middle = median(self.memory)
+        spread = median([abs(x - middle) for x in self.memory])
+        return middle + z * spread / 0.6745 if spread else None
+
     def after(self, values: Sequence[float]) -> "Spikes":
         """With a window's values. Those that are not finite are left out, those that are spikes counted."""
         memory, count, running = list(self.memory), self.count, self.running

@@ -1,0 +1,87 @@
+"""What the guard does about a trouble: the run file's policy, how much of it is left, and what it has done so far. Pure."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from harness.plan.brake import Brake
+from harness.plan.config import GuardConfig
+from harness.plan.errors import UserError
+from harness.plan.schedule import Schedule
+
+Trouble = Literal["nonfinite", "spike", "divergence", "dead", "erratic"]
+Action = Literal["note", "skip", "clip", "back_off", "warm_up", "roll_back", "stop"]
+STRENGTH: tuple[Action, ...] = get_args(Action)
+"""From the weakest on: of two troubles at once, the stronger answer counts."""
+LIMITS: tuple[Action, ...] = ("skip", "clip")
+"""Answers that are given inside the step, before the weights move; after it nothing is left to do."""
+PRESETS: dict[str, dict[Trouble, Action]] = {
+    "watch": {"nonfinite": "skip", "spike": "note", "divergence": "note", "dead": "note", "erratic": "note"},
+    "protect": {"nonfinite": "skip", "spike": "clip", "divergence": "roll_back", "dead": "roll_back", "erratic": "back_off"},
+}
+Gap = tuple[int, int]
+"""Positions [start, stop) of the sample stream that are left out."""
+
+
+@dataclass(frozen=True)
+class Guarded:
+    """What the guard has done in a run: kept in the checkpoint, and through a roll-back."""
+
+    brake: Brake = field(default_factory=Brake)
+    interventions: int = 0
+    rollbacks: int = 0
+    gaps: tuple[Gap, ...] = ()
+
+    def past(self, position: int) -> int:
+        """The first position from `position` on that is in no gap."""
+        for start, stop in self.gaps:
+            if start <= position < stop:
+                position = stop
+        return position
+
+    def next_gap(self, position: int, end: int) -> int:
+        """Where the next gap after `position` begins, or `end`."""
+        return min((start for start, _ in self.gaps if start >= position), default=end)
+
+    def with_gap(self, gap: Gap) -> tuple[Gap, ...]:
+        """The gaps and one more, in order."""
+        return tuple(sorted({*self.gaps, gap}))
+
+    @staticmethod
+    def from_json(tree: Mapping[str, Any]) -> "Guarded":
+        """From what `dataclasses.asdict` gave."""
+        gaps = tuple((int(start), int(stop)) for start, stop in tree["gaps"])
+        return Guarded(Brake(**tree["brake"]), tree["interventions"], tree["rollbacks"], gaps)
+
+
+def policy(guard: GuardConfig) -> dict[Trouble, Action]:
+    """The answer to each trouble: the preset's, or the run file's own."""
+    own: dict[Trouble, Action | None] = {
+        "nonfinite": guard.nonfinite,
+        "spike": guard.spike,
+        "divergence": guard.divergence,
+        "dead": guard.dead,
+        "erratic": guard.erratic,
+    }
+    return {trouble: own[trouble] or action for trouble, action in PRESETS[guard.policy].items()}
+
+
+def answer(guard: GuardConfig, troubles: Collection[Trouble]) -> tuple[Action, Trouble] | None:
+    """The strongest answer to a window's troubles that is still to be given, and the trouble it answers; None where all is said."""
+    given = policy(guard)
+    ranked = sorted(((STRENGTH.index(given[t]), t) for t in troubles if given[t] not in ("note", *LIMITS)), reverse=True)
+    return (STRENGTH[ranked[0][0]], ranked[0][1]) if ranked else None
+
+
+def check_guard(guard: GuardConfig, schedule: Schedule, backend: str) -> None:
+    """Raises UserError for a policy that cannot be carried out."""
+    if guard.divergence == "warm_up" and not schedule.warmup:
+        raise UserError(
+            "guard.divergence", "is warm_up, but the plan has no warm-up to grow", "set scaling.warmup_epochs, or back_off"
+        )
+    if guard.spike == "skip" and backend in ("zero1", "zero2", "zero3"):
+        at = f"is skip, but {backend} tells the gradient's norm only after the step"
+        raise UserError("guard.spike", at, "use clip, or backend.name: ddp or fsdp")
+    if guard.recover_epochs is not None and guard.recover_samples is not None:
+        at = f"has both recover_epochs {guard.recover_epochs:g} and recover_samples {guard.recover_samples}"
+        raise UserError("guard", at, "give one of them")
