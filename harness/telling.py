@@ -3,18 +3,21 @@
 import math
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from statistics import mean, median
+from statistics import mean
 
 import torch
 
 from harness.engine.engine import Engine
 from harness.engine.state import State
+from harness.noticing import Noticer, troubles
+from harness.pace import Taken
 from harness.parts.data import Data
 from harness.parts.flops import count_flops
 from harness.parts.recipe import Recipe
 from harness.plan.config import Config
+from harness.plan.guard import Trouble
 from harness.plan.hardware import peak_tflops
 from harness.plan.plan import Plan
 from harness.stats.clock import Clock
@@ -24,13 +27,6 @@ from harness.stats.rows import Reading, StepRow
 from harness.stats.spikes import FLAGGED
 from harness.stats.window import Window, Work, memory, skew, throughput, training
 
-DEAD_STEPS = 50
-DEAD_NEAR = 0.01
-"""A loss within this share of the uniform loss, for so many steps, has learnt nothing."""
-STALE, DIVERGED, START_STEPS = 2, 1.5, 10
-"""Cadences without a checkpoint; the share of the start's loss that is a divergence; the steps that are the start."""
-SLOW, SLOW_WINDOWS = 0.8, 20
-"""A window at less than this share of the median rate of so many before it is slow."""
 _MOMENT_OF_SGD = ("sgd", "nesterov")
 
 
@@ -49,40 +45,50 @@ class Teller:
     saved_bytes: int | None = None
     saved_at_s: float = 0.0
     saved_at_samples: int = 0
-    _start: float | None = None
     _work: Work | None = None
     _recent: deque[tuple[int, float, float]] = field(default_factory=deque)
     _kept: int = 0
-    _noticed: set[str] = field(default_factory=set)
-    _rates: deque[float] = field(default_factory=lambda: deque(maxlen=SLOW_WINDOWS))
+    noticer: Noticer = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.noticer = Noticer(self.engine)
 
     def window(
-        self, state: State, reading: Reading, pending: Sequence[tuple[int, float]], *, first: bool
-    ) -> tuple[State, list[Event]]:
-        """(the state after the window's steps, what there is to tell). `first`: its one step warmed this process up."""
+        self, state: State, reading: Reading, taken: Sequence[Taken], *, first: bool
+    ) -> tuple[State, list[Event], dict[Trouble, str]]:
+        """(the state after the window's steps, what there is to tell, what is wrong). `first`: its one step warmed all up."""
         if first:
             self.clock.discard("first_step")
         seconds = self.clock.lap()
         events: list[Event] = []
         losses, norms = [r.loss for r in reading.steps], [_log(r.grad_norm) for r in reading.steps]
         scores, norm_scores = state.losses.scores(losses), state.norms.scores(norms)
-        for row, score, (samples, lr) in zip(reading.steps, scores, pending, strict=True):
-            state = _stepped(state, row, samples)
-            events.append(Stepped(state.step, state.samples, _step_metrics(row, samples, lr)))
+        for row, score, step in zip(reading.steps, scores, taken, strict=True):
+            state = _stepped(state, row, step)
+            events.append(Stepped(state.step, state.samples, _step_metrics(row, step.samples, step.lr)))
             events += _skipped(state, row)
             if score is not None and score > FLAGGED:
                 text = f"loss {row.loss:.4g} stands out from the {len(state.losses.memory)} before it"
                 events.append(Noticed(state.step, state.samples, "spike", text))
-            self._remember(samples, row)
-        state = replace(state, losses=state.losses.after(losses), norms=state.norms.after(norms))
-        state = replace(state, noise=self._noise(state, reading), trained_s=state.trained_s + seconds)
-        window = Window(reading, sum(s for s, _ in pending), 0.0 if first else seconds, pending[-1][1], self.engine.processes)
-        metrics = self.progress(state) | training(window) | self._groups(pending[-1][1])
+            self._remember(step.samples, row)
+        window = Window(reading, sum(t.samples for t in taken), 0.0 if first else seconds, taken[-1].lr, self.engine.processes)
+        trained = training(window)
+        state = replace(
+            state,
+            losses=state.losses.after(losses),
+            norms=state.norms.after(norms),
+            health=state.health.after(losses, trained["train/update_to_param_ratio"] if taken[-1].lr else None),
+            noise=self._noise(state, reading),
+            trained_s=state.trained_s + seconds,
+        )
+        metrics = self.progress(state) | trained | self._groups(taken[-1].lr)
         metrics |= throughput(window, self._costs()) | memory(reading.ranks) | skew(reading.ranks)
         metrics |= self._stability(state, scores, norm_scores, reading.steps[-1]) | self._reliability(state)
         events.append(Windowed(state.step, state.samples, metrics))
-        events += self._notices(state, metrics)
-        return state, events
+        worst = max((z for z in (*scores, *norm_scores) if z is not None), default=None)
+        wrong = troubles(self.recipe, self.plan, state, reading, worst)
+        events += self.noticer.notices(self.plan, state, metrics, wrong, self.saved_at_samples)
+        return state, events, wrong
 
     def progress(self, state: State) -> Metrics:
         """The groups progress/, pause/ and batch/: with every window and evaluation."""
@@ -90,6 +96,7 @@ class Teller:
         out: Metrics = {
             "progress/step": float(state.step),
             "progress/samples": float(state.samples),
+            "progress/scheduled_samples": state.scheduled,
             "progress/epoch": state.samples / len(self.data),
             "progress/train_s": self.clock.train_s,
             "progress/trained_s": state.trained_s,
@@ -168,18 +175,17 @@ class Teller:
         return self._work
 
     def _stability(self, state: State, scores: Sequence[float | None], norms: Sequence[float | None], last: StepRow) -> Metrics:
-        uniform, recent = self.recipe.uniform_loss(), state.losses.memory[-DEAD_STEPS:]
-        dead = None
-        if uniform is not None:
-            dead = float(len(recent) == DEAD_STEPS and all(abs(x / uniform - 1) < DEAD_NEAR for x in recent))
+        uniform = self.recipe.uniform_loss()
         return {
             "stability/nonfinite_steps": float(state.nonfinite_steps),
             "stability/skipped_steps": float(state.skipped_steps),
             "stability/spikes": float(state.losses.count),
             "stability/loss_z": max((z for z in scores if z is not None), default=None),
             "stability/grad_norm_z": max((z for z in norms if z is not None), default=None),
-            "stability/dead": dead,
-            "stability/rollbacks": 0.0,
+            "stability/dead": None if uniform is None else float(state.health.dead(uniform)),
+            "stability/rollbacks": float(state.guard.rollbacks),
+            "stability/interventions": float(state.guard.interventions),
+            "stability/lr_factor": state.guard.brake.at(state.samples) * state.plateau.factor,
             "stability/loss_scale": last.loss_scale,
         }
 
@@ -195,55 +201,16 @@ class Teller:
             "reliability/bad_samples": 0.0,
         }
 
-    def _notices(self, state: State, metrics: Metrics) -> Iterator[Event]:
-        """What a person should hear of a window, once each."""
-        found = {}
-        ratio = metrics["batch/critical_ratio"]
-        if ratio is not None and ratio > 1 and state.noise.weight > 0.5:
-            found["past_noise_scale"] = (
-                f"the global batch of {self.plan.global_batch} is {ratio:.1f} times the measured noise scale of "
-                f"{state.noise.samples:.0f} samples ({self.engine.estimator}): more buys little; try a smaller batch, or rule noise"
-            )
-        if metrics["stability/dead"]:
-            uniform = self.recipe.uniform_loss()
-            found["dead"] = (
-                f"the loss stands at {uniform:.3f}, that of a model that has learnt nothing: lower optim.lr, or look at the data"
-            )
-        if metrics["throughput/mfu_pct"] is None and self.engine.device.type == "cuda":
-            found["mfu_unknown"] = "no peak rate is known for this device, so mfu_pct is null: give watch.peak_tflops"
-        every = self.plan.checkpoint_every_samples
-        if every is not None and state.samples - self.saved_at_samples > STALE * every:
-            found["stale_checkpoint"] = (
-                f"no checkpoint for {state.samples - self.saved_at_samples:,} samples; they were due every {every:,}"
-            )
-        recent = state.losses.memory[-DEAD_STEPS:]
-        if self._start is None and len(recent) >= START_STEPS:
-            self._start = median(recent[:START_STEPS])
-        if self._start is not None and len(recent) == DEAD_STEPS and median(recent) > DIVERGED * self._start > 0:
-            found["divergence"] = (
-                f"the loss is at {median(recent):.4g}, where it began at {self._start:.4g}: lr {self.plan.target_lr:g} "
-                f"(rule {self.plan.rule} at k = {self.plan.ratio:g}) is likely too high; try scaling.rule sqrt or a longer warm-up"
-            )
-        rate = metrics["throughput/samples_per_s"]
-        if rate is not None:
-            if len(self._rates) == SLOW_WINDOWS and rate < SLOW * median(self._rates):
-                found["slow"] = f"{rate:,.0f} samples/s, and {median(self._rates):,.0f} before: something holds the run up"
-            self._rates.append(rate)
-        for code, text in found.items():
-            if code not in self._noticed:
-                self._noticed.add(code)
-                yield Noticed(state.step, state.samples, code, text)
 
-
-def _stepped(s: State, row: StepRow, samples: int) -> State:
+def _stepped(s: State, row: StepRow, taken: Taken) -> State:
     """The state past one step."""
     skipped = not row.applied
     return replace(
         s,
         step=s.step + 1,
-        samples=s.samples + samples,
+        samples=s.samples + taken.samples,
+        scheduled=s.scheduled + (0 if skipped else taken.advance),
         skipped_steps=s.skipped_steps + skipped,
-        skipped_samples=s.skipped_samples + samples * skipped,
         nonfinite_steps=s.nonfinite_steps + row.bad,
         items=s.items + row.count,
     )
@@ -263,9 +230,12 @@ def _step_metrics(row: StepRow, samples: int, lr: float) -> dict[str, float]:
 def _skipped(state: State, row: StepRow) -> list[Event]:
     if row.applied:
         return []
-    if not row.bad:
+    if not row.bad and not row.spared:
         text = f"fp16's loss scale {row.loss_scale:g} was too high: the step was skipped on all ranks, and the scale halved"
         return [Noticed(state.step, state.samples, "loss_scale", text)]
+    if row.spared:
+        text = f"gradient norm {row.grad_norm:.4g} is far above the usual: the step was left out on all ranks"
+        return [Noticed(state.step, state.samples, "spared", text)]
     text = f"loss {row.loss:g}, gradient norm {row.grad_norm:g}: the step was skipped on all ranks"
     return [Noticed(state.step, state.samples, "nonfinite", text)]
 

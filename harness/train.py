@@ -1,29 +1,34 @@
 """The loop: train(config, plan) yields frozen events. Whoever listens cannot steer.
 
-What steers is in here and agreed over ranks: the skip of a step that is not finite, the plateau rule, the stop on request.
+What steers is in here and agreed over ranks: a step that is not finite, the guard, a batch that changes, the stop on request.
 """
 
-import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import torch
+
+from harness.adapting import better, follow_noise, on_plateau
 from harness.engine.engine import Engine
 from harness.engine.open import open_engine
 from harness.engine.state import State
 from harness.evaluate import evaluate
+from harness.guarding import StopError, act, limit
+from harness.pace import Taken, pace
 from harness.parts.data import Feed
 from harness.parts.recipe import Recipe, load_recipe
 from harness.plan.config import Config
 from harness.plan.decode import encode
-from harness.plan.errors import UserError
-from harness.plan.order import Order, deals, derive
+from harness.plan.due import Due, due
+from harness.plan.errors import UserError, did_you_mean
+from harness.plan.guard import Gap, Trouble, policy
+from harness.plan.order import Deal, Order, deals, derive
 from harness.plan.plan import Plan
 from harness.resuming import resume
 from harness.saving import NotSavedError, save
 from harness.stats.events import Ended, Evaluated, Event, Metrics, Noticed, Saved, Shown, Started
-from harness.stats.rows import StepRow
 from harness.telling import Teller
 
 
@@ -84,6 +89,9 @@ class _Run:
     valid: Feed = field(init=False)
     saved_at: int = -1
     evaluated_at: int = -1
+    first: int = 0
+    asked: bool = False
+    ended: Ended | None = None
 
     def resume(self) -> Iterator[Event]:
         """Take over the newest good checkpoint of the run folder, if there is one."""
@@ -96,98 +104,144 @@ class _Run:
         yield from notices
 
     def steps(self) -> Iterator[Event]:
-        """All steps from where the state stands to the plan's end."""
-        plan, config, engine = self.plan, self.config, self.engine
-        first, asked = self.state.step, False
-        pending: list[tuple[int, float]] = []
-        position = self.state.samples
-        dealt = deals(
-            position,
-            plan.total_samples,
-            plan.global_batch,
-            plan.micro_batch,
-            plan.world_size,
-            engine.rank,
-            engine.processes,
-        )
-        waited = 0.0
+        """All steps from where the state stands to the end of the run."""
+        self.first = self.state.step
+        if self.saved_at < 0 and "roll_back" in policy(self.config.guard).values():
+            yield from self._save()
         self.teller.clock.discard("start")
-        feed = self.feed.steps(dealt)
-        while True:
+        while self.ended is None:
+            yield from self._stretch()
+        yield self.ended
+
+    def _stretch(self) -> Iterator[Event]:
+        """Steps of one batch and one split, to the end of the run or to where one of them changes."""
+        plan, state, engine = self._stage(), self.state, self.engine
+        now, most = pace(plan, state), limit(self.config, state)
+        position, clock, turn = state.guard.past(state.samples), state.scheduled, False
+        taken: list[Taken] = []
+        waited = 0.0
+        feed = self.feed.steps(self._deals(plan, position))
+        while not turn:
             begin = time.perf_counter()
             fetched = next(feed, None)
             if fetched is None:
-                break
+                self.ended = self.ended or self._end("complete")
+                return
             waited += time.perf_counter() - begin
             deal, micros = fetched
-            lr = plan.lr_at(position - self.state.skipped_samples) * self.state.plateau.factor
-            asked = asked or self.stop()
-            before, position = position, position + deal.samples
-            pending.append((deal.samples, lr))
-            taken = self.state.step + len(pending) - first
-            over = position >= plan.total_samples
-            limit = taken == config.run.stop_after_steps
-            evaluate_now = over or _crossed(before, position, plan.eval_every_samples)
-            save_now = over or limit or _crossed(before, position, plan.checkpoint_every_samples)
-            close = taken == 1 or len(pending) == config.watch.every_steps or evaluate_now or save_now
-            engine.step(micros, lr, asked, close=close)
+            step = now.step(position, clock, deal.samples)
+            after, clock_after = state.guard.past(deal.start + deal.samples), clock + step.advance
+            count = state.step + len(taken) + 1 - self.first
+            ends = count == self.config.run.stop_after_steps
+            full = count == 1 or len(taken) + 1 == self.config.watch.every_steps
+            next_up = due(self.plan, position, after, clock_after, limit=ends, window=full)
+            turn = not next_up.over and self._batch(clock_after) != plan.global_batch
+            close = next_up.close or turn
+            self.asked = self.asked or self.stop()
+            try:
+                engine.step(micros, step.lr, self.asked, close=close, limit=most)
+            except torch.OutOfMemoryError as e:
+                yield from self._close(taken, position, waited, Due()) if taken else ()
+                yield self._smaller(plan, e)
+                return
+            taken.append(step)
+            position, clock = after, clock_after
             if not close:
                 continue
-            reading = engine.read(waited)
-            rows, waited = reading.steps, 0.0
-            self.state, told = self.teller.window(self.state, reading, pending, first=taken == 1)
-            yield from told
-            if taken == 1 and config.compute.compile:
-                text = f"the first step took {self.teller.clock.pauses['first_step']:.1f} s, compilation included"
-                yield Noticed(self.state.step, self.state.samples, "compiled", text)
-            pending = []
-            failed = self._guard(rows)
-            wanted = any(row.stop > 0 for row in rows)
-            if evaluate_now and not failed:
-                yield from self._evaluate()
-            if (save_now or wanted) and not failed:
-                yield from self._save()
-            if over or failed or limit or wanted:
-                yield self._end(
-                    "guard" if failed else "complete" if over else "stop_after_steps" if limit else "stop_requested",
-                    failed,
-                )
+            before = self.state
+            yield from self._close(taken, position, waited, next_up)
+            state, taken, waited = self.state, [], 0.0
+            if self.ended is not None or state.guard.rollbacks > before.guard.rollbacks or state.growth != before.growth:
                 return
-        yield self._end("complete", "")
+            now, most, clock = pace(plan, state), limit(self.config, state), state.scheduled
 
-    def _guard(self, rows: Sequence[StepRow]) -> str:
-        """Why the run must stop, or nothing."""
-        guard, bad = self.config.guard, sum(r.bad for r in rows)
-        if bad and guard.nonfinite == "stop":
-            return "a loss or gradient was not finite, and guard.nonfinite is stop"
-        if self.state.nonfinite_steps > guard.budget:
-            return (
-                f"{self.state.nonfinite_steps} steps were not finite, more than guard.budget {guard.budget}: "
-                f"lr {self.plan.target_lr:g} (rule {self.plan.rule} at k = {self.plan.ratio:g}) is likely too high; "
-                "try scaling.rule sqrt, a longer warm-up, or a smaller batch"
-            )
-        return ""
+    def _stage(self) -> Plan:
+        """The plan of the stretch that begins here, which engine and teller take over."""
+        plan = self.plan.at_batch(self._batch(self.state.scheduled), self.state.micro)
+        self.engine.adopt(plan)
+        self.teller.plan = plan
+        return plan
+
+    def _batch(self, clock: float) -> int:
+        """The global batch of the step at `clock` samples of the schedule."""
+        return self.plan.batch_at(clock) * self.state.growth
+
+    def _deals(self, plan: Plan, position: int) -> Iterator[Deal]:
+        """This process's part of the steps from `position` on, past the gaps that the guard has left."""
+        guard, end, engine = self.state.guard, self.plan.total_samples, self.engine
+        while position < end:
+            stop = min(guard.next_gap(position, end), end)
+            yield from deals(position, stop, plan.global_batch, plan.micro_batch, plan.world_size, engine.rank, engine.processes)
+            position = guard.past(stop)
+
+    def _close(self, taken: list[Taken], position: int, waited: float, up: Due) -> Iterator[Event]:
+        """The end of a window: tell it, guard it, and do what is up."""
+        reading, before = self.engine.read(waited), self.state
+        warmed = before.step == self.first
+        self.state, told, wrong = self.teller.window(before, reading, taken, first=warmed)
+        self.state = replace(self.state, samples=position)
+        yield from told
+        if warmed and self.config.compute.compile:
+            text = f"the first step took {self.teller.clock.pauses['first_step']:.1f} s, compilation included"
+            yield Noticed(self.state.step, self.state.samples, "compiled", text)
+        try:
+            yield from self._guard(wrong, (before.samples, position))
+        except StopError as e:
+            self.ended = self._end("guard", str(e))
+            return
+        if self.state.samples != position:  # rolled back: nothing of this window is to be kept
+            return
+        wanted = any(row.stop > 0 for row in reading.steps)
+        if up.evaluate or up.over:
+            yield from self._evaluate()
+        stale = self.plan.patience_samples is not None and self.state.samples - self.state.best_at >= self.plan.patience_samples
+        if up.save or up.over or up.limit or wanted or (stale and up.evaluate):
+            yield from self._save()
+        if up.over or up.limit or wanted:
+            self.ended = self._end("complete" if up.over else "stop_after_steps" if up.limit else "stop_requested")
+        elif stale and up.evaluate:
+            at = f"no better {self.config.eval.metric} for {self.state.samples - self.state.best_at:,} samples"
+            self.ended = self._end("early_stop", at)
+
+    def _guard(self, wrong: dict[Trouble, str], window: Gap) -> Iterator[Event]:
+        """Answer a window's troubles, and follow the noise scale. Raises StopError."""
+        before = self.state
+        self.state, notices = act(self.config, self.teller.plan, self.engine, self.folder, before, wrong, window)
+        if self.state.guard != before.guard:
+            self.teller.noticer.forget()
+        yield from notices
+        self.state, notices = follow_noise(self.config, self.plan, self.state)
+        yield from notices
+
+    def _smaller(self, plan: Plan, error: torch.OutOfMemoryError) -> Event:
+        """Half the micro-batch after a pass that did not fit: the same step again, in more passes. Raises where that cannot be."""
+        if self.engine.processes > 1 or plan.micro_batch == 1 or plan.backend != "ddp":
+            raise error
+        smaller = self.plan.at_batch(plan.global_batch, plan.micro_batch // 2)
+        self.state = replace(self.state, micro=smaller.micro_batch)
+        text = f"a pass of {plan.micro_batch} samples did not fit in memory: the step is done again in {smaller.passes} passes"
+        return Noticed(self.state.step, self.state.samples, "out_of_memory", f"{text} of {smaller.micro_batch}")
 
     def _evaluate(self) -> Iterator[Event]:
         if self.evaluated_at == self.state.samples:
             return
         with self.teller.clock.pause("eval"):
-            metrics, examples = evaluate(self.engine, self.recipe, self.config, self.valid)
-        loss, s, shape = metrics["eval/loss"], self.state, self.plan.schedule
-        best = s.best.get("eval/loss")
-        better = math.isfinite(loss) and (best is None or loss < best)
-        plateau = s.plateau
-        if shape.shape == "plateau":
-            plateau = plateau.after(loss, s.samples, patience=shape.every, gamma=shape.gamma, floor=shape.final_fraction)
-        self.state = replace(s, best=dict(metrics) if better else s.best, last=dict(metrics), plateau=plateau)
-        self.evaluated_at = s.samples
-        gap: Metrics = {"eval/generalization_gap": self.teller.gap(loss)}
-        yield Evaluated(s.step, s.samples, self.teller.progress(s) | metrics | gap, better)
+            found, examples = evaluate(self.engine, self.recipe, self.config, self.valid)
+        metrics: Metrics = dict(found)
+        name = self.config.eval.metric
+        if name not in metrics:
+            raise UserError("eval.metric", f"the recipe gives no {name}", did_you_mean(name, list(metrics)))
+        s = self.evaluated_at = self.state.samples
+        best = better(self.config, self.state, metrics)
+        self.state = replace(self.state, last=dict(metrics))
+        if best:
+            self.state = replace(self.state, best=dict(metrics), best_at=s)
+        gap = {"eval/generalization_gap": self.teller.gap(metrics["eval/loss"])}
+        yield Evaluated(self.state.step, s, self.teller.progress(self.state) | metrics | gap, best)
         if examples:
-            yield Shown(s.step, s.samples, examples)
-        if plateau.factor != s.plateau.factor:
-            text = f"no better eval/loss for {shape.every} samples: lr x {plateau.factor:g} from here"
-            yield Noticed(s.step, s.samples, "plateau", text)
+            yield Shown(self.state.step, s, examples)
+        self.state, notices = on_plateau(self.config, self.plan, self.state, metrics)
+        yield from notices
 
     def _save(self) -> Iterator[Event]:
         if self.folder is None or self.saved_at == self.state.samples:
@@ -200,6 +254,7 @@ class _Run:
             "world_size": plan.world_size,
             "global_batch": plan.global_batch,
             "lr": plan.target_lr,
+            "well": state.health.well,
         }
         try:
             with self.teller.clock.pause("checkpoint"):
@@ -213,12 +268,7 @@ class _Run:
         self.teller.saved(state.samples, seconds, size)
         yield Saved(state.step, state.samples, str(path), seconds, size)
 
-    def _end(self, reason: str, message: str) -> Ended:
+    def _end(self, reason: str, message: str = "") -> Ended:
         s = self.state
         metrics = {f"best/{k.partition('/')[2]}": v for k, v in s.best.items()} | s.last
         return Ended(s.step, s.samples, reason, message, metrics)
-
-
-def _crossed(before: int, after: int, every: int | None) -> bool:
-    """Whether a multiple of `every` samples lies in (before, after]."""
-    return every is not None and after // every > before // every

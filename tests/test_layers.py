@@ -14,6 +14,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FILES = sorted(str(f.relative_to(ROOT)) for top in ("harness", "launch") for f in (ROOT / top).rglob("*.py"))
 MOST_LINES = 300
+LONGER = {"harness/plan/config.py": 450}
+"""The list of all settings with their meanings is one idea, and long."""
 
 FLOORS = {
     "harness/__init__.py": 0,
@@ -27,6 +29,10 @@ FLOORS = {
     "harness/resuming.py": 3,
     "harness/saving.py": 3,
     "harness/telling.py": 3,
+    "harness/noticing.py": 3,
+    "harness/pace.py": 3,
+    "harness/guarding.py": 3,
+    "harness/adapting.py": 3,
     "harness/watch/": 4,
     "harness/worker.py": 4,
     "harness/__main__.py": 4,
@@ -157,7 +163,7 @@ def test_the_table_that_launch_shows_plans_with_imports_no_torch() -> None:
 @pytest.mark.parametrize("file", FILES)
 def test_a_file_holds_one_idea(file: str) -> None:
     text = (ROOT / file).read_text()
-    assert len(text.splitlines()) <= MOST_LINES
+    assert len(text.splitlines()) <= LONGER.get(file, MOST_LINES)
     assert Path(file).stem not in ("utils", "util", "helpers", "common", "misc")
     assert ast.get_docstring(ast.parse(text)), "the file says its idea at its top"
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from harness.engine.engine import COLUMNS, DTYPES, Engine, Estimator, autocast
+from harness.engine.engine import COLUMNS, DTYPES, Engine, Estimator, Limit, autocast
 from harness.engine.meters import Meters
 from harness.engine.names import load_optimizer, name_optimizer
 from harness.engine.pieces import Piece, Source, share, whole
@@ -64,6 +64,7 @@ class BaseEngine(Engine):
         self._small: Tensor | None = None
         self._norm = self._scale
         self._closing = False
+        self._limit: Limit | None = None
         self._grad_norms: Tensor | None = None
 
     @abstractmethod
@@ -83,11 +84,32 @@ class BaseEngine(Engine):
     def _after_first(self, told: Tensor) -> None:
         """After the first pass of a step, `told` its sums: what the noise scale takes from it, where it does."""
 
-    def step(self, micros: Sequence[Micro], lr: float, stop: bool, *, close: bool = False) -> None:
+    def adopt(self, plan: Plan) -> None:
+        """See Engine.adopt."""
+        self.plan = plan
+
+    def step(self, micros: Sequence[Micro], lr: float, stop: bool, *, close: bool = False, limit: Limit | None = None) -> None:
         """See Engine.step."""
+        self._limit = limit
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
         before = [buffer.clone() for buffer in self.model.buffers()]
+        try:
+            local = self._passes(micros, stop)
+        except torch.OutOfMemoryError:
+            self.optimizer.zero_grad(set_to_none=True)
+            for buffer, kept in zip(self.model.buffers(), before, strict=True):
+                buffer.copy_(kept)
+            raise
+        self._closing = close
+        followed = self._followed() if close else []
+        good = self._finish(local)
+        for buffer, kept in zip(self.model.buffers(), before, strict=True):
+            buffer.copy_(torch.where(good, buffer, kept))
+        self._meter(micros, local, good, followed)
+
+    def _passes(self, micros: Sequence[Micro], stop: bool) -> Tensor:
+        """All forward and backward passes of a step: this rank's sums [loss, count, stop]."""
         told = []
         for number, micro in enumerate(micros):
             if number == 0 or micro.chunk.ghost:
@@ -96,13 +118,12 @@ class BaseEngine(Engine):
             told.append(self._pass(micro, float(stop) / len(micros), number == len(micros) - 1))
             if number == 0:
                 self._after_first(told[0])
-        self._closing = close
-        followed = self._followed() if close else []
-        local = torch.stack(told).sum(0)
-        good = self._finish(local)
-        for buffer, kept in zip(self.model.buffers(), before, strict=True):
-            buffer.copy_(torch.where(good, buffer, kept))
-        self._meter(micros, local, good, followed)
+        return torch.stack(told).sum(0)
+
+    def _most(self) -> float | None:
+        """To what the gradient's norm is clipped in this step: the plan's norm, or the step's own limit where that is lower."""
+        limits = [x for x in (self.plan.clip, self._limit.norm if self._limit and not self._limit.skip else None) if x is not None]
+        return min(limits, default=None)
 
     def _row(self, sums: Tensor, norm: Tensor, factor: Tensor, good: Tensor) -> None:
         """Write one step's row; nothing is read back."""

@@ -92,6 +92,18 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, complaints
 
 
+def newest_well(folder: Path) -> Checkpoint | None:
+    """The newest checkpoint that verifies and was written while the run was well; None where there is none."""
+    for path in _newest_first(folder):
+        try:
+            found = load(path)
+        except DamagedError:
+            continue
+        if found.about["well"]:
+            return found
+    return None
+
+
 def load(path: Path) -> Checkpoint:
     """Read a checkpoint after checking every digest. Raises DamagedError."""
     try:

@@ -64,7 +64,7 @@ class CopyEngine(TorchEngine):
 
     def _after_first(self, told: Tensor) -> None:
         """See BaseEngine._after_first. Nothing has met yet: this is the gradient of the first pass alone."""
-        if self.estimator == "passes":
+        if self.estimator == "passes" and self.plan.passes > 1:
             self._small = nn.utils.get_total_norm(self._grads()) ** 2 / told[1] ** 2
 
     def _grads(self) -> list[Tensor]:

@@ -82,10 +82,14 @@ class DdpEngine(CopyEngine):
         told: Tensor = sums
         if last and self.processes > 1:
             self.meters.waited(self._ready, stamp(self.device))
-        if self._squares:
-            self._small = torch.stack(self._squares).sum() / told[1] ** 2
-            self._squares = []
         return told
+
+    def _meet(self, grads: list[Tensor], local: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See TorchEngine._meet. `local` still has this rank's own count, of the gradient that was measured on its way out."""
+        if self._squares:
+            self._small = torch.stack(self._squares).sum() / local[1] ** 2
+            self._squares = []
+        return super()._meet(grads, local)
 
     def _move(self, good: Tensor) -> None:
         """See TorchEngine._move. PowerSGD keeps what it rounded away for the next step: after a bad one that is NaN, so it goes."""

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -22,6 +23,14 @@ Estimator = Literal["passes", "ranks", "moments", "none"]
 optimizer's first moment, or not at all."""
 
 
+@dataclass(frozen=True)
+class Limit:
+    """What the gradient's norm may be in a step at most: beyond it is clipped to that or, with `skip`, the step moves nothing."""
+
+    norm: float
+    skip: bool
+
+
 class Engine(ABC):
     """A model, its optimizer and the ranks it is trained by."""
 
@@ -38,10 +47,15 @@ class Engine(ABC):
         """The recipe's own model, to evaluate and to look at."""
 
     @abstractmethod
-    def step(self, micros: Sequence[Micro], lr: float, stop: bool, *, close: bool = False) -> None:
+    def adopt(self, plan: Plan) -> None:
+        """From here on the steps are of this plan: the same world, another global batch or micro-batch."""
+
+    @abstractmethod
+    def step(self, micros: Sequence[Micro], lr: float, stop: bool, *, close: bool = False, limit: Limit | None = None) -> None:
         """One optimizer step over this rank's passes at rate `lr`. Nothing is read back to the host here.
 
-        `close`: the last step of a window, in which norms of weights and updates are measured too.
+        `close`: the last step of a window, in which norms of weights and updates are measured too. Raises torch.OutOfMemoryError,
+        with weights and buffers as they were, where a pass does not fit.
 
         The gradient is the sum over all ranks divided by the global count of items (Goyal et al. 2017, remark 3). A step whose loss
         or gradient is not finite on any rank moves nothing on any rank. `stop` asks all ranks to stop.

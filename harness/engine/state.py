@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from harness.plan.guard import Guarded
 from harness.plan.plateau import Plateau
 from harness.stats.events import Metrics
+from harness.stats.health import Health
 from harness.stats.noise import NoiseScale
 from harness.stats.spikes import Spikes
 
@@ -14,15 +16,20 @@ from harness.stats.spikes import Spikes
 class State:
     """`samples` is the position in the sample stream, `items` what the loss has counted.
 
-    `skipped_samples` of the samples did not move the weights, nor the schedule. `trained_s` seconds of training led here, `lost_s`
-    more led nowhere; the run `began` at this time (Unix, so that it outlives a machine).
+    `scheduled` samples of the schedule have gone by: steps that moved no weight do not count, and AdaScale counts by its gain.
+    `growth` times the planned batch is trained at now, at `growth_lr` times the rate, in passes of at most `micro` samples.
+    `trained_s` seconds of training led here, `lost_s` more led nowhere; the run `began` at this time (Unix, so that it outlives a
+    machine). The best evaluation so far was at `best_at` samples.
     """
 
     step: int = 0
     samples: int = 0
     items: float = 0.0
+    scheduled: float = 0.0
+    growth: int = 1
+    growth_lr: float = 1.0
+    micro: int | None = None
     skipped_steps: int = 0
-    skipped_samples: int = 0
     nonfinite_steps: int = 0
     restarts: int = 0
     trained_s: float = 0.0
@@ -32,6 +39,9 @@ class State:
     noise: NoiseScale = field(default_factory=NoiseScale)
     losses: Spikes = field(default_factory=Spikes)
     norms: Spikes = field(default_factory=Spikes)
+    health: Health = field(default_factory=Health)
+    guard: Guarded = field(default_factory=Guarded)
+    best_at: int = 0
     best: Metrics = field(default_factory=dict)
     last: Metrics = field(default_factory=dict)
 
@@ -47,5 +57,7 @@ class State:
             "noise": NoiseScale.from_json(tree["noise"]),
             "losses": Spikes.from_json(tree["losses"]),
             "norms": Spikes.from_json(tree["norms"]),
+            "health": Health.from_json(tree["health"]),
+            "guard": Guarded.from_json(tree["guard"]),
         }
         return State(**{**tree, **parts})

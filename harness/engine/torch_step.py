@@ -34,9 +34,13 @@ class TorchEngine(BaseEngine):
                 torch.stack(torch._foreach_norm(grads)).to(scale) * scale if len(grads) == len(self._params) else None
             )
         norm = norm * scale
-        factor = torch.ones_like(norm) if self.plan.clip is None else (self.plan.clip / (norm + 1e-6)).clamp(max=1.0)
-        torch._foreach_mul_(grads, (scale * factor).to(grads[0].device, self.dtype))
+        most = self._most()
+        factor = torch.ones_like(norm) if most is None else (most / (norm + 1e-6)).clamp(max=1.0)
         good = torch.isfinite(norm) & torch.isfinite(sums[0])
+        if self._limit is not None and self._limit.skip:
+            spared = good & (norm > self._limit.norm)
+            good, factor = good & ~spared, torch.where(spared, 0.0, factor)
+        torch._foreach_mul_(grads, (scale * factor).to(grads[0].device, self.dtype))
         self._row(sums, norm, factor, good)
         self._move(good)
         self.optimizer.zero_grad(set_to_none=True)

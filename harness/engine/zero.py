@@ -87,9 +87,11 @@ class ZeroEngine(BaseEngine):
         sums, self._told = self._told, torch.zeros_like(self._told)
         count = float(sums[1])
         override_loss_scale(self._zero, self._fp16_scale() * count / self._expected / self.processes)
+        most = self._most()
+        self._zero.clip_grad = most or 0.0
         self._deepspeed.step()
         norm = torch.as_tensor(self._deepspeed.get_global_grad_norm(), device=self.device, dtype=torch.float64)
-        factor = torch.ones_like(norm) if self.plan.clip is None else (self.plan.clip / (norm + 1e-6)).clamp(max=1.0)
+        factor = torch.ones_like(norm) if most is None else (most / (norm + 1e-6)).clamp(max=1.0)
         good = torch.tensor(not self._zero.overflow, device=self.device)
         self._scale = torch.tensor(self._fp16_scale(), dtype=torch.float64)
         self._row(sums, norm, factor, good)

@@ -82,6 +82,3 @@ def check_guard(guard: GuardConfig, schedule: Schedule, backend: str) -> None:
     if guard.spike == "skip" and backend in ("zero1", "zero2", "zero3"):
         at = f"is skip, but {backend} tells the gradient's norm only after the step"
         raise UserError("guard.spike", at, "use clip, or backend.name: ddp or fsdp")
-    if guard.recover_epochs is not None and guard.recover_samples is not None:
-        at = f"has both recover_epochs {guard.recover_epochs:g} and recover_samples {guard.recover_samples}"
-        raise UserError("guard", at, "give one of them")

@@ -33,6 +33,12 @@ class Lengths:
             return samples
         return max(self.epochs(f"{section}.every_epochs", epochs), 1)
 
+    def optional(self, setting: str, epochs: float | None, samples: int | None) -> int | None:
+        """A length that may be given in epochs (as `setting`) or in samples, or not at all."""
+        if epochs is not None and samples is not None:
+            raise UserError(setting, f"{epochs:g} and {samples} samples are given", "give one of them")
+        return samples if epochs is None else max(self.epochs(setting, epochs), 1)
+
     def horizon(self, config: Config) -> int:
         """Samples of the schedule as wished."""
         epochs, samples = config.schedule.epochs, config.schedule.samples
@@ -91,5 +97,7 @@ def needs_dataset(config: Config) -> bool:
         config.schedule.epochs is not None
         or config.eval.every_epochs is not None
         or config.checkpoint.every_epochs is not None
+        or config.eval.patience_epochs is not None
+        or config.guard.recover_epochs is not None
         or (no_warmup_given and s.warmup_epochs != 0 and s.rule != "none")
     )

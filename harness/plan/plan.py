@@ -50,6 +50,8 @@ class Plan:
     dataset_samples: int | None
     eval_every_samples: int | None
     checkpoint_every_samples: int | None
+    patience_samples: int | None
+    recover_samples: int
     schedule: Schedule
     stages: tuple[Stage, ...]
     backend: str
@@ -142,6 +144,8 @@ def plan(config: Config, world: World, dataset: int | None = None) -> Plan:
         dataset_samples=dataset,
         eval_every_samples=lengths.cadence("eval", config.eval.every_epochs, config.eval.every_samples),
         checkpoint_every_samples=lengths.cadence("checkpoint", config.checkpoint.every_epochs, config.checkpoint.every_samples),
+        patience_samples=lengths.optional("eval.patience_epochs", config.eval.patience_epochs, config.eval.patience_samples),
+        recover_samples=lengths.optional("guard.recover_epochs", config.guard.recover_epochs, config.guard.recover_samples) or 0,
         schedule=schedule,
         stages=found,
         backend=config.backend.name,

@@ -6,11 +6,15 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class Plateau:
-    """State of the plateau rule: a pure value, kept in the checkpoint. `best_at` is in samples, `factor` multiplies the rate."""
+    """State of the plateau rule: a pure value, kept in the checkpoint. `best_at` is in samples, `factor` multiplies the rate.
+
+    `drops` counts how often the patience was over.
+    """
 
     factor: float = 1.0
     best: float | None = None
     best_at: int = 0
+    drops: int = 0
 
     def after(self, loss: float, samples: int, *, patience: int, gamma: float, floor: float) -> "Plateau":
         """The state after an evaluation with `loss` at `samples` seen. A loss that is not a number never counts as better."""
@@ -18,4 +22,4 @@ class Plateau:
             return replace(self, best=loss, best_at=samples)
         if samples - self.best_at < patience:
             return self
-        return replace(self, factor=max(self.factor * gamma, floor), best_at=samples)
+        return replace(self, factor=max(self.factor * gamma, floor), best_at=samples, drops=self.drops + 1)

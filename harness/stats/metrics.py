@@ -27,6 +27,7 @@ METRICS = [
         ("step", "optimizer steps, skipped ones included", "all", "run"),
         ("samples", "samples seen; the x-axis of everything", "all", "run"),
         ("tokens", "items the loss has counted, where they are tokens", "all", "run"),
+        ("scheduled_samples", "samples of the schedule gone by: without skipped steps; times AdaScale's gain / k", "all", "run"),
         ("epoch", "samples / size of the data", "all", "run"),
         ("train_s", "training time: wall time without the pauses named in pause/", "rank 0", "this process"),
         ("trained_s", "the same of all processes of the run, less what a restart threw away", "rank 0", "run"),
@@ -120,6 +121,8 @@ METRICS = [
         ("grad_norm_z", "the same of the logarithm of the gradient norm", "all", "window"),
         ("dead", "1 where the loss has stood at the recipe's uniform loss for 50 steps", "all", "run"),
         ("rollbacks", "returns to a checkpoint that the guard ordered", "all", "run"),
+        ("interventions", "times the guard lowered the rate or rolled back", "all", "run"),
+        ("lr_factor", "what guard and plateau multiply the schedule's rate by", "all", "last step"),
         ("loss_scale", "fp16's loss scale, 1 in other precisions", "all", "last step"),
     ),
     *_group(

@@ -9,7 +9,8 @@ class StepRow:
     """One optimizer step as measured, the same on every rank.
 
     `loss_sum` and `count` are over all ranks; `grad_norm` is of the mean loss, before clipping; `clip_factor` <= 1 is what clipping
-    multiplied it by; `applied` says whether the weights moved; `stop` how many ranks ask to stop; `loss_scale` is fp16's.
+    multiplied it by, 0 where the guard left the step out; `applied` says whether the weights moved; `stop` how many ranks ask to
+    stop; `loss_scale` is fp16's.
     """
 
     loss_sum: float
@@ -29,7 +30,12 @@ class StepRow:
     def bad(self) -> bool:
         """Whether loss or gradient was not finite. In fp16 a gradient may only have been scaled too high: that is no trouble."""
         finite = math.isfinite(self.loss_sum) and self.count > 0
-        return not finite or (not self.applied and self.loss_scale == 1)
+        return not finite or (not self.applied and self.loss_scale == 1 and not self.spared)
+
+    @property
+    def spared(self) -> bool:
+        """Whether the guard left the step out for its gradient's norm."""
+        return not self.applied and self.clip_factor == 0 and math.isfinite(self.grad_norm)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,99 @@
+"""What the guard does about trouble: lowers the rate, goes back to the last good checkpoint, or stops.
+
+All ranks act alike: they have read the same window, and share the checkpoints.
+"""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+from harness.engine import checkpoint
+from harness.engine.engine import Engine, Limit
+from harness.engine.state import State
+from harness.plan.brake import Brake
+from harness.plan.config import Config
+from harness.plan.guard import Action, Gap, Guarded, Trouble, answer, policy
+from harness.plan.plan import Plan
+from harness.stats.advice import too_high
+from harness.stats.events import Noticed
+
+CLIP_Z = 6.0
+"""Robust deviations above the median gradient norm (of its logarithm) at which spikes are clipped or left out."""
+
+
+def limit(config: Config, state: State) -> Limit | None:
+    """What the guard allows a gradient's norm to be in the next window; None where it leaves spikes alone, or knows too little."""
+    given = policy(config.guard)["spike"]
+    usual = state.norms.limit(CLIP_Z) if given in ("clip", "skip") else None
+    return None if usual is None else Limit(math.exp(usual), skip=given == "skip")
+
+
+class StopError(Exception):
+    """The guard ends the run; the text says why."""
+
+
+def act(
+    config: Config, plan: Plan, engine: Engine, folder: Path | None, state: State, wrong: dict[Trouble, str], window: Gap
+) -> tuple[State, list[Noticed]]:
+    """(the state to go on with, what there is to tell) after a window with troubles. Raises StopError."""
+    guard = config.guard
+    high = too_high(plan, state.noise.samples, state.losses.count)
+    if state.nonfinite_steps > guard.budget:
+        raise StopError(f"{state.nonfinite_steps} steps were not finite, more than guard.budget {guard.budget}: {high}")
+    found = answer(guard, wrong)
+    if found is None or found[0] == "skip":
+        return state, []
+    action, trouble = found
+    why = f"{trouble}: {wrong[trouble]}"
+    if action == "stop":
+        raise StopError(f"{why}; guard.{trouble} is stop")
+    if state.guard.interventions >= guard.interventions:
+        raise StopError(f"{why}; guard.interventions {guard.interventions} are spent")
+    if action == "roll_back":
+        return _roll_back(config, plan, engine, folder, state, why, window)
+    brake = _brake(action, config, plan, state.guard.brake, state.samples)
+    moved = replace(state.guard, brake=brake, interventions=state.guard.interventions + 1)
+    text = f"lr x {brake.factor:g} from here{_until(brake)}, because of {why}"
+    return replace(state, guard=moved, health=state.health.forgiven()), [Noticed(state.step, state.samples, action, text)]
+
+
+def _roll_back(
+    config: Config, plan: Plan, engine: Engine, folder: Path | None, state: State, why: str, window: Gap
+) -> tuple[State, list[Noticed]]:
+    """Weights, moments and state of the newest good checkpoint, at a lower rate, and without the window's samples."""
+    found = None if folder is None else checkpoint.newest_well(folder / "checkpoints")
+    if found is None:
+        raise StopError(f"{why}; there is no good checkpoint to roll back to")
+    engine.load(found.tensors)
+    then = found.state
+    guard = Guarded(
+        brake=_brake("roll_back", config, plan, state.guard.brake, then.samples),
+        interventions=state.guard.interventions + 1,
+        rollbacks=state.guard.rollbacks + 1,
+        gaps=state.guard.with_gap(window),
+    )
+    back = replace(
+        then,
+        guard=guard,
+        restarts=state.restarts,
+        nonfinite_steps=state.nonfinite_steps,
+        lost_s=state.lost_s + max(state.trained_s - then.trained_s, 0.0),
+        micro=state.micro,
+        health=then.health.forgiven(),
+    )
+    text = (
+        f"back from step {state.step} to {then.step} ({found.path.name}), lr x {guard.brake.factor:g} from there"
+        f"{_until(guard.brake)}, samples {window[0]:,} to {window[1]:,} left out, because of {why}"
+    )
+    return back, [Noticed(back.step, back.samples, "roll_back", text)]
+
+
+def _brake(action: Action, config: Config, plan: Plan, before: Brake, samples: int) -> Brake:
+    """The brake after one more press."""
+    if action == "warm_up":
+        return Brake(min(plan.reference_lr / plan.target_lr, config.guard.factor), samples, 2 * plan.warmup_samples)
+    return before.pressed(config.guard.factor, samples, plan.recover_samples)
+
+
+def _until(brake: Brake) -> str:
+    return f", back to the schedule's over {brake.over:,} samples" if brake.over else ""

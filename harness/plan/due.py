@@ -1,0 +1,38 @@
+"""What is due after a step: the end, an evaluation, a checkpoint, the close of a window. Pure."""
+
+from dataclasses import dataclass
+
+from harness.plan.plan import Plan
+
+
+@dataclass(frozen=True)
+class Due:
+    """What a step is followed by. `over`: the run's last; `limit`: the last that this process was to take."""
+
+    over: bool = False
+    limit: bool = False
+    evaluate: bool = False
+    save: bool = False
+    window: bool = False
+
+    @property
+    def close(self) -> bool:
+        """Whether the window is closed here."""
+        return self.over or self.limit or self.evaluate or self.save or self.window
+
+
+def due(plan: Plan, before: int, after: int, clock: float, *, limit: bool, window: bool) -> Due:
+    """After the step over stream positions [before, after), which ends at `clock` samples of the schedule."""
+    spent = plan.rule == "adascale" and clock >= plan.schedule.horizon
+    return Due(
+        over=after >= plan.total_samples or spent,
+        limit=limit,
+        evaluate=crossed(before, after, plan.eval_every_samples),
+        save=crossed(before, after, plan.checkpoint_every_samples),
+        window=window,
+    )
+
+
+def crossed(before: int, after: int, every: int | None) -> bool:
+    """Whether a multiple of `every` samples lies in (before, after]."""
+    return every is not None and after // every > before // every
