@@ -37,6 +37,7 @@ def act(
 ) -> tuple[State, list[Noticed]]:
     """(the state to go on with, what there is to tell) after a window with troubles. Raises StopError."""
     guard = config.guard
+    state = replace(state, guard=state.guard.seen(wrong, window, well=state.health.well))
     high = too_high(plan, state.noise.samples, state.losses.count)
     if state.nonfinite_steps > guard.budget:
         raise StopError(f"{state.nonfinite_steps} steps were not finite, more than guard.budget {guard.budget}: {high}")
@@ -60,17 +61,17 @@ def act(
 def _roll_back(
     config: Config, plan: Plan, engine: Engine, folder: Path | None, state: State, why: str, window: Gap
 ) -> tuple[State, list[Noticed]]:
-    """Weights, moments and state of the newest good checkpoint, at a lower rate, and without the window's samples."""
+    """Weights, moments and state of the newest good checkpoint, at a lower rate, without the samples with which it began."""
     found = None if folder is None else checkpoint.newest_well(folder / "checkpoints")
     if found is None:
         raise StopError(f"{why}; there is no good checkpoint to roll back to")
     engine.load(found.tensors)
-    then = found.state
+    then, gap = found.state, state.guard.suspect or window
     guard = Guarded(
         brake=_brake("roll_back", config, plan, state.guard.brake, then.samples),
         interventions=state.guard.interventions + 1,
         rollbacks=state.guard.rollbacks + 1,
-        gaps=state.guard.with_gap(window),
+        gaps=state.guard.with_gap(gap),
     )
     back = replace(
         then,
@@ -83,7 +84,7 @@ def _roll_back(
     )
     text = (
         f"back from step {state.step} to {then.step} ({found.path.name}), lr x {guard.brake.factor:g} from there"
-        f"{_until(guard.brake)}, samples {window[0]:,} to {window[1]:,} left out, because of {why}"
+        f"{_until(guard.brake)}, samples {gap[0]:,} to {gap[1]:,} left out, because of {why}"
     )
     return back, [Noticed(back.step, back.samples, "roll_back", text)]
 

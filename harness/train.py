@@ -207,7 +207,7 @@ class _Run:
         """Answer a window's troubles, and follow the noise scale. Raises StopError."""
         before = self.state
         self.state, notices = act(self.config, self.teller.plan, self.engine, self.folder, before, wrong, window)
-        if self.state.guard != before.guard:
+        if self.state.guard.interventions > before.guard.interventions:
             self.teller.noticer.forget()
         yield from notices
         self.state, notices = follow_noise(self.config, self.plan, self.state)

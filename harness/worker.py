@@ -27,7 +27,7 @@ from harness.stats.events import Ended, Event
 from harness.train import train
 
 Watcher = Callable[[Event], None]
-EXIT = {"complete": 0, "stop_after_steps": 0, "stop_requested": 75, "guard": 3, "failed": 1}
+EXIT = {"complete": 0, "early_stop": 0, "stop_after_steps": 0, "stop_requested": 75, "guard": 3, "failed": 1}
 """Exit status by the reason of the end. 2: a mistake of the user. 75 (EX_TEMPFAIL): a stop by a signal, to go on from."""
 
 

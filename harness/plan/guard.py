@@ -1,7 +1,7 @@
 """What the guard does about a trouble: the run file's policy, how much of it is left, and what it has done so far. Pure."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from harness.plan.brake import Brake
@@ -25,12 +25,16 @@ Gap = tuple[int, int]
 
 @dataclass(frozen=True)
 class Guarded:
-    """What the guard has done in a run: kept in the checkpoint, and through a roll-back."""
+    """What the guard has done in a run: kept in the checkpoint, and through a roll-back.
+
+    `suspect` is the window in which the trouble began that the run has not recovered from.
+    """
 
     brake: Brake = field(default_factory=Brake)
     interventions: int = 0
     rollbacks: int = 0
     gaps: tuple[Gap, ...] = ()
+    suspect: Gap | None = None
 
     def past(self, position: int) -> int:
         """The first position from `position` on that is in no gap."""
@@ -47,11 +51,18 @@ class Guarded:
         """The gaps and one more, in order."""
         return tuple(sorted({*self.gaps, gap}))
 
+    def seen(self, troubles: Collection[Trouble], window: Gap, *, well: bool) -> "Guarded":
+        """After a window: the first one with trouble is the suspect, until the run is well again."""
+        if any(t in ("nonfinite", "spike", "erratic") for t in troubles):
+            return self if self.suspect else replace(self, suspect=window)
+        return replace(self, suspect=None) if well else self
+
     @staticmethod
     def from_json(tree: Mapping[str, Any]) -> "Guarded":
         """From what `dataclasses.asdict` gave."""
         gaps = tuple((int(start), int(stop)) for start, stop in tree["gaps"])
-        return Guarded(Brake(**tree["brake"]), tree["interventions"], tree["rollbacks"], gaps)
+        suspect = tree["suspect"]
+        return Guarded(Brake(**tree["brake"]), tree["interventions"], tree["rollbacks"], gaps, suspect and (suspect[0], suspect[1]))
 
 
 def policy(guard: GuardConfig) -> dict[Trouble, Action]:

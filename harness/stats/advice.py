@@ -20,7 +20,7 @@ def _next_flag(plan: Plan, noise_scale: float | None) -> str:
     if raised and noise_scale is not None and plan.global_batch > noise_scale:
         smaller = max(2 ** (max(int(noise_scale), 1).bit_length() - 1), plan.reference_batch)
         return f"--batch.total {smaller}, or --scaling.rule sqrt"
-    if (raised and plan.rule in ("linear", "legw")) or plan.rule.endswith("linear"):
+    if raised and plan.rule in ("linear", "legw"):
         return "--scaling.rule sqrt"
     if raised and plan.warmup_steps < FEW_WARMUP_STEPS:
         return f"--scaling.warmup_samples {2 * max(plan.warmup_samples, FEW_WARMUP_STEPS * plan.global_batch // 2)}"

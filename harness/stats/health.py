@@ -12,7 +12,7 @@ from typing import Any
 
 from harness.stats.spikes import FLAGGED, Spikes
 
-START, LEVEL, MEMORY = 10, 20, 50
+START, NEWEST, LEVEL, MEMORY = 10, 5, 20, 50
 ABOVE, GIVEN_UP, SCATTER = 0.2, 0.5, 6.0
 """Of the start's loss, of what was won, in median deviations: what a loss must exceed to be diverging."""
 DEAD_NEAR = 0.01
@@ -25,14 +25,16 @@ MANY_BAD = 3
 
 @dataclass(frozen=True)
 class Health:
-    """`start` are the first losses, `recent` the newest, `lowest` the lowest level so far. Losses that are not finite are left out.
+    """`start` are the first losses, `recent` the newest, `lowest` the lowest level so far and `scatter` the median deviation there.
 
+    Losses that are not finite are left out.
     `ratios` holds the logarithms of the update-to-weight ratio, one a window; `still` counts windows whose weights stood still.
     """
 
     start: tuple[float, ...] = ()
     recent: tuple[float, ...] = ()
     lowest: float | None = None
+    scatter: float = 0.0
     ratios: Spikes = field(default_factory=Spikes)
     erratic: bool = False
     still: int = 0
@@ -43,8 +45,8 @@ class Health:
         start = (*self.start, *finite[: max(START - len(self.start), 0)])
         moved = replace(self, start=start, recent=(*self.recent, *finite)[-MEMORY:])
         level = moved.level
-        if level is not None:
-            moved = replace(moved, lowest=level if self.lowest is None else min(level, self.lowest))
+        if level is not None and (self.lowest is None or level < self.lowest):
+            moved = replace(moved, lowest=level, scatter=median(abs(x - level) for x in moved.recent[-LEVEL:]))
         return moved if ratio is None else moved._moved(ratio)
 
     def _moved(self, ratio: float) -> "Health":
@@ -71,25 +73,21 @@ class Health:
     @property
     def diverging(self) -> bool:
         """Whether the level is above the start, or has given up much of what was won."""
-        level, began = self.level, self.began
-        if level is None or began is None or self.lowest is None:
+        level, began, lowest = self.level, self.began, self.lowest
+        if level is None or began is None or lowest is None:
             return False
-        if level - began > max(ABOVE * abs(began), self._scatter(level)):
+        if level - began > max(ABOVE * abs(began), SCATTER * median(abs(x - began) for x in self.start)):
             return True
-        return level - self.lowest > max(GIVEN_UP * (began - self.lowest), self._scatter(level)) and self.lowest < began
+        return level - lowest > max(GIVEN_UP * (began - lowest), SCATTER * self.scatter) and lowest < began
 
     @property
     def well(self) -> bool:
-        """Whether this state is one to go back to: no quarter of what was won is given up."""
-        level, began, lowest = self.level, self.began, self.lowest
-        if level is None or began is None or lowest is None:
+        """Whether this state is one to go back to: the last NEWEST losses, too, have kept three quarters of what was won."""
+        began, lowest = self.began, self.lowest
+        if began is None or lowest is None:
             return True
-        held = level - lowest <= max(GIVEN_UP / 2 * (began - lowest), self._scatter(level) / 2)
-        return held and level - began <= ABOVE / 2 * abs(began)
-
-    def _scatter(self, level: float) -> float:
-        """How far the level may move by chance."""
-        return SCATTER * median(abs(x - level) for x in self.recent[-LEVEL:])
+        newest, chance = median(self.recent[-NEWEST:] or (lowest,)), SCATTER * self.scatter
+        return newest - min(lowest, began) <= max(GIVEN_UP / 2 * (began - lowest), chance)
 
     def dead(self, uniform: float | None) -> bool:
         """Whether all of MEMORY losses stood at the uniform loss, or the weights have stood still for two windows."""

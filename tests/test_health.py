@@ -1,0 +1,82 @@
+"""Trouble is seen: divergence, death, erratic steps; and a run that is well is left in peace."""
+
+import math
+
+import numpy as np
+import pytest
+
+from harness.stats.health import LEVEL, MEMORY, START, Health
+
+
+def fed(losses: list[float], ratio: float | None = 1e-3) -> Health:
+    """The health after a run of these losses, in windows of ten steps."""
+    health = Health()
+    for begin in range(0, len(losses), 10):
+        health = health.after(losses[begin : begin + 10], ratio)
+    return health
+
+
+def falling(steps: int, seed: int, noise: float = 0.1) -> list[float]:
+    """A loss that falls as 1/sqrt(step), with noise."""
+    rng = np.random.default_rng(seed)
+    return [2 / math.sqrt(1 + t / 50) + noise * float(rng.standard_normal()) for t in range(steps)]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_run_that_learns_is_never_called_diverging(seed: int) -> None:
+    losses, health = falling(5000, seed), Health()
+    for begin in range(0, len(losses), 10):
+        health = health.after(losses[begin : begin + 10], 1e-3)
+        assert not health.diverging
+        assert not health.dead(2.0 if begin > 500 else None)
+        assert not health.erratic
+
+
+def test_a_loss_above_its_start_diverges() -> None:
+    assert fed([2.0] * START + [3.0] * LEVEL).diverging
+    assert not fed([2.0] * START + [2.1] * LEVEL).diverging
+
+
+def test_a_loss_that_gives_up_half_of_what_it_had_won_diverges() -> None:
+    won = falling(1000, 0)
+    lost = [1.6 + x - y for x, y in zip(falling(30, 1), falling(30, 1, noise=0), strict=True)]
+    assert fed(won + lost).diverging
+    assert not fed(won + won[-30:]).diverging
+    assert not fed(won + lost).well
+
+
+def test_losses_that_are_not_finite_blind_nothing() -> None:
+    broken = [math.nan if t % 7 == 0 else x for t, x in enumerate(falling(400, 3))]
+    health = fed(broken)
+    assert all(map(math.isfinite, health.recent))
+    assert not health.diverging
+    assert fed(broken + [math.inf, 9.0] * LEVEL).diverging
+
+
+def test_a_run_at_the_uniform_loss_is_dead_and_so_is_one_whose_weights_stand_still() -> None:
+    assert fed([math.log(10)] * MEMORY).dead(math.log(10))
+    assert not fed([math.log(10)] * (MEMORY - 10)).dead(math.log(10))
+    assert not fed([math.log(10)] * MEMORY).dead(None)
+    assert fed([1.0] * 20, ratio=0.0).dead(None)
+    assert not fed([1.0] * 20, ratio=None).dead(None), "not measured is not still"
+
+
+def test_steps_that_move_the_weights_far_are_erratic() -> None:
+    usual = fed([1.0] * 400, ratio=1e-3)
+    assert not usual.after([1.0], 2e-3).erratic
+    assert not usual.after([1.0], 0.05).erratic, "unusual, and still small"
+    assert usual.after([1.0], 0.3).erratic
+    assert Health().after([1.0], 1.5).erratic, "more than the weights themselves"
+
+
+def test_what_is_forgiven_is_not_held_against_the_run_twice() -> None:
+    health = fed([2.0] * START + [3.0] * LEVEL)
+    assert not health.forgiven().diverging
+    assert health.forgiven().began == 2.0
+
+
+def test_health_survives_a_checkpoint() -> None:
+    from dataclasses import asdict
+
+    health = fed(falling(200, 4))
+    assert Health.from_json(asdict(health)) == health
