@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-all check bench clean
+.PHONY: demo test test-all test-container check bench clean
 
 demo: .venv/.base  ## Train a real model on real data in two processes, with the plan, a live line and the result.
 	$(BIN)/widebatch launch configs/digits.yaml --gpus 0 --procs 2
@@ -18,6 +18,11 @@ check: .venv/.dev  ## Format, lint and types.
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/hadolint docker/Dockerfile
+	$(BIN)/shellcheck docker/entrypoint .ci/run
+
+test-container: .venv/.dev  ## The image, built with buildah and run with podman: as root on Debian, see tests/container.py.
+	$(BIN)/python -m tests.container
 
 bench: .venv/.base  ## Digits at k = 1, 4, 16 with and without the linear rule, 3 seeds; rewrites the table's numbers in configs/results.
 	$(BIN)/python -m tests.bench_rules

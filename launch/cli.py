@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from harness.plan.errors import UserError, did_you_mean
-from launch import dashboard, export, launch, plan, report, train
+from launch import dashboard, doctor, export, launch, plan, report, train
 
 COMMANDS: dict[str, ModuleType] = {
     "plan": plan,
     "train": train,
     "launch": launch,
+    "doctor": doctor,
     "export": export,
     "report": report,
     "dashboard": dashboard,

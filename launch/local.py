@@ -36,6 +36,23 @@ def answer(argv: Sequence[str], setting: str, remedy: str) -> str:
     return done.stdout.strip()
 
 
+def output(command: Command, limit_s: float) -> str:
+    """Run a command and return everything it printed; what takes longer than `limit_s` is killed with all it started."""
+    with subprocess.Popen(  # noqa: S603  argv is ours, no shell
+        command.argv,
+        env=os.environ | dict(command.environ),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as child:
+        try:
+            return child.communicate(timeout=limit_s)[0]
+        except subprocess.TimeoutExpired:
+            os.killpg(child.pid, signal.SIGKILL)
+            return f"Error: no end within {limit_s:.0f} s"
+
+
 def _wait_for_group(group: int) -> None:
     """Wait for workers whose launcher has gone before them (accelerate with one process dies of SIGTERM at once); kill the late."""
     deadline = time.monotonic() + GRACE_S

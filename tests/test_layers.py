@@ -35,6 +35,7 @@ FLOORS = {
     "harness/adapting.py": 3,
     "harness/watch/": 4,
     "harness/worker.py": 4,
+    "harness/checkup.py": 4,
     "harness/__main__.py": 4,
     "launch/": 5,
 }

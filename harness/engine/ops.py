@@ -1,7 +1,7 @@
 """The C++ that DeepSpeed compiles for CPU ranks: built once, into a cache of our own, with a word before; never a silent hang.
 
 torch's extension builder leaves a file named `lock` behind when it is killed, and every later run waits for it for ever. Here a
-lock of the kernel guards the build, which dies with its holder; so a `lock` file found under it is stale, and goes.
+lock of the kernel guards the build, which dies with its holder; a `lock` that nobody holds open is stale, and goes.
 """
 
 import fcntl
@@ -18,6 +18,17 @@ def cache_folder() -> Path:
     return root / "widebatch" / f"ops-torch{torch.__version__}-py{sys.version_info.major}{sys.version_info.minor}"
 
 
+def stale_locks(folder: Path) -> list[Path]:
+    """The locks in `folder` that no process of this machine holds: torch's builder keeps its own open while it builds."""
+    held = set()
+    for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
+        try:
+            held.add(str(descriptor.readlink()))
+        except OSError:
+            continue
+    return [lock for lock in folder.glob("*/lock") if str(lock.resolve()) not in held]
+
+
 def build_cpu_ops() -> None:
     """Build what DeepSpeed's CPU ranks need, or wait for the process that does; load it. To call before DeepSpeed joins a group."""
     folder = Path(os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(cache_folder())))
@@ -29,7 +40,7 @@ def build_cpu_ops() -> None:
         if not built:
             print(f"DeepSpeed's CPU operators are built in {folder}: once, about a minute", file=sys.stderr, flush=True)
         fcntl.flock(guard, fcntl.LOCK_EX)
-        for stale in folder.glob("*/lock"):
+        for stale in stale_locks(folder):
             print(f"removing {stale}, left by a build that was killed", file=sys.stderr, flush=True)
             stale.unlink()
         ShareMemCommBuilder().load(verbose=False)

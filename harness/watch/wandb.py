@@ -5,6 +5,7 @@ its own hands the points over, so that no call of the training thread waits; a s
 the run is logged offline.
 """
 
+import netrc
 import os
 import queue
 import secrets
@@ -16,6 +17,7 @@ import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
+from urllib.parse import urlsplit
 
 import wandb
 from torch import Tensor
@@ -178,9 +180,25 @@ def table(rows: list[dict[str, Any]]) -> wandb.Table:
     return wandb.Table(columns=columns, data=cells)
 
 
+def base_url() -> str:
+    """Where the service is."""
+    return os.environ.get("WANDB_BASE_URL") or str(wandb.Settings().base_url)
+
+
+def has_key() -> bool:
+    """Whether there is a key for the service: in the environment, or where `wandb login` leaves it."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        kept = netrc.netrc(os.environ.get("NETRC"))
+    except (OSError, netrc.NetrcParseError):
+        return False
+    return kept.authenticators(urlsplit(base_url()).hostname or "") is not None
+
+
 def unreachable(limit_s: float) -> str:
     """Why the service cannot be used, or nothing. Asks it once, and waits no longer than `limit_s`."""
-    base = os.environ.get("WANDB_BASE_URL") or wandb.Settings().base_url
+    base = base_url()
     if not base.startswith(("http://", "https://")):
         return f"WANDB_BASE_URL {base!r} is no http address"
     body = b'{"query": "query Viewer { viewer { id } }"}'

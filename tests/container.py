@@ -1,0 +1,158 @@
+"""`make test-container`: build the image with buildah and run it with podman: a user without rights, two ranks, a clean stop.
+
+Needs buildah, podman, crun and mmdebstrap from Debian, and root. By default on a small Debian, for CPU ranks; `BASE_IMAGE=...` in
+the environment takes another. What pip is told on this machine (mirrors, certificates) it is told in the build too, by mounts: none
+of it stays in the image.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+BASE, IMAGE = "localhost/widebatch-base:bookworm", "localhost/widebatch:test"
+LEAST_TOOLS = ("buildah", "podman", "crun", "mmdebstrap", "unshare")
+SECRET = "a-key-that-must-not-be-in-the-image"  # noqa: S105  made up
+FEW_STEPS = ("--run.dir", "/work/run", "--run.stop_after_steps", "20", "--watch.wandb", "off")
+
+
+def call(argv: Sequence[str], *, status: int = 0, quiet: bool = True) -> str:
+    """Run a command and return what it printed; ends the test where its exit status is another than `status`."""
+    done = subprocess.run(argv, capture_output=quiet, text=True, check=False, env=os.environ | {"WANDB_API_KEY": SECRET})
+    said = f"{done.stdout or ''}{done.stderr or ''}"
+    if done.returncode != status:
+        sys.exit(f"{' '.join(argv)}\nended with {done.returncode} instead of {status}:\n{said[-4000:]}")
+    return said
+
+
+def pip_mounts(folder: Path) -> Iterator[str]:
+    """What the build must see so that pip finds packages as it does here."""
+    lines = [line for line in call([sys.executable, "-m", "pip", "config", "list"]).splitlines() if line.startswith("global.")]
+    settings = [line.removeprefix("global.").replace("'", "") for line in lines]
+    conf = folder / "pip.conf"
+    conf.write_text("\n".join(["[global]", *settings, ""]))
+    yield f"{conf}:/etc/pip.conf:ro"
+    for word in {word for setting in settings for word in setting.partition("=")[2].split()}:
+        path = Path(word.removeprefix("file://").removesuffix("/simple"))
+        if path.is_absolute() and path.exists():
+            yield f"{path}:{path}:ro"
+
+
+def build(folder: Path) -> None:
+    """The base, once, and the image on it."""
+    base = os.environ.get("BASE_IMAGE", BASE)
+    if base == BASE and subprocess.run(["podman", "image", "exists", BASE], check=False).returncode:
+        print(f"making {BASE}", flush=True)
+        packages = "ca-certificates,python3,python3-pip,python3-venv,tini"
+        call(["mmdebstrap", "--variant=minbase", f"--include={packages}", "bookworm", str(folder / "base.tar")])
+        call(["podman", "import", "--quiet", str(folder / "base.tar"), BASE])
+        (folder / "base.tar").unlink()
+    mounts = [part for mount in pip_mounts(folder) for part in ("--volume", mount)]
+    begin = time.monotonic()
+    argv = ["buildah", "bud", "--isolation", "chroot", "--network", "host", "--layers", *mounts]
+    call([*argv, "--build-arg", f"BASE_IMAGE={base}", "--file", "docker/Dockerfile", "--tag", IMAGE, "."], quiet=False)
+    print(f"built in {time.monotonic() - begin:.0f} s", flush=True)
+
+
+def podman(*arguments: str, before: Sequence[str] = ()) -> list[str]:
+    """`podman run` of the image. In a mount namespace of its own, where crun sees one kind of control groups."""
+    run = ["podman", "run", "--network", "host", "--shm-size", "256m", *before, IMAGE, *arguments]
+    tidy = 'mountpoint -q /sys/fs/cgroup/unified && umount /sys/fs/cgroup/unified; exec "$@"'
+    return ["unshare", "--mount", "sh", "-c", tidy, "sh", *run]
+
+
+def check_image() -> None:
+    """Who runs in it, what is in it and what is not."""
+    assert call(podman("sh", "-c", "id -u; id -g", before=["--rm"])).split() == ["10001", "10001"]
+    assert '"global_batch": 256' in call(podman("plan", "configs/digits.yaml", "--gpus", "8", "--json", before=["--rm"]))
+    assert "error: --gpus" in call(podman("plan", "configs/digits.yaml", "--gpus", "x", before=["--rm"]), status=2)
+    other = ["--rm", "--user", "12345:0", "--tmpfs", "/work/run:mode=1777"]
+    stranger = podman("train", "configs/digits.yaml", *FEW_STEPS, before=other)
+    assert "stop_after_steps" in call(stranger), "a user of the cluster's choice, without a home"
+    whole = call(["podman", "inspect", IMAGE]) + call(["podman", "history", "--no-trunc", IMAGE])
+    assert SECRET not in whole
+    held = call(podman("sh", "-c", "ls -a /work /build /etc/pip.conf /root 2>&1; true", before=["--rm"]))
+    assert "/etc/pip.conf': No such file" in held
+    assert ".git" not in held
+    size = json.loads(call(["podman", "inspect", IMAGE]))[0]["Size"]
+    print(f"image: {size / 1e9:.2f} GB", flush=True)
+
+
+def losses(events: Path) -> list[float]:
+    """The loss of every step."""
+    lines = [json.loads(line) for line in events.read_text().splitlines()]
+    return [line["train/loss"] for line in lines if line["event"] == "step"]
+
+
+def check_ranks(folder: Path) -> None:
+    """Two ranks in the container compute what one process computes outside of it."""
+    inside, outside = folder / "inside", folder / "outside"
+    inside.mkdir()
+    inside.chmod(0o777)
+    begin = time.monotonic()
+    batch = ("--batch.total", "32")
+    two = ("launch", "configs/digits.yaml", "--gpus", "0", "--procs", "2", *batch, *FEW_STEPS)
+    call(podman(*two, before=["--rm", "--env", "OMP_NUM_THREADS=1", "--volume", f"{inside}:/work/run"]))
+    print(f"2 ranks, 20 steps: {time.monotonic() - begin:.0f} s", flush=True)
+    here = [sys.executable, "-m", "launch", "train", "configs/digits.yaml", *batch, *FEW_STEPS, "--run.dir", str(outside)]
+    call(here)
+    pairs = list(zip(losses(inside / "events.jsonl"), losses(outside / "events.jsonl"), strict=True))
+    worst = max(abs(a / b - 1) for a, b in pairs)
+    print(f"losses of {len(pairs)} steps: worst relative difference to one process {worst:.1e}", flush=True)
+    assert len(pairs) == 20
+    assert worst < 1e-4
+
+
+def check_stop(folder: Path) -> None:
+    """`podman stop` sends SIGTERM: a checkpoint, and the status of a run that was told to stop."""
+    run = folder / "stopped"
+    run.mkdir()
+    run.chmod(0o777)
+    long = ("launch", "configs/digits.yaml", "--gpus", "0", "--procs", "2", "--schedule.epochs", "100000")
+    before = ["--detach", "--name", "widebatch-stop", "--volume", f"{run}:/work/run", "--env", "OMP_NUM_THREADS=1"]
+    call(["podman", "rm", "--force", "--ignore", "widebatch-stop"])
+    call(podman(*long, "--run.dir", "/work/run", "--watch.wandb", "off", before=before))
+    deadline = time.monotonic() + 120
+    while not (run / "events.jsonl").exists() or '"window"' not in (run / "events.jsonl").read_text():
+        assert time.monotonic() < deadline, call(["podman", "logs", "widebatch-stop"])
+        time.sleep(0.2)
+    begin = time.monotonic()
+    call(["podman", "stop", "--time", "60", "widebatch-stop"])
+    status = json.loads(call(["podman", "inspect", "widebatch-stop"]))[0]["State"]["ExitCode"]
+    call(["podman", "rm", "--force", "widebatch-stop"])
+    end = json.loads((run / "events.jsonl").read_text().splitlines()[-1])
+    print(f"stopped in {time.monotonic() - begin:.1f} s with status {status}: {end['reason']}", flush=True)
+    assert end["reason"] == "stop_requested"
+    assert status == 75
+    assert list((run / "checkpoints").iterdir())
+
+
+def main() -> int:
+    """The whole test; its exit status."""
+    missing = [tool for tool in LEAST_TOOLS if shutil.which(tool) is None]
+    if missing or os.geteuid():
+        print(f"skipped: needs root and {', '.join(missing) or 'nothing else'}")
+        return 0
+    with tempfile.TemporaryDirectory(prefix="widebatch-container-") as text:
+        folder = Path(text)
+        folder.chmod(0o755)
+        limits = '[containers]\ndefault_ulimits = ["nofile=4096:4096", "nproc=4096:4096"]\n'
+        (folder / "containers.conf").write_text(limits)
+        os.environ["CONTAINERS_CONF"] = str(folder / "containers.conf")
+        os.chdir(ROOT)
+        build(folder)
+        check_image()
+        check_ranks(folder)
+        check_stop(folder)
+    print("container: all well")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
