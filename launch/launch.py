@@ -13,6 +13,7 @@ from harness.plan.world import World
 from harness.watch.table import print_plan
 from launch.asking import AGAINST, add_world, asked_world, dataset, run_folder, run_parser
 from launch.command import accelerate_file, worker_command
+from launch.evidence import add_from, measured_flags
 from launch.folder import run_files, write
 from launch.local import gpu_count, run
 from launch.submit import add_slurm, check_slurm, submit
@@ -31,8 +32,10 @@ def main(argv: Sequence[str]) -> int:
     interface = "network interface of the ranks' traffic (default: the one that leads to the rendezvous host)"
     parser.add_argument("--interface", metavar="NAME", help=interface)
     add_slurm(parser)
+    add_from(parser)
     add_settings(parser)
     args, settings = parse(parser, argv)
+    settings = measured_flags(args.measured, args.run, settings)
     if args.against is not None:
         settings["watch.against"] = args.against
     slurm = check_slurm(parser, args)

@@ -9,6 +9,7 @@ from harness.plan.flags import add_settings, parse
 from harness.plan.plan import plan
 from harness.watch.table import print_plan
 from launch.asking import add_world, asked_world, dataset, run_parser
+from launch.evidence import add_from, measured_flags
 from launch.worlds import add_bench, compare, print_hours, said_hours, several
 
 HELP = "print every number of the run with its reason; start nothing"
@@ -21,8 +22,10 @@ def main(argv: Sequence[str]) -> int:
     add_bench(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object, for other programs")
     parser.add_argument("--lr-at", metavar="STEPS", default="", help="also the learning rate at these steps: 0,100,1000")
+    add_from(parser)
     add_settings(parser)
     args, settings = parse(parser, argv)
+    settings = measured_flags(args.measured, args.run, settings)
     config = load(args.run, settings)
     if several(args):
         return compare(config, args, dataset(config), as_json=args.json)

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from harness.plan.errors import UserError
+from harness.plan.evidence import to_json
 from harness.stats.comparing import Comparison, comparison
+from harness.stats.evidence import evidence_of
 from harness.stats.journal import read_story
 from harness.stats.story import Story
 from launch.page import page
@@ -61,7 +63,9 @@ def as_json(stories: Sequence[Story], compared: Comparison | None) -> dict[str, 
         }
         for s in stories
     ]
-    told: dict[str, Any] = _plain({"runs": runs, "comparison": compared and asdict(compared)})
+    found = evidence_of(stories)
+    tree = {"runs": runs, "comparison": compared and asdict(compared), "evidence": found and to_json(found)}
+    told: dict[str, Any] = _plain(tree)
     return told
 
 

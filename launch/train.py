@@ -7,6 +7,7 @@ from harness.plan.decode import load
 from harness.plan.errors import UserError
 from harness.plan.flags import add_settings, parse
 from launch.asking import AGAINST, run_parser
+from launch.evidence import add_from, measured_flags
 
 HELP = "train in this process: one GPU or the CPU, debugger and breakpoints welcome"
 
@@ -17,8 +18,10 @@ def main(argv: Sequence[str]) -> int:
     what = "play this many ranks in turn on one device: same samples, same learning rate, same losses as the real run"
     parser.add_argument("--simulate-world", type=int, metavar="N", help=what)
     parser.add_argument("--against", metavar="RUN", help=AGAINST)
+    add_from(parser)
     add_settings(parser)
     args, settings = parse(parser, argv)
+    settings = measured_flags(args.measured, args.run, settings)
     if args.against is not None:
         settings["watch.against"] = args.against
     config = load(args.run, settings)

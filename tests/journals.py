@@ -14,11 +14,11 @@ from harness.watch.journal import Journal
 Line = dict[str, Any]
 
 
-def digits(folder: Path, batch: int, lr: float = 0.02, **sections: dict[str, Any]) -> Path:
+def digits(folder: Path, total: int, lr: float = 0.02, **sections: dict[str, Any]) -> Path:
     """Train a small net on digits at this batch and keep its journal in the run folder; returns the folder."""
     tree: dict[str, Any] = {
         "recipe": {"use": "digits", "width": 4},
-        "batch": {"reference": 32, "total": batch},
+        "batch": {"reference": 32, "total": total},
         "optim": {"lr": lr},
         "scaling": {"warmup_samples": 512},
         "schedule": {"samples": 3840, "shape": "cosine"},

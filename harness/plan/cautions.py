@@ -28,6 +28,9 @@ class Facts:
     lr_factor: float
     global_batch: int
     noise_scale: float | None
+    lr: float
+    reference_lr: float
+    largest_stable_lr: float | None
     beta2: float | None
     warmup_steps: int
     total_steps: int
@@ -64,10 +67,15 @@ def cautions(f: Facts) -> tuple[Caution, ...]:
     say(f.dropped * 100 > f.horizon, "dropped_samples", f"{at}; set batch.last: keep or use a smaller batch")
     at = f"at k = {f.k:g} nobody knows whether lr has headroom for x{f.lr_factor:g}"
     say(
-        f.k >= LARGE_RATIO and f.lr_factor > 1,
+        f.k >= LARGE_RATIO and f.lr_factor > 1 and f.largest_stable_lr is None,
         "unknown_headroom",
         f"{at}; try k = {f.k / 2:g} first and compare losses",
     )
+    if f.largest_stable_lr is not None:
+        at = f"lr {f.lr:g} is past {f.largest_stable_lr:g}, the largest that stayed stable at the reference batch"
+        past = f.lr_factor > 1 and f.lr > f.largest_stable_lr
+        headroom = f"lr has headroom for x{f.largest_stable_lr / f.reference_lr:.3g}"
+        say(past, "past_headroom", f"{at} ({headroom}); use a smaller batch, or set scaling.rule: sqrt")
     at = f"equal progress at this batch takes {f.wasted} more samples"
     say(f.wasted > 0, "more_samples", f"{at}; set scaling.extend: true or accept a higher loss")
     at = f"rule adascale is expected to need {f.overspent} samples more than its budget"

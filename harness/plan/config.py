@@ -115,6 +115,10 @@ class ScalingConfig(Strict):
     """Where the warm-up starts: at optim.lr, the rate that is known to be stable, or at zero."""
     noise_scale: Positive | None = None
     """Gradient noise scale in samples, measured. The rules noise and surge need it; every plan is checked against it."""
+    largest_stable_lr: Positive | None = None
+    """Largest lr that stayed stable at batch.reference, measured. Every plan that raises lr is checked against it."""
+    evidence: str | None = None
+    """Where these two were measured, shown with the plan. --from RUN fills in all three."""
     extend: bool = False
     """Rule noise: lengthen the schedule by the samples that the larger batch wastes, instead of only telling them."""
     budget_samples: Count | None = None

@@ -5,13 +5,14 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from harness.plan.backends import check_backend
-from harness.plan.batch import Split, resplit, split_batch
+from harness.plan.batch import resplit, split_batch
 from harness.plan.cautions import Caution, Facts, cautions
 from harness.plan.config import Config
 from harness.plan.errors import UserError
 from harness.plan.guard import check_guard
 from harness.plan.lengths import Lengths
 from harness.plan.optimizers import OptimizerFacts, optimizer_facts
+from harness.plan.reasons import reasons
 from harness.plan.rules import Rewrite, Situation, adascale_samples, rewrite, scale_betas, scale_decay
 from harness.plan.schedule import Schedule
 from harness.plan.stages import Stage, stage_at, stages, walk
@@ -52,6 +53,8 @@ class Plan:
     checkpoint_every_samples: int | None
     patience_samples: int | None
     recover_samples: int
+    noise_scale: float | None
+    largest_stable_lr: float | None
     schedule: Schedule
     stages: tuple[Stage, ...]
     backend: str
@@ -109,7 +112,7 @@ def plan(config: Config, world: World, dataset: int | None = None) -> Plan:
     split = split_batch(config.batch, world)
     situation = Situation(split.global_batch, config.batch.reference, config.scaling.noise_scale)
     rule, done = rewrite(config.scaling.rule, facts.family, situation)
-    schedule, reasons = _schedule(config, lengths, done)
+    schedule, why = _schedule(config, lengths, done)
     check_guard(config.guard, schedule, config.backend.name)
     found = stages(config.batch, schedule, split.global_batch, world.size)
     k = situation.k
@@ -146,12 +149,14 @@ def plan(config: Config, world: World, dataset: int | None = None) -> Plan:
         checkpoint_every_samples=lengths.cadence("checkpoint", config.checkpoint.every_epochs, config.checkpoint.every_samples),
         patience_samples=lengths.optional("eval.patience_epochs", config.eval.patience_epochs, config.eval.patience_samples),
         recover_samples=lengths.optional("guard.recover_epochs", config.guard.recover_epochs, config.guard.recover_samples) or 0,
+        noise_scale=config.scaling.noise_scale,
+        largest_stable_lr=config.scaling.largest_stable_lr,
         schedule=schedule,
         stages=found,
         backend=config.backend.name,
         precision=config.precision,
         warnings=(),
-        sources={**_reasons(config, world, split, done, facts), **reasons, "total_steps": steps_reason},
+        sources={**reasons(config, world, split, done, facts), **why, "total_steps": steps_reason},
     )
     return replace(planned, warnings=_warnings(config, planned, facts, done))
 
@@ -193,6 +198,9 @@ def _warnings(config: Config, p: Plan, facts: OptimizerFacts, done: Rewrite) -> 
             lr_factor=done.lr,
             global_batch=p.global_batch,
             noise_scale=config.scaling.noise_scale,
+            lr=p.target_lr,
+            reference_lr=p.reference_lr,
+            largest_stable_lr=p.largest_stable_lr,
             beta2=p.betas[1] if p.betas else None,
             warmup_steps=p.warmup_steps,
             total_steps=p.total_steps,
@@ -265,32 +273,4 @@ def _schedule(config: Config, lengths: Lengths, done: Rewrite) -> tuple[Schedule
         "warmup_samples": f"{warmup_reason}, from {ramp}" if warmup else warmup_reason,
         "warmup_steps": steps,
         "schedule": f"shape {s.shape} over samples",
-    }
-
-
-def _reasons(config: Config, world: World, split: Split, done: Rewrite, facts: OptimizerFacts) -> dict[str, str]:
-    """The reason of each number that is not a length."""
-    betas, decay = config.scaling.betas or done.betas, config.scaling.weight_decay or done.weight_decay
-    played = f"{world.size} ranks played by {world.run_by} processes" if world.simulated else f"{world.device} ranks"
-    decayed = {"keep": "kept", "timescale": "wd k lr/lr' keeps B/(lr wd) (Wang & Aitchison 2024, arXiv 2405.13698)"}
-    kept = {"keep": "kept", "sde": "1 - k(1 - beta)", "half_life": "beta^k: the same half-life in samples"}
-    return {
-        "world_size": played,
-        "nodes": "as asked",
-        "micro_batch": split.micro_reason,
-        "accumulate": f"share of {split.global_batch // world.size} per rank / micro_batch {split.micro_batch}",
-        "global_batch": split.global_reason,
-        "reference_batch": "batch.reference: where the recipe was tuned",
-        "ratio": f"k = {split.global_batch} / {config.batch.reference}",
-        "rule": done.source,
-        "lr": done.reason,
-        "reference_lr": "optim.lr",
-        "weight_decay": decayed[decay],
-        "momentum": "kept: torch SGD needs no momentum correction (Goyal et al. 2017, remark 2)"
-        if facts.momentum is not None
-        else "none",
-        "betas": kept[betas] if facts.betas else f"{config.optim.name} has none",
-        "eps": (f"eps x {done.eps:g} by the rule" if done.eps != 1 else "kept") if facts.eps else f"{config.optim.name} has none",
-        "backend": "backend.name",
-        "precision": "precision",
     }

@@ -1,0 +1,68 @@
+"""What earlier runs measured, for the next plan: `evidence.json` in a run folder, or the key `evidence` of a report's JSON.
+
+    {"noise_scale_samples": 57.2, "largest_stable_lr": 0.4, "batch": 32, "optimizer": "sgd", "source": "lr-range of digits"}
+
+Every key but `source` may be missing. A tool that measures writes `to_json(evidence)`; `widebatch plan RUN.yaml --from FOLDER`
+reads it.
+"""
+
+import dataclasses
+import json
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from harness.plan.config import Count, Positive, Strict
+from harness.plan.decode import check
+from harness.plan.errors import UserError
+
+FILE = "evidence.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence(Strict):
+    """Numbers that were measured, and where."""
+
+    noise_scale_samples: Positive | None = None
+    """Gradient noise scale in samples, at high learning rates."""
+    largest_stable_lr: Positive | None = None
+    """Largest learning rate that stayed stable at the reference batch."""
+    batch: Count | None = None
+    """Global batch at which largest_stable_lr was measured."""
+    optimizer: str | None = None
+    """Optimizer whose rate it is."""
+    source: str
+    """Where all this was measured, in words for people."""
+
+    def over(self, other: "Evidence | None") -> "Evidence":
+        """This, and what it lacks from `other`; both sources."""
+        if other is None:
+            return self
+        mine = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        merged = {name: getattr(other, name) if value is None else value for name, value in mine.items()}
+        return Evidence(**(merged | {"source": f"{self.source}; {other.source}"}))
+
+
+def to_json(evidence: Evidence) -> dict[str, Any]:
+    """Plain data, without what was not measured."""
+    return {name: value for name, value in dataclasses.asdict(evidence).items() if value is not None}
+
+
+def from_json(tree: dict[str, Any], where: str) -> Evidence:
+    """Checked evidence from plain data. Raises UserError that names the file."""
+    return check(TypeAdapter(Evidence), json.dumps(tree), prefix=f"{where}: ", at=tree)
+
+
+def as_flags(found: Evidence, optimizer: str, given: Collection[str] = ()) -> dict[str, str]:
+    """The settings that say what was measured, as they stand on a command line; `given` are there already, and stay.
+
+    Raises UserError where the rate is of another optimizer than the run file's `optimizer`.
+    """
+    if found.largest_stable_lr is not None and found.optimizer not in (None, optimizer):
+        at = f"its largest stable lr is of {found.optimizer}, and the run file has optim.name: {optimizer}"
+        raise UserError("--from", at, "measure it with this optimizer")
+    measured = {"scaling.noise_scale": found.noise_scale_samples, "scaling.largest_stable_lr": found.largest_stable_lr}
+    taken = {name: repr(value) for name, value in measured.items() if value is not None and name not in given}
+    return taken | ({"scaling.evidence": json.dumps(found.source)} if taken else {})
