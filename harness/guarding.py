@@ -80,6 +80,8 @@ def _roll_back(
         nonfinite_steps=state.nonfinite_steps,
         lost_s=state.lost_s + max(state.trained_s - then.trained_s, 0.0),
         micro=state.micro,
+        bad_samples=state.bad_samples,
+        bad_valid=state.bad_valid,
         health=then.health.forgiven(),
     )
     text = (

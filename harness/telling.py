@@ -13,7 +13,7 @@ from harness.engine.engine import Engine
 from harness.engine.state import State
 from harness.noticing import Noticer, troubles
 from harness.pace import Taken
-from harness.parts.data import Data
+from harness.parts.data import Feed
 from harness.parts.flops import count_flops
 from harness.parts.recipe import Recipe
 from harness.plan.config import Config
@@ -38,7 +38,7 @@ class Teller:
     plan: Plan
     recipe: Recipe
     engine: Engine
-    data: Data
+    feed: Feed
     valid_samples: int
     clock: Clock = field(default_factory=Clock)
     saved_s: float | None = None
@@ -97,7 +97,7 @@ class Teller:
             "progress/step": float(state.step),
             "progress/samples": float(state.samples),
             "progress/scheduled_samples": state.scheduled,
-            "progress/epoch": state.samples / len(self.data),
+            "progress/epoch": state.samples / len(self.feed.data),
             "progress/train_s": self.clock.train_s,
             "progress/trained_s": state.trained_s,
             "progress/wall_s": self.clock.wall_s,
@@ -167,7 +167,7 @@ class Teller:
                 if own is not None and per_sample is not None:
                     flops: float | None = own * per_sample
                 else:
-                    flops = count_flops(self.recipe, self.data, self.plan.micro_batch)
+                    flops = count_flops(self.recipe, *self.feed.example(self.plan.micro_batch))
                 name = torch.cuda.get_device_name(self.engine.device) if self.engine.device.type == "cuda" else "cpu"
                 known = peak_tflops(name, self.plan.precision, tf32=self.config.compute.tf32)
                 peak = self.config.watch.peak_tflops or (known[0] if known else None)
@@ -198,7 +198,7 @@ class Teller:
             "reliability/checkpoint_block_s": self.saved_s,
             "reliability/checkpoint_age_s": self.clock.train_s - self.saved_at_s,
             "reliability/checkpoint_bytes": self.saved_bytes,
-            "reliability/bad_samples": 0.0,
+            "reliability/bad_samples": float(len(state.bad_samples) + len(state.bad_valid)),
         }
 
 

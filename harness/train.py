@@ -15,6 +15,7 @@ from harness.engine.engine import Engine
 from harness.engine.open import open_engine
 from harness.engine.state import State
 from harness.evaluate import evaluate
+from harness.faults import meet, spent, take_up
 from harness.guarding import StopError, act, limit
 from harness.pace import Taken, pace
 from harness.parts.data import Feed
@@ -53,9 +54,10 @@ def train(
     key_seed = derive(config.run.seed, 4) if recipe.augments else None
     engine = run.engine
     options = {"device": engine.device, "dtype": engine.dtype, "collate": recipe.collate, "workers": recipe.workers}
-    run.feed = Feed(data, order=order, key_seed=key_seed, **options)  # type: ignore[arg-type]
-    run.valid = Feed(recipe.data("valid"), order=None, key_seed=key_seed, **options)  # type: ignore[arg-type]
-    run.teller = Teller(config, plan, recipe, engine, data, len(run.valid.data))
+    options |= {"key_seed": key_seed, "faults": config.data}
+    run.feed = Feed(data, order=order, **options)  # type: ignore[arg-type]
+    run.valid = Feed(recipe.data("valid"), order=None, **options)  # type: ignore[arg-type]
+    run.teller = Teller(config, plan, recipe, engine, run.feed, len(run.valid.data))
     notices = list(run.resume())
     size = sum(p.numel() for p in engine.model.parameters())
     state = run.state
@@ -101,6 +103,7 @@ class _Run:
         if state is not None:
             self.state = state
             self.saved_at = self.teller.saved_at_samples = state.samples
+            take_up(state, self.feed, self.valid)
         yield from notices
 
     def steps(self) -> Iterator[Event]:
@@ -176,7 +179,10 @@ class _Run:
 
     def _close(self, taken: list[Taken], position: int, waited: float, up: Due) -> Iterator[Event]:
         """The end of a window: tell it, guard it, and do what is up."""
-        reading, before = self.engine.read(waited), self.state
+        reading, before = self.engine.read(waited, len(self.feed.troubles)), self.state
+        if reading.ranks.troubles:
+            before, notices = meet(before, self.feed, (before.step + len(taken), position))
+            yield from notices
         warmed = before.step == self.first
         self.state, told, wrong = self.teller.window(before, reading, taken, first=warmed)
         self.state = replace(self.state, samples=position)
@@ -206,6 +212,8 @@ class _Run:
     def _guard(self, wrong: dict[Trouble, str], window: Gap) -> Iterator[Event]:
         """Answer a window's troubles, and follow the noise scale. Raises StopError."""
         before = self.state
+        if too_many := spent(before, self.config.guard):
+            raise StopError(too_many)
         self.state, notices = act(self.config, self.teller.plan, self.engine, self.folder, before, wrong, window)
         if self.state.guard.interventions > before.guard.interventions:
             self.teller.noticer.forget()
@@ -227,6 +235,9 @@ class _Run:
             return
         with self.teller.clock.pause("eval"):
             found, examples = evaluate(self.engine, self.recipe, self.config, self.valid)
+        if self.engine.any_rank(bool(self.valid.troubles)):
+            self.state, notices = meet(self.state, self.valid, (self.state.step, self.state.samples), valid=True)
+            yield from notices
         metrics: Metrics = dict(found)
         name = self.config.eval.metric
         if name not in metrics:

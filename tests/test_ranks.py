@@ -15,7 +15,7 @@ SECONDS = st.floats(0, 1e6, width=32)
 
 def row(busy: float = 1.0, wait: float = 0.1, data: float = 0.0, computed: float = 8) -> HostRow:
     """A rank's row."""
-    return HostRow(data, wait, busy, 2.0, 3.0, 4.0, 1.0, 0.0, computed)
+    return HostRow(data, wait, busy, 2.0, 3.0, 4.0, 1.0, 0.0, computed, 0.0)
 
 
 def meet(rows: list[HostRow]) -> RanksRow:

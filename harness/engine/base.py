@@ -112,7 +112,7 @@ class BaseEngine(Engine):
         """All forward and backward passes of a step: this rank's sums [loss, count, stop]."""
         told = []
         for number, micro in enumerate(micros):
-            if number == 0 or micro.chunk.ghost:
+            if number == 0 or micro.chunk.ghost != micros[number - 1].chunk.ghost:
                 self.model.train(not micro.chunk.ghost)  # a ghost leaves BatchNorm's running statistics alone
             seed_torch(derive(self.seed, 2, micro.chunk.start))
             told.append(self._pass(micro, float(stop) / len(micros), number == len(micros) - 1))
@@ -186,10 +186,10 @@ class BaseEngine(Engine):
         """See Engine.lr_scales."""
         return [float(group.get("lr_scale", 1.0)) for group in self.optimizer.param_groups]
 
-    def read(self, data_wait_s: float = 0.0) -> Reading:
+    def read(self, data_wait_s: float = 0.0, troubles: int = 0) -> Reading:
         """See Engine.read."""
         filled, self._filled = self._filled, 0
-        return self.meters.read(self._rows[:filled], COLUMNS, data_wait_s, self._moment(), self._copies())
+        return self.meters.read(self._rows[:filled], COLUMNS, data_wait_s, troubles, self._moment(), self._copies())
 
     def sync_buffers(self) -> None:
         """See Engine.sync_buffers."""

@@ -19,7 +19,8 @@ class State:
     `scheduled` samples of the schedule have gone by: steps that moved no weight do not count, and AdaScale counts by its gain.
     `growth` times the planned batch is trained at now, at `growth_lr` times the rate, in passes of at most `micro` samples.
     `trained_s` seconds of training led here, `lost_s` more led nowhere; the run `began` at this time (Unix, so that it outlives a
-    machine). The best evaluation so far was at `best_at` samples.
+    machine). The best evaluation so far was at `best_at` samples. `bad_samples` are the ids of training samples that cannot be
+    read, `bad_valid` those of the validation split.
     """
 
     step: int = 0
@@ -42,6 +43,8 @@ class State:
     health: Health = field(default_factory=Health)
     guard: Guarded = field(default_factory=Guarded)
     best_at: int = 0
+    bad_samples: tuple[int, ...] = ()
+    bad_valid: tuple[int, ...] = ()
     best: Metrics = field(default_factory=dict)
     last: Metrics = field(default_factory=dict)
 
@@ -59,5 +62,7 @@ class State:
             "norms": Spikes.from_json(tree["norms"]),
             "health": Health.from_json(tree["health"]),
             "guard": Guarded.from_json(tree["guard"]),
+            "bad_samples": tuple(tree["bad_samples"]),
+            "bad_valid": tuple(tree["bad_valid"]),
         }
         return State(**{**tree, **parts})

@@ -1,25 +1,19 @@
-"""Samples -> batches on the device. Arrays are sliced whole; other data sets go through torch's DataLoader."""
+"""Samples -> batches on the device. Arrays are sliced whole; other data sets are read sample by sample (fetch.py)."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from itertools import tee
-from typing import Any, Protocol, final, runtime_checkable
+from typing import Any, final
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 from torch.utils.data import default_collate as default_collate
 
+from harness.parts.fetch import Collate, Fetched, Pool, Task, fetch, named
+from harness.parts.fetch import MapStyle as MapStyle
+from harness.plan.config import DataConfig
 from harness.plan.errors import UserError
-from harness.plan.order import Chunk, Deal, Order, keys
-
-
-@runtime_checkable
-class MapStyle(Protocol):
-    """A data set with a length and integer indexing, as torch's map-style Dataset."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int, /) -> Any: ...
+from harness.plan.order import Chunk, Deal, Order, derive, keys
 
 
 @final
@@ -45,15 +39,27 @@ Data = Table | MapStyle
 
 @dataclass(frozen=True)
 class Micro:
-    """One forward pass: its batch on the device, and the chunk of the stream it holds."""
+    """One forward pass: its batch on the device, and the chunk of the stream it holds, less what could not be read."""
 
     batch: Any
     chunk: Chunk
 
 
+@dataclass(frozen=True)
+class Trouble:
+    """What went wrong with fetching: the sample `sample` is left out, or (None) a worker was lost."""
+
+    sample: int | None
+    text: str
+
+
 @final
 class Feed:
-    """The batches of one process. `order` None reads the data set from front to back (evaluation)."""
+    """The batches of one process. `order` None reads the data set from front to back (evaluation).
+
+    A sample that cannot be read is left out, now and later: `quarantine` holds the ids. What went wrong waits in `troubles` until
+    somebody tells it.
+    """
 
     def __init__(
         self,
@@ -62,14 +68,19 @@ class Feed:
         order: Order | None,
         device: torch.device,
         dtype: torch.dtype,
-        collate: Callable[[list[Any]], Any] = default_collate,
+        collate: Collate = default_collate,
         workers: int = 0,
         key_seed: int | None = None,
+        faults: DataConfig | None = None,
     ) -> None:
         if not isinstance(data, Table | MapStyle):
             raise UserError("recipe.use", f"data() gave {type(data).__name__}", "give a Table, or a data set with len() and [i]")
         self.data, self.order, self.device, self.dtype = data, order, device, dtype
-        self.collate, self.workers, self.key_seed = collate, workers, key_seed
+        self.collate, self.workers, self.key_seed, self.faults = collate, workers, key_seed, faults or DataConfig()
+        self.quarantine: set[int] = set()
+        self.troubles: list[Trouble] = []
+        self._replaced = 0
+        self._spare: tuple[Any, int] | None = None
 
     def steps(self, deals: Iterable[Deal]) -> Iterator[tuple[Deal, list[Micro]]]:
         """The batches of each deal, in order. A data set that is no Table may be read ahead by worker processes."""
@@ -78,13 +89,18 @@ class Feed:
                 yield deal, [Micro(self._place(self.data.take(self._indices(c)), c), c) for c in deal.chunks]
             return
         now, later = tee(deals)
-        ahead = iter(self._loader(c for deal in later for c in deal.chunks)) if self.workers else None
+        chunks, asked = tee(chunk for deal in later for chunk in deal.chunks)
+        answers = self._answers(self.data, map(self._task, asked))
         for deal in now:
-            micros = []
-            for chunk in deal.chunks:
-                batch = next(ahead) if ahead is not None else self.collate([self.data[int(i)] for i in self._indices(chunk)])
-                micros.append(Micro(self._place(batch, chunk), chunk))
-            yield deal, micros
+            yield deal, [self._micro(next(chunks), *next(answers)) for _ in deal.chunks]
+
+    def example(self, most: int) -> tuple[Any, int]:
+        """(a batch, its samples) as passes get them: of a Table, its first `most`; else the last that was fetched."""
+        few = min(most, len(self.data))
+        if isinstance(self.data, Table):
+            return self._place(self.data.take(torch.arange(few)), Chunk(0, few)), few
+        batch, count = self._spare or (None, 0)
+        return batch, count
 
     def _indices(self, chunk: Chunk) -> Tensor:
         stop = chunk.start + chunk.count
@@ -92,21 +108,57 @@ class Feed:
             return torch.arange(chunk.start, stop)
         return torch.from_numpy(self.order.take(chunk.start, stop))
 
-    def _loader(self, chunks: Iterable[Chunk]) -> DataLoader[Any]:
-        return DataLoader(
-            self.data,  # type: ignore[arg-type]
-            batch_sampler=(self._indices(c).tolist() for c in chunks),
-            num_workers=self.workers,
-            collate_fn=self.collate,
-            generator=torch.Generator().manual_seed(0),
-        )
+    def _task(self, chunk: Chunk) -> Task:
+        ids = tuple(self._indices(chunk).tolist())
+        skip = self.quarantine.intersection(ids) if self.quarantine else ()
+        return Task(ids, derive(self.order.seed if self.order else 0, chunk.start), frozenset(skip))
 
-    def _place(self, batch: Any, chunk: Chunk) -> Any:
-        """Move a batch to the device, floats in the model's type; add the random keys where the recipe augments."""
+    def _answers(self, data: MapStyle, tasks: Iterable[Task]) -> Iterator[tuple[Task, Fetched]]:
+        """What came of each task."""
+        if not self.workers:
+            yield from ((task, fetch(data, self.collate, task)) for task in tasks)
+            return
+        pool = Pool(data, self.collate, self.workers, self.faults.timeout_s, self._lost)
+        try:
+            yield from pool.ahead(tasks)
+        finally:
+            pool.close()
+
+    def _lost(self, text: str) -> None:
+        """A worker is lost, and will be replaced. Raises UserError where that was so too often."""
+        if self._replaced == self.faults.restarts:
+            at = f"is {self._replaced}, and {text}"
+            raise UserError("data.restarts", at, "look at these samples, raise data.timeout_s if they are slow, or allow more")
+        self._replaced += 1
+        self.troubles.append(Trouble(None, f"{text}: another reads these one by one ({self._replaced} of {self.faults.restarts})"))
+
+    def _micro(self, chunk: Chunk, task: Task, fetched: Fetched) -> Micro:
+        """A pass of what could be read. Where that is nothing, an earlier batch that counts nothing stands in, as others wait."""
+        for place, why in fetched.bad:
+            number = task.ids[place]
+            if number not in self.quarantine:
+                self.quarantine.add(number)
+                self.troubles.append(Trouble(number, why))
+        if fetched.kept:
+            self._spare = fetched.batch, len(fetched.kept)
+            return Micro(self._place(fetched.batch, chunk, fetched.kept), replace(chunk, count=len(fetched.kept)))
+        if self._spare is None:
+            why = f" ({fetched.bad[0][1]})" if fetched.bad else ""
+            raise UserError("recipe.use", f"none of the first samples {named(task.ids)} can be read{why}", "look at the data")
+        batch, count = self._spare
+        return Micro(self._place(batch, chunk, tuple(range(count))), replace(chunk, count=count, ghost=True))
+
+    def _place(self, batch: Any, chunk: Chunk, kept: tuple[int, ...] | None = None) -> Any:
+        """Move a batch to the device, floats in the model's type; add the random keys where the recipe augments.
+
+        `kept`: the places in the chunk that the batch has; None: all.
+        """
         if self.key_seed is not None:
             if not isinstance(batch, dict):
                 raise UserError("recipe.use", "the recipe augments, but its batch is no dict", "collate into a dict")
-            batch["key"] = torch.from_numpy(keys(self.key_seed, chunk.start, chunk.start + chunk.count))
+            count = chunk.count if kept is None else kept[-1] + 1
+            every = torch.from_numpy(keys(self.key_seed, chunk.start, chunk.start + count))
+            batch["key"] = every if kept is None else every[list(kept)]
         return move(batch, self.device, self.dtype)
 
 

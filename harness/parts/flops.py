@@ -4,25 +4,22 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from harness.parts.data import Data, Table
 from harness.parts.recipe import Recipe
 
 
-def count_flops(recipe: Recipe, data: Data, samples: int) -> float | None:
+def count_flops(recipe: Recipe, batch: object, samples: int) -> float | None:
     """Operations of forward and backward per sample: matrix products and convolutions; attention in full, not the causal half.
 
-    None where the recipe's model cannot run on shapes alone.
+    `batch` holds `samples` samples. None where the recipe's model cannot run on shapes alone.
     """
     try:
-        few = min(samples, len(data))
-        batch = data.take(torch.arange(few)) if isinstance(data, Table) else recipe.collate([data[i] for i in range(few)])
         with torch.device("meta"), FlopCounterMode(display=False) as counter:
             model = recipe.model()
             total, _ = recipe.loss(model, _shapes(batch))
             total.backward()  # type: ignore[no-untyped-call]
     except (NotImplementedError, RuntimeError, TypeError, ValueError):
         return None
-    return float(counter.get_total_flops()) / few
+    return float(counter.get_total_flops()) / samples
 
 
 def _shapes(batch: object) -> object:

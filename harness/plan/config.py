@@ -227,6 +227,8 @@ class GuardConfig(Strict):
     checkpoint; end the run. Unset: skip."""
     budget: Annotated[int, Field(ge=0)] = 10
     """How many steps may be skipped as not finite before the run stops all the same."""
+    bad_samples: Annotated[int, Field(ge=0)] = 10
+    """How many samples that cannot be read are left out, each named, before the run stops."""
     spike: Literal["note", "clip", "skip", "back_off", "roll_back", "stop"] | None = None
     """A loss or gradient norm far above the usual. clip, skip: gradients beyond what was usual in the last window are clipped to
     that, or their step is left out, before the weights move. Unset: by guard.policy, note or clip."""
@@ -245,6 +247,16 @@ class GuardConfig(Strict):
     """The rate climbs back to the schedule's over so many epochs. Unset: it stays lowered. Exclusive with guard.recover_samples."""
     recover_samples: Count | None = None
     """The rate climbs back to the schedule's over so many samples."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(Strict):
+    """How samples are fetched by worker processes (recipe.workers), and what happens when one of them fails."""
+
+    timeout_s: Positive = 120.0
+    """Longest wait for a worker's next batch, or for a sample when a bad one is looked for, before the worker counts as hung."""
+    restarts: Annotated[int, Field(ge=0)] = 3
+    """How many workers that died or hung are replaced before the run stops. The sample that did it is left out as a bad one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -300,6 +312,7 @@ class Config(Strict):
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
     """fp32; bf16 or fp16 autocast over float32 weights (fp16 with loss scaling, on a GPU only); fp64 to compare layouts."""
+    data: DataConfig = field(default_factory=DataConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)

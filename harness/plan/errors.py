@@ -15,6 +15,10 @@ class UserError(Exception):
         self.remedy = remedy
         super().__init__(" ".join(f"{setting}: {problem}; {remedy}".split()))
 
+    def __reduce__(self) -> tuple[type["UserError"], tuple[str, str, str]]:
+        """So that it goes from one process to another."""
+        return UserError, (self.setting, self.problem, self.remedy)
+
 
 def did_you_mean(name: str, known: list[str]) -> str:
     """The remedy for an unknown name: the nearest known one, or the list of all."""

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from harness.stats.rows import HostRow, RanksRow
 
 MOST_RANKS = 1 << 21
-SUMS = 5
+SUMS = 6
 HIGHS = 5
 
 
 def sums_of(row: HostRow) -> list[float]:
     """What of a rank's row is added up over ranks: float64 [SUMS]."""
-    return [row.comm_wait_s, row.busy_s, row.alloc_retries, row.ooms, row.computed]
+    return [row.comm_wait_s, row.busy_s, row.alloc_retries, row.ooms, row.computed, row.troubles]
 
 
 def highs_of(row: HostRow, rank: int) -> list[float]:
@@ -39,6 +39,7 @@ def met(sums: Sequence[float], highs: Sequence[float], ranks: int) -> RanksRow:
         alloc_retries=sums[2],
         ooms=sums[3],
         computed=sums[4],
+        troubles=sums[5],
     )
 
 

@@ -43,7 +43,7 @@ class HostRow:
     """What a rank's host saw of a window, in seconds and GiB. `comm_wait_s` is NaN where the backend cannot tell.
 
     `busy_s` is the time in its own passes and steps, without waiting for data or other ranks. `computed` counts the samples that
-    went through the model, those that only fill a pass up included.
+    went through the model, those that only fill a pass up included; `troubles` how often fetching data failed.
     """
 
     data_wait_s: float
@@ -55,6 +55,7 @@ class HostRow:
     alloc_retries: float
     ooms: float
     computed: float
+    troubles: float
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class RanksRow:
     alloc_retries: float
     ooms: float
     computed: float
+    troubles: float
 
 
 @dataclass(frozen=True)
