@@ -3,8 +3,9 @@
 All ranks act alike: they have read the same window, and share the checkpoints.
 """
 
+import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from harness.engine import checkpoint
@@ -12,11 +13,12 @@ from harness.engine.engine import Engine, Limit
 from harness.engine.state import State
 from harness.plan.brake import Brake
 from harness.plan.config import Config
-from harness.plan.guard import Action, Gap, Guarded, Trouble, answer, policy
+from harness.plan.guard import Action, Guarded, Trouble, answer, policy
 from harness.plan.plan import Plan
 from harness.stats.advice import too_high
 from harness.stats.events import Noticed
 
+REMEMBERED = "guard.json"
 CLIP_Z = 6.0
 """Robust deviations above the median gradient norm (of its logarithm) at which spikes are clipped or left out."""
 
@@ -33,11 +35,10 @@ class StopError(Exception):
 
 
 def act(
-    config: Config, plan: Plan, engine: Engine, folder: Path | None, state: State, wrong: dict[Trouble, str], window: Gap
+    config: Config, plan: Plan, engine: Engine, folder: Path | None, state: State, wrong: dict[Trouble, str]
 ) -> tuple[State, list[Noticed]]:
     """(the state to go on with, what there is to tell) after a window with troubles. Raises StopError."""
     guard = config.guard
-    state = replace(state, guard=state.guard.seen(wrong, window, well=state.health.well))
     high = too_high(plan, state.noise.samples, state.losses.count)
     if state.nonfinite_steps > guard.budget:
         raise StopError(f"{state.nonfinite_steps} steps were not finite, more than guard.budget {guard.budget}: {high}")
@@ -51,27 +52,31 @@ def act(
     if state.guard.interventions >= guard.interventions:
         raise StopError(f"{why}; guard.interventions {guard.interventions} are spent")
     if action == "roll_back":
-        return _roll_back(config, plan, engine, folder, state, why, window)
+        return _roll_back(config, plan, engine, folder, state, why)
     brake = _brake(action, config, plan, state.guard.brake, state.samples)
     moved = replace(state.guard, brake=brake, interventions=state.guard.interventions + 1)
     text = f"lr x {brake.factor:g} from here{_until(brake)}, because of {why}"
-    return replace(state, guard=moved, health=state.health.forgiven()), [Noticed(state.step, state.samples, action, text)]
+    health = state.health.forgiven(ill=trouble in ("divergence", "dead"))
+    return replace(state, guard=moved, health=health), [Noticed(state.step, state.samples, action, text)]
 
 
 def _roll_back(
-    config: Config, plan: Plan, engine: Engine, folder: Path | None, state: State, why: str, window: Gap
+    config: Config, plan: Plan, engine: Engine, folder: Path | None, state: State, why: str
 ) -> tuple[State, list[Noticed]]:
-    """Weights, moments and state of the newest good checkpoint, at a lower rate, without the samples with which it began."""
+    """Weights, moments and state of the newest good checkpoint, at a lower rate, without the samples that began the trouble."""
     found = None if folder is None else checkpoint.newest_well(folder / "checkpoints")
-    if found is None:
+    if found is None or folder is None:
         raise StopError(f"{why}; there is no good checkpoint to roll back to")
     engine.load(found.tensors)
-    then, gap = found.state, state.guard.suspect or window
+    engine.any_rank(False)  # all have read: what is given up may go
+    if engine.rank == 0:
+        checkpoint.drop_newer(found.path)
+    then, gap = found.state, state.guard.suspect
     guard = Guarded(
         brake=_brake("roll_back", config, plan, state.guard.brake, then.samples),
         interventions=state.guard.interventions + 1,
         rollbacks=state.guard.rollbacks + 1,
-        gaps=state.guard.with_gap(gap),
+        gaps=tuple(sorted({*state.guard.gaps, gap} if gap else state.guard.gaps)),
     )
     back = replace(
         then,
@@ -82,13 +87,31 @@ def _roll_back(
         micro=state.micro,
         bad_samples=state.bad_samples,
         bad_valid=state.bad_valid,
-        health=then.health.forgiven(),
+        health=replace(then.health, erratic=False),
     )
+    remember(folder, guard, engine.rank)
     text = (
         f"back from step {state.step} to {then.step} ({found.path.name}), lr x {guard.brake.factor:g} from there"
-        f"{_until(guard.brake)}, samples {gap[0]:,} to {gap[1]:,} left out, because of {why}"
+        f"{_until(guard.brake)}{f', samples {gap[0]:,} to {gap[1]:,} left out' if gap else ''}, because of {why}"
     )
     return back, [Noticed(back.step, back.samples, "roll_back", text)]
+
+
+def remember(folder: Path, guard: Guarded, rank: int) -> None:
+    """Write down what the guard has done, beside the checkpoints: a restart must not undo a roll-back. Raises OSError."""
+    if rank == 0:
+        draft = folder / f".{REMEMBERED}.tmp"
+        draft.write_text(json.dumps(asdict(guard)))
+        draft.replace(folder / REMEMBERED)
+
+
+def recall(folder: Path, state: State) -> State:
+    """The state of a checkpoint that a run goes on from, with what the guard has done since it was written."""
+    path = folder / REMEMBERED
+    if not path.exists():
+        return state
+    guard = Guarded.from_json(json.loads(path.read_text()))
+    return replace(state, guard=guard) if guard.interventions > state.guard.interventions else state
 
 
 def _brake(action: Action, config: Config, plan: Plan, before: Brake, samples: int) -> Brake:

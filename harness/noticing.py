@@ -33,7 +33,8 @@ def troubles(recipe: Recipe, plan: Plan, state: State, reading: Reading, worst: 
     if worst is not None and worst > FLAGGED:
         found["spike"] = f"a loss or gradient norm stood {worst:.0f} deviations above the usual"
     if health.diverging:
-        found["divergence"] = f"the loss is at {health.level:.4g}, it began at {health.began:.4g} and was at {health.lowest:.4g}"
+        found["divergence"] = f"the loss is at {health.recent[-1]:.4g}, it began at {health.began:.4g}"
+        found["divergence"] += f" and was at {health.lowest:.4g}" if health.lowest is not None else ""
     elif bad >= MANY_BAD:
         found["divergence"] = f"{bad} of {len(reading.steps)} steps were not finite"
     if "divergence" in found:

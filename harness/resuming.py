@@ -7,6 +7,7 @@ from typing import Any
 from harness.engine import checkpoint
 from harness.engine.engine import Engine
 from harness.engine.state import State
+from harness.guarding import recall
 from harness.plan.config import Config
 from harness.plan.errors import UserError
 from harness.plan.plan import Plan
@@ -29,7 +30,7 @@ def resume(engine: Engine, config: Config, plan: Plan, samples: int, folder: Pat
         return None, notices
     _check(found.about, config, plan, samples, folder)
     engine.load(found.tensors)
-    before = found.state
+    before = recall(folder, found.state)
     state = replace(before, restarts=before.restarts + 1, lost_s=before.lost_s + _lost(before, folder))
     world = f"{found.about['world_size']} -> {plan.world_size} ranks"
     text = f"going on from {found.path.name} at step {state.step}: {world}, "

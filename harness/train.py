@@ -24,7 +24,7 @@ from harness.plan.config import Config
 from harness.plan.decode import encode
 from harness.plan.due import Due, due
 from harness.plan.errors import UserError, did_you_mean
-from harness.plan.guard import Gap, Trouble, policy
+from harness.plan.guard import Trouble, policy
 from harness.plan.order import Deal, Order, deals, derive
 from harness.plan.plan import Plan
 from harness.resuming import resume
@@ -185,13 +185,15 @@ class _Run:
             yield from notices
         warmed = before.step == self.first
         self.state, told, wrong = self.teller.window(before, reading, taken, first=warmed)
-        self.state = replace(self.state, samples=position)
+        well = self.state.health.well(self.recipe.uniform_loss())
+        guard = self.state.guard.seen(wrong, (before.samples, position), well=well)
+        self.state = replace(self.state, samples=position, guard=guard)
         yield from told
         if warmed and self.config.compute.compile:
             text = f"the first step took {self.teller.clock.pauses['first_step']:.1f} s, compilation included"
             yield Noticed(self.state.step, self.state.samples, "compiled", text)
         try:
-            yield from self._guard(wrong, (before.samples, position))
+            yield from self._guard(wrong)
         except StopError as e:
             self.ended = self._end("guard", str(e))
             return
@@ -209,12 +211,12 @@ class _Run:
             at = f"no better {self.config.eval.metric} for {self.state.samples - self.state.best_at:,} samples"
             self.ended = self._end("early_stop", at)
 
-    def _guard(self, wrong: dict[Trouble, str], window: Gap) -> Iterator[Event]:
+    def _guard(self, wrong: dict[Trouble, str]) -> Iterator[Event]:
         """Answer a window's troubles, and follow the noise scale. Raises StopError."""
         before = self.state
         if too_many := spent(before, self.config.guard):
             raise StopError(too_many)
-        self.state, notices = act(self.config, self.teller.plan, self.engine, self.folder, before, wrong, window)
+        self.state, notices = act(self.config, self.teller.plan, self.engine, self.folder, before, wrong)
         if self.state.guard.interventions > before.guard.interventions:
             self.teller.noticer.forget()
         yield from notices
@@ -265,7 +267,7 @@ class _Run:
             "world_size": plan.world_size,
             "global_batch": plan.global_batch,
             "lr": plan.target_lr,
-            "well": state.health.well,
+            "well": state.health.well(self.recipe.uniform_loss()),
         }
         try:
             with self.teller.clock.pause("checkpoint"):
@@ -281,5 +283,8 @@ class _Run:
 
     def _end(self, reason: str, message: str = "") -> Ended:
         s = self.state
+        if s.guard.interventions and not message:
+            message = f"the guard stepped in {s.guard.interventions} times and rolled back {s.guard.rollbacks} times, "
+            message += f"lr x {s.guard.brake.at(s.samples):.3g} at the end"
         metrics = {f"best/{k.partition('/')[2]}": v for k, v in s.best.items()} | s.last
         return Ended(s.step, s.samples, reason, message, metrics)

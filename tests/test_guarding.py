@@ -23,7 +23,7 @@ from harness.plan.plan import plan
 from harness.plan.schedule import Schedule
 from harness.plan.world import World
 from harness.recipes.digits import Digits
-from harness.stats.events import Ended, Event, Noticed, Saved, Stepped, Windowed
+from harness.stats.events import Ended, Event, Noticed, Saved, Started, Stepped, Windowed
 from harness.train import train
 
 HERE = Path(__file__)
@@ -138,6 +138,46 @@ def test_a_rate_that_ruins_the_run_is_rolled_back(monkeypatch: pytest.MonkeyPatc
     assert end(events).samples == 3200
 
 
+@pytest.mark.parametrize("policy", ["watch", "protect"])
+def test_digits_at_64_times_the_batch_with_a_rate_that_diverges(tmp_path: Path, policy: str) -> None:
+    over = {
+        "recipe": {"use": "digits"},
+        "batch": {"reference": 32, "total": 2048},
+        "optim": {"lr": 0.1, "momentum": 0.9},
+        "scaling": {"warmup_epochs": 5},
+        "schedule": {"epochs": 200, "shape": "cosine"},
+        "eval": {"every_epochs": 50},
+        "checkpoint": {"every_epochs": 10},
+        "guard": {"policy": policy},
+        "watch": {"wandb": "off"},
+    }
+    last = end(run(config(over), tmp_path))
+    assert last.reason == ("guard" if policy == "watch" else "complete")
+    if policy == "protect":
+        accuracy = last.metrics["eval/accuracy_pct"]
+        assert accuracy is not None
+        assert accuracy > 80
+        assert "rolled back" in last.message
+    else:
+        assert "--batch.total" in last.message or "--scaling.rule" in last.message, "what to try next is said"
+
+
+def test_a_restart_does_not_undo_a_roll_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spiked_rates(monkeypatch)
+    over = {"guard": {"policy": "protect", "spike": "note"}, "checkpoint": {"every_samples": 640}, "optim": {"lr": 0.02}}
+    events = train(config(over), plan(config(over), World(1, device="cpu"), 1437), cpu=True, folder=tmp_path)
+    back = next(e for e in events if isinstance(e, Noticed) and e.code == "roll_back")
+    del events  # the process is gone before it saves again
+    names = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
+    assert names[-1] == f"samples-{back.samples:012d}", "what was given up is gone"
+    again = run(config(over), tmp_path)
+    assert isinstance(again[0], Started)
+    assert again[0].samples == back.samples
+    first = last_window(again[: next(n for n, e in enumerate(again) if isinstance(e, Windowed)) + 1])
+    assert first["stability/rollbacks"] == 1
+    assert first["stability/lr_factor"] == 0.5
+
+
 def test_the_samples_of_a_gap_are_left_out_and_the_schedule_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spiked_rates(monkeypatch)
     over = {"guard": {"divergence": "roll_back", "factor": 0.01}, "checkpoint": {"every_samples": 640}}
@@ -175,10 +215,10 @@ def test_warming_up_again_starts_at_the_reference_rate(monkeypatch: pytest.Monke
     spiked_rates(monkeypatch)
     over = {"batch": {"reference": 8, "total": 32}, "optim": {"lr": 0.02, "momentum": 0.9}, "scaling": {"warmup_samples": 320}}
     events = run(config(over | {"guard": {"divergence": "warm_up", "budget": 1000}}))
-    warmed = next(e for e in events if isinstance(e, Noticed) and e.code == "warm_up")
-    after = [s.metrics["train/lr"] for s in steps(events) if s.samples > warmed.samples]
+    warmed = next(n for n, e in enumerate(events) if isinstance(e, Noticed) and e.code == "warm_up")
+    after = [s.metrics["train/lr"] for s in steps(events[warmed:])]
     assert after[0] == pytest.approx(0.02)
-    assert after[10] == pytest.approx(0.05), "half-way back after 320 of twice the warm-up's 320 samples"
+    assert after[4] == pytest.approx(0.02 + 0.06 * 4 * 32 / 640), "over twice the warm-up's 320 samples"
 
 
 def test_without_a_checkpoint_to_go_back_to_the_run_stops(monkeypatch: pytest.MonkeyPatch) -> None:

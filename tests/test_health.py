@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from harness.stats.health import LEVEL, MEMORY, START, Health
+from harness.stats.health import LEVEL, MEMORY, Health
 
 
 def fed(losses: list[float], ratio: float | None = 1e-3) -> Health:
@@ -33,8 +33,8 @@ def test_a_run_that_learns_is_never_called_diverging(seed: int) -> None:
 
 
 def test_a_loss_above_its_start_diverges() -> None:
-    assert fed([2.0] * START + [3.0] * LEVEL).diverging
-    assert not fed([2.0] * START + [2.1] * LEVEL).diverging
+    assert fed([2.0] * LEVEL + [3.0] * LEVEL).diverging
+    assert not fed([2.0] * LEVEL + [2.1] * LEVEL).diverging
 
 
 def test_a_loss_that_gives_up_half_of_what_it_had_won_diverges() -> None:
@@ -42,7 +42,7 @@ def test_a_loss_that_gives_up_half_of_what_it_had_won_diverges() -> None:
     lost = [1.6 + x - y for x, y in zip(falling(30, 1), falling(30, 1, noise=0), strict=True)]
     assert fed(won + lost).diverging
     assert not fed(won + won[-30:]).diverging
-    assert not fed(won + lost).well
+    assert not fed(won + lost).well(None)
 
 
 def test_losses_that_are_not_finite_blind_nothing() -> None:
@@ -70,9 +70,11 @@ def test_steps_that_move_the_weights_far_are_erratic() -> None:
 
 
 def test_what_is_forgiven_is_not_held_against_the_run_twice() -> None:
-    health = fed([2.0] * START + [3.0] * LEVEL)
-    assert not health.forgiven().diverging
-    assert health.forgiven().began == 2.0
+    health = fed([2.0] * LEVEL + [3.0] * LEVEL)
+    assert not health.forgiven(ill=True).diverging
+    assert not health.forgiven(ill=True).well(None), "not before new losses say so"
+    assert health.forgiven(ill=True).after([1.9] * 5, None).well(None)
+    assert health.forgiven(ill=True).began == 2.0
 
 
 def test_health_survives_a_checkpoint() -> None:
@@ -80,3 +82,13 @@ def test_health_survives_a_checkpoint() -> None:
 
     health = fed(falling(200, 4))
     assert Health.from_json(asdict(health)) == health
+
+
+def test_a_loss_that_blows_up_at_the_start_is_seen_at_once_and_is_no_state_to_go_back_to() -> None:
+    health = fed([2.3, 2.3, 2.3, 5e4, 6e4, 7e4, 7e4, 7e4])
+    assert health.diverging
+    assert not health.well(None)
+    assert not fed([2.3, 2.3, 9.0, 8.0]).well(None)
+    assert fed([2.3, 2.3, 2.35, 2.2]).well(None)
+    assert not fed([2.3, 2.3, 2.31, 2.3]).well(2.3), "no better than knowing nothing"
+    assert Health().well(2.3), "the start is one"

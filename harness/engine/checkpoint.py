@@ -76,8 +76,10 @@ def commit(folder: Path, state: State, about: Mapping[str, Any], digests: Mappin
         shutil.rmtree(final)
     temporary.rename(final)
     _flush(folder)
+    well = newest_well(folder)
     for old in list(_newest_first(folder))[keep:]:
-        shutil.rmtree(old)
+        if well is None or old != well.path:  # the guard may want to go back to it
+            shutil.rmtree(old)
     return final
 
 
@@ -102,6 +104,13 @@ def newest_well(folder: Path) -> Checkpoint | None:
         if found.about["well"]:
             return found
     return None
+
+
+def drop_newer(kept: Path) -> None:
+    """Remove the checkpoints that are newer than `kept`: a roll-back has given them up. Raises OSError."""
+    for path in list(_newest_first(kept.parent)):
+        if path.name > kept.name:
+            shutil.rmtree(path)
 
 
 def load(path: Path) -> Checkpoint:

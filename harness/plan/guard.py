@@ -47,10 +47,6 @@ class Guarded:
         """Where the next gap after `position` begins, or `end`."""
         return min((start for start, _ in self.gaps if start >= position), default=end)
 
-    def with_gap(self, gap: Gap) -> tuple[Gap, ...]:
-        """The gaps and one more, in order."""
-        return tuple(sorted({*self.gaps, gap}))
-
     def seen(self, troubles: Collection[Trouble], window: Gap, *, well: bool) -> "Guarded":
         """After a window: the first one with trouble is the suspect, until the run is well again."""
         if any(t in ("nonfinite", "spike", "erratic") for t in troubles):

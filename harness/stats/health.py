@@ -12,9 +12,9 @@ from typing import Any
 
 from harness.stats.spikes import FLAGGED, Spikes
 
-START, NEWEST, LEVEL, MEMORY = 10, 5, 20, 50
-ABOVE, GIVEN_UP, SCATTER = 0.2, 0.5, 6.0
-"""Of the start's loss, of what was won, in median deviations: what a loss must exceed to be diverging."""
+START, NEWEST, LEVEL, MEMORY = 3, 3, 20, 50
+ABOVE, BLOWN_UP, GIVEN_UP, SCATTER = 0.2, 2.0, 0.5, 6.0
+"""Above the start by these shares of it, the second at once; of what was won; in median deviations: what is a divergence."""
 DEAD_NEAR = 0.01
 """A level within this share of the uniform loss has learnt nothing."""
 ERRATIC_LEAST, ERRATIC_MOST = 0.1, 1.0
@@ -29,6 +29,7 @@ class Health:
 
     Losses that are not finite are left out.
     `ratios` holds the logarithms of the update-to-weight ratio, one a window; `still` counts windows whose weights stood still.
+    `sick`: the run diverged or died, and its new losses have not shown yet that it is well.
     """
 
     start: tuple[float, ...] = ()
@@ -38,6 +39,7 @@ class Health:
     ratios: Spikes = field(default_factory=Spikes)
     erratic: bool = False
     still: int = 0
+    sick: bool = False
 
     def after(self, losses: Sequence[float], ratio: float | None) -> "Health":
         """With a window's losses and its update-to-weight ratio (None: not measured)."""
@@ -47,6 +49,7 @@ class Health:
         level = moved.level
         if level is not None and (self.lowest is None or level < self.lowest):
             moved = replace(moved, lowest=level, scatter=median(abs(x - level) for x in moved.recent[-LEVEL:]))
+        moved = replace(moved, sick=self.sick and not moved.well(None))
         return moved if ratio is None else moved._moved(ratio)
 
     def _moved(self, ratio: float) -> "Health":
@@ -56,9 +59,9 @@ class Health:
         unusual = score is not None and score > FLAGGED and ratio > ERRATIC_LEAST
         return replace(self, ratios=self.ratios.after([math.log(ratio)]), erratic=unusual or ratio > ERRATIC_MOST, still=0)
 
-    def forgiven(self) -> "Health":
-        """After the guard has acted: what was seen is answered, and is not held against the run twice."""
-        return replace(self, recent=(), erratic=False, still=0)
+    def forgiven(self, *, ill: bool) -> "Health":
+        """After the guard has acted: what was seen is not held against the run twice. `ill`: it was about the losses."""
+        return replace(self, recent=() if ill else self.recent, erratic=False, still=0, sick=self.sick or ill)
 
     @property
     def level(self) -> float | None:
@@ -67,27 +70,37 @@ class Health:
 
     @property
     def began(self) -> float | None:
-        """Median of the first losses; None before there are START."""
-        return median(self.start) if len(self.start) == START else None
+        """Median of the first losses; None before there is one."""
+        return median(self.start) if self.start else None
 
     @property
     def diverging(self) -> bool:
         """Whether the level is above the start, or has given up much of what was won."""
         level, began, lowest = self.level, self.began, self.lowest
-        if level is None or began is None or lowest is None:
+        if began is None:
             return False
-        if level - began > max(ABOVE * abs(began), SCATTER * median(abs(x - began) for x in self.start)):
+        if len(self.recent) >= NEWEST and median(self.recent[-NEWEST:]) - began > BLOWN_UP * abs(began):
             return True
-        return level - lowest > max(GIVEN_UP * (began - lowest), SCATTER * self.scatter) and lowest < began
+        if level is None or lowest is None:
+            return False
+        chance = SCATTER * self.scatter
+        if level - began > max(ABOVE * abs(began), chance):
+            return True
+        return level - lowest > max(GIVEN_UP * (began - lowest), chance) and lowest < began
 
-    @property
-    def well(self) -> bool:
-        """Whether this state is one to go back to: the last NEWEST losses, too, have kept three quarters of what was won."""
-        began, lowest = self.began, self.lowest
-        if began is None or lowest is None:
-            return True
-        newest, chance = median(self.recent[-NEWEST:] or (lowest,)), SCATTER * self.scatter
-        return newest - min(lowest, began) <= max(GIVEN_UP / 2 * (began - lowest), chance)
+    def well(self, uniform: float | None) -> bool:
+        """Whether this state is one to go back to: the last NEWEST losses have kept three quarters of what was won.
+
+        A loss that is not below `uniform`, that of a model that has learnt nothing, is no such state, except before the first.
+        """
+        began = self.began
+        if began is None or len(self.recent) < (NEWEST if self.sick else 1):
+            return not self.sick
+        if uniform is not None and median(self.recent[-NEWEST:]) > (1 - DEAD_NEAR) * uniform:
+            return False
+        newest, lowest = median(self.recent[-NEWEST:]), min(began if self.lowest is None else self.lowest, began)
+        chance = SCATTER * self.scatter if self.lowest is not None else ABOVE / 2 * abs(began)
+        return newest - lowest <= max(GIVEN_UP / 2 * (began - lowest), chance)
 
     def dead(self, uniform: float | None) -> bool:
         """Whether all of MEMORY losses stood at the uniform loss, or the weights have stood still for two windows."""

@@ -14,6 +14,7 @@ from harness.stats.past import windows
 from harness.stats.verdict import verdict
 from harness.watch.table import plan_table
 
+_TROUBLE = ("nonfinite", "spike", "divergence", "dead", "erratic", "back_off", "warm_up", "roll_back", "past_noise_scale")
 PLAIN_LINES = 20
 """Progress lines of a whole run where there is no terminal."""
 
@@ -118,7 +119,7 @@ class Terminal:
 
     def _failure(self, event: Ended) -> Panel:
         """What happened, what was done, and how to go on."""
-        bad = [n for n in self._notices if n.code in ("nonfinite", "spike", "dead", "past_noise_scale")]
+        bad = [n for n in self._notices if n.code in _TROUBLE]
         lines = [
             f"[bold]what[/bold]   {escape(event.message)}",
             f"[bold]where[/bold]  step {event.step:,}, {event.samples:,} samples",

@@ -35,6 +35,7 @@ GROUPS = ("train", "eval", "batch", "throughput", "memory", "stability", "reliab
 ALERTS = (
     "nonfinite", "spike", "divergence", "dead", "past_noise_scale", "slow", "checkpoint_failed", "stale_checkpoint",
     "damaged_checkpoint", "resumed", "bad_samples", "data_worker",
+    "erratic", "spared", "back_off", "warm_up", "roll_back", "batch", "out_of_memory",
 )  # fmt: skip
 """Notices that W&B also sends as alerts, each code at most once in ALERT_EVERY_S."""
 ALERT_EVERY_S = 300
