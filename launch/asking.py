@@ -25,10 +25,11 @@ def run_parser(name: str, description: str) -> Parser:
 
 def add_world(parser: argparse.ArgumentParser) -> None:
     """--gpus, --procs and --nodes."""
-    gpus = "GPUs over all nodes (default: those of this machine); 0: CPU ranks, see --procs; several, 1,2,4,8: a table of plans"
+    gpus = "GPUs over all nodes (default: as many on each as this machine has); 0: CPU ranks, see --procs; several, 1,2,4,8: a table of plans"
     parser.add_argument("--gpus", type=_counts, metavar="N", help=gpus)
     parser.add_argument("--procs", type=int, default=1, help="CPU ranks with --gpus 0, to try a run without GPUs")
-    parser.add_argument("--nodes", type=int, default=1, help="machines that the GPUs are spread over evenly")
+    nodes = "machines that the GPUs are spread over evenly; 2:4: start with 2, at most 4, and go on when some come or go"
+    parser.add_argument("--nodes", type=_nodes, default=(1, 1), metavar="N[:M]", help=nodes)
 
 
 def _counts(text: str) -> tuple[int, ...]:
@@ -39,16 +40,28 @@ def _counts(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(f"{text!r} is no number of GPUs") from e
 
 
+def _nodes(text: str) -> tuple[int, int]:
+    """`4`, or `2:4`: (fewest, most)."""
+    low, colon, high = text.partition(":")
+    try:
+        return int(low), int(high if colon else low)
+    except ValueError as e:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of nodes") from e
+
+
 def asked_world(args: argparse.Namespace) -> World:
-    """The world that the flags of `add_world` ask for. Raises UserError."""
+    """The world that the flags of `add_world` ask for: of `--nodes 2:4` the largest. Raises UserError."""
+    fewest, nodes = args.nodes
+    if not 1 <= fewest <= nodes:
+        raise UserError("--nodes", f"is {fewest}:{nodes}", "give at least 1, the smaller number first")
     if args.gpus is not None and len(args.gpus) > 1:
         raise UserError("--gpus", f"names {len(args.gpus)} worlds, and a run has one", "add --dry-run for a table of plans")
-    here = gpu_count(os.environ.get("CUDA_VISIBLE_DEVICES")) if args.gpus is None else args.gpus[0]
+    here = gpu_count(os.environ.get("CUDA_VISIBLE_DEVICES")) * nodes if args.gpus is None else args.gpus[0]
     if here == 0:
         if args.procs < 1:
             raise UserError("--procs", f"is {args.procs}", "give at least 1")
-        return World(args.procs, args.nodes, "cpu")
-    return World(here, args.nodes, "gpu")
+        return World(args.procs, nodes, "cpu")
+    return World(here, nodes, "gpu")
 
 
 def dataset(config: Config) -> int | None:

@@ -15,6 +15,7 @@ from launch.asking import AGAINST, add_world, asked_world, dataset, run_folder, 
 from launch.command import accelerate_file, worker_command
 from launch.evidence import add_from, measured_flags
 from launch.folder import run_files, write
+from launch.hosts import add_hosts, check_worlds, hosts_command, meeting
 from launch.local import gpu_count, run
 from launch.submit import add_slurm, check_slurm, submit
 from launch.worlds import add_bench, compare, print_hours, several
@@ -29,8 +30,7 @@ def main(argv: Sequence[str]) -> int:
     add_bench(parser)
     parser.add_argument("--against", metavar="RUN", help=AGAINST)
     parser.add_argument("--dry-run", action="store_true", help="print the files and the exact command, start nothing")
-    interface = "network interface of the ranks' traffic (default: the one that leads to the rendezvous host)"
-    parser.add_argument("--interface", metavar="NAME", help=interface)
+    add_hosts(parser)
     add_slurm(parser)
     add_from(parser)
     add_settings(parser)
@@ -47,12 +47,23 @@ def main(argv: Sequence[str]) -> int:
         return submit(args, settings, world)
     if not args.dry_run:
         _check_here(world)
-    planned = plan(config, world, dataset(config))
+    size = dataset(config)
+    planned = plan(config, world, size)
     folder = run_folder(config, args.run)
+    several_hosts = args.rendezvous is not None or world.nodes > 1
+    if several_hosts:
+        if config.run.dir is None:
+            raise UserError("run.dir", "not set, and every host must name the same folder", "give --run.dir, on a shared disk")
+        check_worlds(config, world, args.nodes[0], size)
+        at = meeting(args.rendezvous, args.interface, args.nodes[0])
     config = replace(config, run=replace(config.run, dir=str(folder)))
-    files = run_files(config, planned) | {"accelerate.yaml": accelerate_file(planned, world)}
+    files = run_files(config, planned)
+    if several_hosts:
+        command = hosts_command(sys.executable, folder, world, at, asked=args.interface is not None)
+    else:
+        files["accelerate.yaml"] = accelerate_file(planned, world)
+        command = worker_command(sys.executable, str(folder), world)
     write(folder, files, dry=args.dry_run)
-    command = worker_command(sys.executable, str(folder), world)
     print_plan(planned)
     print_hours(args.bench, planned)
     print(f"\n$ {command}", flush=True)
@@ -60,10 +71,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _check_here(world: World) -> None:
-    """Raises UserError where this machine cannot hold `world`."""
-    if world.nodes > 1:
-        raise UserError("--nodes", f"is {world.nodes}, but this starts processes on this machine only", "use --dry-run, or 1")
+    """Raises UserError where this machine cannot hold its part of `world`."""
     if world.device == "gpu":
-        here = gpu_count(os.environ.get("CUDA_VISIBLE_DEVICES"))
-        if world.size > here:
-            raise UserError("--gpus", f"{world.size} asked for, {here} here", "ask for fewer, use --gpus 0 --procs N, or --dry-run")
+        here, wanted = gpu_count(os.environ.get("CUDA_VISIBLE_DEVICES")), world.size // world.nodes
+        if wanted > here:
+            raise UserError(
+                "--gpus", f"{wanted} asked for here, {here} found", "ask for fewer, use --gpus 0 --procs N, or --dry-run"
+            )

@@ -39,7 +39,7 @@ def several(args: argparse.Namespace) -> bool:
 def compare(config: Config, args: argparse.Namespace, dataset: int | None, *, as_json: bool = False) -> int:
     """Print a row for each world that --gpus names. Raises UserError where no world can have the run."""
     speeds = speeds_from(args.bench) if args.bench else None
-    found = [row(config, ranks, args.nodes, dataset, speeds) for ranks in args.gpus]
+    found = [row(config, ranks, args.nodes[1], dataset, speeds) for ranks in args.gpus]
     if not any(r.plan for r in found):
         raise UserError(
             "--gpus", f"none of {', '.join(map(str, args.gpus))} can have this run ({found[0].problem})", "ask for others"

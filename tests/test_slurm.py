@@ -80,7 +80,8 @@ def told(folder: Path, event: str) -> bool:
     return (folder / "run" / "events.jsonl").exists() and bool(journal(folder, event))
 
 
-LONG = ("--schedule.epochs", "200", "--watch.wandb", "offline")
+MANY = 100
+LONG = ("--schedule.epochs", str(MANY), "--watch.wandb", "offline")
 """A run that is still going when something happens to it."""
 
 
@@ -101,7 +102,7 @@ def test_the_signal_makes_a_checkpoint_and_the_requeued_job_goes_on_from_it(clus
     wait_until(lambda: int(cluster.job(job)["Restarts"]) == 1, "the requeue")
     assert journal(tmp_path, "end")[-1]["reason"] == "stop_requested"
     assert cluster.wait_for(job, "COMPLETED")["Restarts"] == "1"
-    check_whole(tmp_path, 200)
+    check_whole(tmp_path, MANY)
     assert len(list((tmp_path / "run" / "wandb").glob("offline-run-*"))) == 2
     assert len(list((tmp_path / "run" / "logs").glob("slurm-*.log"))) == 1, "the log is appended to"
     assert log(tmp_path).count("going on from") == 1
@@ -131,7 +132,7 @@ def test_a_killed_rank_is_started_again_within_the_job(cluster: Cluster, tmp_pat
     cluster.ask("kill", "-KILL", str(victim))
     assert cluster.wait_for(job, "COMPLETED")["Restarts"] == "0"
     assert "attempt 0 ended with status" in log(tmp_path)
-    assert min(trained_ids(tmp_path).values()) >= 200
+    assert min(trained_ids(tmp_path).values()) >= MANY
     assert journal(tmp_path, "end")[-1]["reason"] == "complete"
 
 
@@ -145,7 +146,7 @@ def test_a_lost_node_queues_the_job_again(cluster: Cluster, tmp_path: Path) -> N
     wait_until(lambda: int(cluster.job(job)["Restarts"]) == 1, "the requeue")
     cluster.start_node(2)
     cluster.wait_for(job, "COMPLETED")
-    assert min(trained_ids(tmp_path).values()) >= 200
+    assert min(trained_ids(tmp_path).values()) >= MANY
     assert journal(tmp_path, "end")[-1]["reason"] == "complete"
 
 

@@ -20,30 +20,43 @@ _SIOCGIFADDR = 0x8915
 def interface(environ: Mapping[str, str], *, cpu: bool) -> str | None:
     """The interface to name to gloo; None where all ranks are on one node.
 
-    Raises UserError where the one asked for is not there or does not lead to the rendezvous host, where that host is not known
-    here, and, for CPU ranks, which have nothing but gloo, where it is this host under an address that no other can reach.
+    Raises UserError as `toward`, and, for CPU ranks, which have nothing but gloo, where the rendezvous host is this host under an
+    address that no other can reach.
     """
     if place(environ).nodes == 1:
         return None
-    host = environ["MASTER_ADDR"]
-    there, own = _resolve(host), addresses()
-    asked = environ.get(VARIABLE)
-    if asked is not None:
-        known = sorted(name for _, name in socket.if_nameindex())
-        if asked not in known:
-            raise UserError(VARIABLE, f"is {asked!r}, but {socket.gethostname()} has {', '.join(known)}", "name one of them")
-        if not any(_leads(address, there) for address, name in own.items() if name == asked):
-            raise UserError(
-                VARIABLE, f"{asked} does not lead to the rendezvous host {host} ({there})", f"known: {', '.join(known)}"
-            )
-        return asked
-    mine = _source(there, host)
-    if ipaddress.ip_address(mine).is_loopback:
-        if not cpu:
-            return None
-        at = f"{host} is {there} on {socket.gethostname()}, which no other host can reach (see /etc/hosts)"
-        raise UserError("MASTER_ADDR", at, "give the address on the network between the hosts, or --interface")
-    return own.get(mine)
+    host, asked = environ["MASTER_ADDR"], environ.get(VARIABLE)
+    own, name = toward(host, asked, setting="MASTER_ADDR")
+    if asked is None and ipaddress.ip_address(own).is_loopback:
+        if cpu:
+            raise loopback(host, setting="MASTER_ADDR")
+        return None
+    return name
+
+
+def toward(host: str, asked: str | None, *, setting: str) -> tuple[str, str | None]:
+    """(own address, name of its interface) by which this host reaches `host`: over the interface asked for, or by the route.
+
+    Raises UserError where the host is not known here, cannot be reached, or not over the interface asked for, or that is not there.
+    """
+    there, own = _resolve(host, setting), addresses()
+    if asked is None:
+        mine = _source(there, host, setting)
+        return mine, own.get(mine)
+    known = sorted(name for _, name in socket.if_nameindex())
+    if asked not in known:
+        raise UserError("--interface", f"is {asked!r}, but {socket.gethostname()} has {', '.join(known)}", "name one of them")
+    leading = [address for address, name in own.items() if name == asked and _leads(address, there)]
+    if not leading:
+        at = f"{asked} does not lead from {socket.gethostname()} to the rendezvous host {host} ({there})"
+        raise UserError("--interface", at, f"known: {', '.join(known)}")
+    return leading[0], asked
+
+
+def loopback(host: str, *, setting: str) -> UserError:
+    """The mistake of a rendezvous host that is known to itself as 127.0.0.1 or the like."""
+    at = f"{host} is {_resolve(host, setting)} on {socket.gethostname()}, which no other host can reach (see /etc/hosts)"
+    return UserError(setting, at, "give the address on the network between the hosts, or --interface")
 
 
 def addresses() -> dict[str, str]:
@@ -63,23 +76,23 @@ def addresses() -> dict[str, str]:
     return found
 
 
-def _resolve(host: str) -> str:
+def _resolve(host: str, setting: str) -> str:
     """The address of a host. Raises UserError."""
     try:
         return str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
     except socket.gaierror as e:
         at = f"{host!r} is not known on {socket.gethostname()} ({e.strerror})"
-        raise UserError("MASTER_ADDR", at, "give a name that every host can resolve, or an address") from e
+        raise UserError(setting, at, "give a name that every host can resolve, or an address") from e
 
 
-def _source(address: str, host: str) -> str:
+def _source(address: str, host: str, setting: str) -> str:
     """The own address from which the kernel would send to `address`; nothing is sent. Raises UserError."""
     with socket.socket(_family(address), socket.SOCK_DGRAM) as probe:
         try:
             probe.connect((address, 9))
         except OSError as e:
             at = f"no way from {socket.gethostname()} to {host} ({address}): {e.strerror}"
-            raise UserError("MASTER_ADDR", at, "check the network between the hosts, or give another address") from e
+            raise UserError(setting, at, "check the network between the hosts, or give another address") from e
         return str(probe.getsockname()[0])
 
 

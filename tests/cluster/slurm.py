@@ -111,7 +111,9 @@ class Cluster:
             self.daemons[name] = subprocess.Popen(self.hosts.inside(host, argv), env=self.environ, stdout=log, stderr=log)
 
     def start_node(self, number: int) -> None:
-        """Start the slurmd of a node."""
+        """Start the slurmd of a node; one that was there before has been killed."""
+        if f"n{number}" in self.daemons:
+            self.daemons[f"n{number}"].wait(timeout=10)
         self._start(f"n{number}", number, ["slurmd", "-D", "-N", f"n{number}"])
 
     def _run(self, argv: Sequence[str], cwd: Path | None = None) -> "subprocess.CompletedProcess[str]":
