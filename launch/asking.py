@@ -25,7 +25,10 @@ def run_parser(name: str, description: str) -> Parser:
 
 def add_world(parser: argparse.ArgumentParser) -> None:
     """--gpus, --procs and --nodes."""
-    gpus = "GPUs over all nodes (default: as many on each as this machine has); 0: CPU ranks, see --procs; several, 1,2,4,8: a table of plans"
+    gpus = (
+        "GPUs over all nodes (default: as many on each as this machine has); 0: CPU ranks, see --procs; "
+        "several, 1,2,4,8: a table of plans"
+    )
     parser.add_argument("--gpus", type=_counts, metavar="N", help=gpus)
     parser.add_argument("--procs", type=int, default=1, help="CPU ranks with --gpus 0, to try a run without GPUs")
     nodes = "machines that the GPUs are spread over evenly; 2:4: start with 2, at most 4, and go on when some come or go"
