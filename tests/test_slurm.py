@@ -175,7 +175,7 @@ def test_more_gpus_than_there_are_is_refused_in_one_line(cluster: Cluster, tmp_p
 @pytest.mark.slow
 def test_bare_srun_starts_workers_that_find_each_other(cluster: Cluster, tmp_path: Path) -> None:
     path = run_file(tmp_path, "total: 8")
-    argv = ["srun", "--nodes=3", "--ntasks=3", sys.executable, "-m", "harness", str(path), "--batch.total", "9"]
+    argv = ["srun", "--nodes=3", "--ntasks=3", sys.executable, "-m", "harness", str(path), "--batch.total", "12"]
     cluster.ask(*argv, cwd=tmp_path)
     start = journal(tmp_path, "start")[0]["plan"]
     assert (start["world_size"], start["nodes"]) == (3, 3)
