@@ -46,10 +46,12 @@ def add_hosts(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--interface", metavar="NAME", help=interface)
 
 
-def meeting(rendezvous: str | None, interface: str | None, fewest: int) -> Meeting:
+def meeting(rendezvous: str | None, interface: str | None, fewest: int, run_dir: str | None) -> Meeting:
     """The flags, checked, and this host's address on the way there. Raises UserError."""
     if rendezvous is None:
         raise UserError("--nodes", "more than 1, and this starts processes on this machine only", "give --rendezvous, or --slurm")
+    if run_dir is None:
+        raise UserError("run.dir", "not set, and every host must name the same folder", "give --run.dir, on a disk that all see")
     host, _, port = rendezvous.rpartition(":")
     remedy = "write HOST:PORT such as node1:29400"
     checked("--rendezvous", host, HOST, remedy)

@@ -45,24 +45,22 @@ def main(argv: Sequence[str]) -> int:
     world = asked_world(args)
     if slurm:
         return submit(args, settings, world)
+    at = None
+    if args.rendezvous is not None or world.nodes > 1:
+        at = meeting(args.rendezvous, args.interface, args.nodes[0], config.run.dir)
     if not args.dry_run:
         _check_here(world)
     size = dataset(config)
     planned = plan(config, world, size)
     folder = run_folder(config, args.run)
-    several_hosts = args.rendezvous is not None or world.nodes > 1
-    if several_hosts:
-        if config.run.dir is None:
-            raise UserError("run.dir", "not set, and every host must name the same folder", "give --run.dir, on a shared disk")
-        check_worlds(config, world, args.nodes[0], size)
-        at = meeting(args.rendezvous, args.interface, args.nodes[0])
     config = replace(config, run=replace(config.run, dir=str(folder)))
     files = run_files(config, planned)
-    if several_hosts:
-        command = hosts_command(sys.executable, folder, world, at, asked=args.interface is not None)
-    else:
+    if at is None:
         files["accelerate.yaml"] = accelerate_file(planned, world)
         command = worker_command(sys.executable, str(folder), world)
+    else:
+        check_worlds(config, world, at.fewest, size)
+        command = hosts_command(sys.executable, folder, world, at, asked=args.interface is not None)
     write(folder, files, dry=args.dry_run)
     print_plan(planned)
     print_hours(args.bench, planned)

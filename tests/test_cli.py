@@ -94,7 +94,10 @@ MISTAKES = [
     (["train", DIGITS, "--recipe.samples", "99"], "recipe.samples", "write 1437"),
     (["train", DIGITS, "--recipe.use", "digit"], "recipe.use", "did you mean digits?"),
     (["launch", DIGITS, "--gpus", "64"], "--gpus", "64 asked for"),
-    (["launch", DIGITS, "--gpus", "64", "--nodes", "8"], "--nodes", "--dry-run"),
+    (["launch", DIGITS, "--gpus", "64", "--nodes", "8"], "--nodes", "--rendezvous"),
+    (["launch", DIGITS, "--gpus", "64", "--nodes", "8", "--rendezvous", "a:1"], "run.dir", "--run.dir"),
+    (["launch", DIGITS, "--gpus", "64", "--nodes", "8:2"], "--nodes", "smaller"),
+    (["launch", DIGITS, "--gpus", "64", "--nodes", "a:2"], "--nodes", "no number of nodes"),
 ]
 
 
