@@ -38,6 +38,9 @@ def plan_table(plan: Plan) -> Table:
     for name in _SHOWN:
         if tree[name] is not None:
             table.add_row(name, Text(show(tree[name])), Text(plan.sources.get(name, "")))
+    for stage in plan.stages[1:]:
+        why = f"from {stage.start:,} samples of the schedule, lr x {stage.lr:.4g} of its rate"
+        table.add_row("global_batch", Text(f"{stage.batch:,}"), Text(why))
     return table
 
 
