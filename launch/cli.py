@@ -5,12 +5,14 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from harness.plan.errors import UserError, did_you_mean
-from launch import dashboard, doctor, export, launch, plan, report, train
+from launch import dashboard, doctor, export, find_batch, launch, plan, report, sweep, train
 
 COMMANDS: dict[str, ModuleType] = {
     "plan": plan,
     "train": train,
     "launch": launch,
+    "find-batch": find_batch,
+    "sweep": sweep,
     "doctor": doctor,
     "export": export,
     "report": report,
@@ -31,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     try:
         if name in ("-h", "--help"):
-            print(OVERVIEW.format(commands="\n".join(f"  {c:<10}{module.HELP}" for c, module in COMMANDS.items())))
+            print(OVERVIEW.format(commands="\n".join(f"  {c:<11}{module.HELP}" for c, module in COMMANDS.items())))
             return 0
         if name not in COMMANDS:
             raise UserError("widebatch", f"{name!r} is no command", did_you_mean(name, list(COMMANDS)))

@@ -37,6 +37,8 @@ FLOORS = {
     "harness/watch/": 4,
     "harness/worker.py": 4,
     "harness/checkup.py": 4,
+    "harness/series.py": 4,
+    "harness/probe.py": 3,
     "harness/__main__.py": 4,
     "launch/": 5,
 }
@@ -49,7 +51,8 @@ HOMES = {
     "wandb_workspaces": ("harness/watch/dashboard.py",),
     "transformers": ("harness/watch/trainer.py",),
     "rich": ("harness/watch/",),
-    "subprocess": ("launch/local.py",),
+    "subprocess": ("launch/local.py", "launch/jobs.py"),
+    "matplotlib": ("harness/watch/plot.py",),
 }
 TORCH = {"torch", "torchvision", "timm", "transformers", "pytorch_optimizer", "safetensors"}
 

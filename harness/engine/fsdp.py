@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from harness.engine.base import summed
-from harness.engine.engine import AUTOCAST
+from harness.engine.engine import AUTOCAST, DTYPES
 from harness.engine.pieces import Piece, Source
 from harness.engine.torch_step import TorchEngine
 from harness.parts.compute import prepare_model
@@ -43,12 +43,11 @@ class FsdpEngine(TorchEngine):
             backend = "nccl" if self.device.type == "cuda" else "gloo"
             dist.init_process_group(backend, rank=0, world_size=1, store=dist.HashStore())  # type: ignore[attr-defined]
         self._mesh = fsdp_mesh(self.device.type, self.processes, plan.nodes if config.backend.shard == "node" else 1)
-        self._offload = CPUOffloadPolicy() if config.backend.offload == "all" else OffloadPolicy()
         seed_torch(derive(self.seed, 1))
         model = recipe.model().to(self.dtype)  # on the host: fully_shard moves it unit by unit
         self._model = prepare_model(model, recipe, config.compute)
         self._check_equal()
-        self._root = self._shard_model()
+        self._root = shard_model(self._model, recipe, config, self._mesh)
         self.optimizer = recipe.optimizer(self._model, plan) or build_optimizer(
             plan, recipe, self._model, fused=self.device.type == "cuda"
         )
@@ -68,28 +67,6 @@ class FsdpEngine(TorchEngine):
         if not torch.allclose(highest[0], -highest[1], rtol=1e-6, equal_nan=True):
             at = "model() gave other weights on other ranks, and fsdp cuts its shards out of all of them"
             raise UserError("recipe.use", at, "draw initial weights from torch's generators, which are seeded")
-
-    def _shard_model(self) -> FSDPModule:
-        """Shard the blocks, then what is left. Raises UserError where a parameter is no DTensor afterwards."""
-        half, reshard = AUTOCAST.get(self.config.precision), self.config.backend.reshard
-        policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=half and self.dtype)
-        if half:  # BatchNorm's float32 statistics want float32 weights beside them
-            for norm in [m for m in self._model.modules() if isinstance(m, _BatchNorm)]:
-                fully_shard(norm, mesh=self._mesh, reshard_after_forward=reshard, offload_policy=self._offload)
-        for block in self._recipe.blocks(self._model):
-            fully_shard(block, mesh=self._mesh, reshard_after_forward=reshard, mp_policy=policy, offload_policy=self._offload)
-        whole = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=half and self.dtype, output_dtype=half and self.dtype)
-        # the backward begins where the forward ends: to free the root's weights in between would only gather them twice
-        root: FSDPModule = fully_shard(
-            self._model, mesh=self._mesh, reshard_after_forward=False, mp_policy=whole, offload_policy=self._offload
-        )
-        for name, parameter in self._model.named_parameters():
-            if not (isinstance(parameter, DTensor) and parameter.device_mesh == self._mesh):
-                raise UserError("backend.name", f"fsdp asked for, but parameter {name} is not sharded", "use backend.name: ddp")
-        for unit in self._units():
-            unit.set_gradient_divide_factor(1.0)
-            unit.set_force_sum_reduction_for_comms(True)
-        return root
 
     def _units(self) -> list[FSDPModule]:
         return [m for m in self._model.modules() if isinstance(m, FSDPModule)]
@@ -163,6 +140,28 @@ class FsdpEngine(TorchEngine):
         """Put the shards back in place: after an evaluation, which has no backward, the root's weights are still whole."""
         for unit in self._units():
             unit.reshard()
+
+
+def shard_model(model: nn.Module, recipe: Recipe, config: Config, mesh: DeviceMesh) -> FSDPModule:
+    """Shard the blocks, then what is left, in place. Raises UserError where a parameter is no DTensor afterwards."""
+    dtype, half, reshard = DTYPES[config.precision], AUTOCAST.get(config.precision), config.backend.reshard
+    offload = CPUOffloadPolicy() if config.backend.offload == "all" else OffloadPolicy()
+    policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=half and dtype)
+    if half:  # BatchNorm's float32 statistics want float32 weights beside them
+        for norm in [m for m in model.modules() if isinstance(m, _BatchNorm)]:
+            fully_shard(norm, mesh=mesh, reshard_after_forward=reshard, offload_policy=offload)
+    for block in recipe.blocks(model):
+        fully_shard(block, mesh=mesh, reshard_after_forward=reshard, mp_policy=policy, offload_policy=offload)
+    whole = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=half and dtype, output_dtype=half and dtype)
+    # the backward begins where the forward ends: to free the root's weights in between would only gather them twice
+    root: FSDPModule = fully_shard(model, mesh=mesh, reshard_after_forward=False, mp_policy=whole, offload_policy=offload)
+    for name, parameter in model.named_parameters():
+        if not (isinstance(parameter, DTensor) and parameter.device_mesh == mesh):
+            raise UserError("backend.name", f"fsdp asked for, but parameter {name} is not sharded", "use backend.name: ddp")
+    for unit in [m for m in model.modules() if isinstance(m, FSDPModule)]:
+        unit.set_gradient_divide_factor(1.0)
+        unit.set_force_sum_reduction_for_comms(True)
+    return root
 
 
 def fsdp_mesh(device: str, ranks: int, copies: int) -> DeviceMesh:

@@ -1,0 +1,26 @@
+"""Several small runs, one after the other, in one process: `python -m harness.series A/run.yaml B/run.yaml`. Torch starts once."""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness.plan.decode import load
+from harness.plan.errors import UserError
+from harness.worker import EXIT, report, work
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run them all; a run that the guard stopped does not end the series, any other end but a complete one does."""
+    for path in map(Path, argv):
+        try:
+            status = work(load(path), path.stem, os.environ, show_plan=False)
+        except UserError as e:
+            return report(e, 0)
+        if status not in (EXIT["complete"], EXIT["guard"]):
+            return status
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

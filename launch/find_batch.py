@@ -1,0 +1,202 @@
+"""widebatch find-batch RUN.yaml: the micro-batch that fits and is fastest, by real steps on the user's own recipe."""
+
+import argparse
+import json
+import os
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from harness.plan.batch import split_batch
+from harness.plan.config import Config
+from harness.plan.decode import load
+from harness.plan.errors import UserError
+from harness.plan.flags import add_settings, parse
+from harness.plan.world import World
+from harness.stats.figure import Curve, Panel
+from harness.stats.fitting import Tried, agreed, candidates, fastest, next_trial
+from harness.stats.sweep import aligned
+from launch.asking import add_world, asked_world, run_parser
+from launch.command import Command
+from launch.jobs import Job, run_jobs
+from launch.local import gpu_count
+from launch.trials import places, run_file
+
+HELP = "find the largest micro-batch that fits, and the fastest; the global batch stays"
+MOST_PASSES = 4
+"""Passes of a trial's step: a real step may have more, which take no more memory, and the same time each."""
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(KiB|MiB|GiB|TiB)")
+_UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Raises UserError."""
+    parser = run_parser("find-batch", HELP)
+    add_world(parser)
+    parser.add_argument(
+        "--memory", help="what a rank may use, such as 2GiB: resident on a CPU (needed there), of the device on a GPU"
+    )
+    parser.add_argument("--seconds", type=float, default=2.0, help="time to measure the rate of each micro-batch (default 2)")
+    parser.add_argument("--out", type=Path, help="folder of the search (default runs/NAME-find-batch); what is done there is kept")
+    predict = "no trials: what a rank of the planned world would use, by micro-batch, from shapes alone"
+    parser.add_argument("--predict", action="store_true", help=predict)
+    add_settings(parser)
+    args, settings = parse(parser, argv)
+    config, world = load(args.run, settings), asked_world(args)
+    limit = size(args.memory) if args.memory else None
+    share = split_batch(replace(config.batch, micro="auto"), world).micro_batch
+    if args.predict:
+        return _predict(config, world, share, limit)
+    _check(args, world, limit)
+    out: Path = args.out or Path("runs") / f"{args.run.stem}-find-batch"
+    _keep(config, world, limit, out)
+    tried = search(config, world, share, limit, args.seconds, out)
+    return _finish(config, world, share, tried, out) if tried is not None else 1
+
+
+def size(text: str) -> int:
+    """Bytes of a size such as 2GiB. Raises UserError."""
+    found = _SIZE.fullmatch(text.strip())
+    if not found:
+        raise UserError("--memory", f"is {text!r}", "give a number and KiB, MiB, GiB or TiB, such as 2GiB")
+    return int(float(found[1]) * _UNITS[found[2]])
+
+
+def _check(args: argparse.Namespace, world: World, limit: int | None) -> None:
+    if world.device == "cpu" and limit is None:
+        raise UserError("--memory", "missing, and a CPU has no memory of its own to fill", "give what a rank may use, such as 2GiB")
+    if world.device == "gpu" and world.size > gpu_count(os.environ.get("CUDA_VISIBLE_DEVICES")):
+        raise UserError("--gpus", f"{world.size} asked for, more than are here", "ask for fewer, or use --predict")
+    if world.nodes > 1:
+        raise UserError("--nodes", f"is {world.nodes}, but trials run on this machine only", "leave it out, or use --predict")
+    if not args.seconds > 0:
+        raise UserError("--seconds", f"is {args.seconds}", "give a time above 0")
+
+
+def _keep(config: Config, world: World, limit: int | None, out: Path) -> None:
+    """Write what is searched for; raises UserError where the folder holds another search."""
+    path, text = out / "search.yaml", run_file(config, f"find-batch on {world.size} {world.device} ranks, limit {limit} bytes each")
+    if path.exists() and path.read_text() != text:
+        raise UserError("--out", f"{out} holds a search of another run file, world or limit", "give another folder, or remove it")
+    out.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def search(config: Config, world: World, share: int, limit: int | None, seconds: float, out: Path) -> list[Tried] | None:
+    """All trials, those of an earlier call included; None where it was stopped before the end."""
+    from harness.watch.progress import series
+
+    found: dict[int, Tried] = {}
+    expected = len(bin(share)) + 2
+    with series("find-batch", expected) as told:
+        while (micro := next_trial(share, {m: t.fits for m, t in found.items()})) is not None:
+            folder = (out / "trials" / f"micro-{micro}").resolve()
+            if not (folder / "done").exists() and not _try(out, folder, world, micro, share, limit, seconds):
+                return None
+            found[micro] = _read(folder, micro, world.size)
+            told(_line(found[micro], share))
+    return [found[m] for m in sorted(found)]
+
+
+def _try(out: Path, folder: Path, world: World, micro: int, share: int, limit: int | None, seconds: float) -> bool:
+    """One trial in fresh processes; whether it was let come to its end."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("rank-*.json"):
+        old.unlink()
+    passes = min(share // micro, MOST_PASSES)
+    argv = [sys.executable]
+    if world.size > 1:
+        argv += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world.size}", "--max-restarts=0"]
+    argv += ["-m", "harness.probe", str((out / "search.yaml").resolve()), "--micro", str(micro), "--passes", str(passes)]
+    argv += ["--seconds", str(seconds), "--out", str(folder), *(["--memory", str(limit)] if limit else [])]
+    environ = {"ACCELERATE_USE_CPU": "true"} if world.device == "cpu" else {}
+    log = folder / "trial.log"
+    job = Job(f"micro-{micro}", Command(tuple(argv), environ), log)
+    statuses: list[int] = []
+
+    def ended(job: Job, status: int) -> bool:
+        statuses.append(status)
+        return True
+
+    everything = run_jobs([job], 1, ended, places(1))
+    told = [json.loads(p.read_text()) for p in folder.glob("rank-*.json")]
+    if any(t["fits"] is None for t in told):
+        raise UserError("trial", f"micro-batch {micro}: {next(t['problem'] for t in told if t['fits'] is None)}", f"see {log}")
+    if statuses and statuses[0] in (128 + 15, 128 + 2):
+        return False
+    if not told and statuses and statuses[0] != 128 + 9:
+        last = (log.read_text(errors="replace").strip().splitlines() or ["no output"])[-1]
+        raise UserError("trial", f"micro-batch {micro} ended with status {statuses[0]}: {last}", f"see {log}")
+    (folder / "done").touch()
+    return everything
+
+
+def _read(folder: Path, micro: int, ranks: int) -> Tried:
+    files = [folder / f"rank-{n}.json" for n in range(ranks)]
+    return agreed(micro, [json.loads(f.read_text()) if f.exists() else None for f in files])
+
+
+def _line(t: Tried, share: int) -> str:
+    if not t.fits:
+        return f"micro-batch {t.micro:,} does not fit ({t.problem})"
+    return f"micro-batch {t.micro:,} x {share // t.micro}: {(t.peak_bytes or 0) / 2**30:.2f} GiB, {t.samples_per_s:,.0f} samples/s"
+
+
+def table(tried: Sequence[Tried], share: int, chosen: Tried | None) -> str:
+    """The trials: micro-batch, accumulation that keeps the global batch, peak of the fullest rank, rate of all ranks."""
+    rows = [["micro_batch", "accumulate", "peak GiB", "samples/s", ""]]
+    for t in tried:
+        peak, rate = f"{(t.peak_bytes or 0) / 2**30:.3f}" if t.fits else "-", f"{t.samples_per_s or 0:,.0f}" if t.fits else "-"
+        note = "fastest" if t == chosen else "" if t.fits else "does not fit"
+        rows.append([f"{t.micro:,}", f"{share // t.micro:,}", peak, rate, note])
+    return aligned(rows)
+
+
+def _finish(config: Config, world: World, share: int, tried: Sequence[Tried], out: Path) -> int:
+    from harness.watch.plot import save
+
+    chosen = fastest(tried)
+    text = table(tried, share, chosen)
+    print("\n" + text)
+    record = {"ranks": world.size, "device": world.device, "share": share, "trials": [asdict(t) for t in tried]}
+    (out / "find-batch.json").write_text(json.dumps({**record, "chosen": chosen and chosen.micro}, indent=1) + "\n")
+    if chosen is None:
+        print(
+            "\nnot even one sample fits: shard the model (backend.name fsdp or zero3), recompute activations, or give more memory"
+        )
+        return 1
+    largest = max(t.micro for t in tried if t.fits)
+    whole = ", the rank's whole share" if largest == share else ""
+    print(f"\nlargest that fits: {largest:,}{whole}; fastest: {chosen.micro:,} x {share // chosen.micro} passes, same global batch")
+    print(save(panels(tried), out / "find-batch"))
+    use = replace(config, batch=replace(config.batch, micro=chosen.micro))
+    (out / "run.yaml").write_text(run_file(use, f"micro-batch by find-batch in {out}: fastest of those that fit"))
+    print(f"run file: {out / 'run.yaml'}")
+    return 0
+
+
+def panels(tried: Sequence[Tried]) -> list[Panel]:
+    """Rate and peak memory over the micro-batch."""
+    fitting = [t for t in tried if t.fits]
+    rates = Curve("all ranks", tuple((float(t.micro), t.samples_per_s or 0.0, 0.0) for t in fitting))
+    peaks = Curve("fullest rank", tuple((float(t.micro), (t.peak_bytes or 0) / 2**30, 0.0) for t in fitting))
+    x = "micro-batch (samples)"
+    return [Panel("samples per second", x, "samples/s", (rates,)), Panel("peak memory", x, "GiB", (peaks,))]
+
+
+def _predict(config: Config, world: World, share: int, limit: int | None) -> int:
+    from harness.engine.predict import predict
+
+    rows, largest = [["micro_batch", "accumulate", "GiB a rank", ""]], None
+    for micro in [m for m in candidates(share) if m & (m - 1) == 0 or m == share]:
+        found = predict(replace(config, batch=replace(config.batch, micro=micro)), world)
+        fits = limit is None or found.peak <= limit
+        largest = micro if fits else largest
+        rows.append([f"{micro:,}", f"{share // micro:,}", f"{found.peak / 2**30:.3f}", "" if fits else "does not fit"])
+        if not fits:
+            break
+    print(aligned(rows))
+    print("tensors alone, from shapes: a GPU's context and its allocator's gaps come on top")
+    return 0 if largest else 1

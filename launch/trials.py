@@ -1,0 +1,133 @@
+"""Trials: short runs of one recipe under several settings, each in a run folder of its own; what is done is not done again."""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from harness.plan.config import Config
+from harness.plan.decode import decode, encode, load, read_yaml
+from harness.plan.errors import UserError
+from harness.plan.world import World
+from harness.stats.outcome import Outcome, outcome
+from launch.command import Command
+from launch.jobs import Job, run_jobs
+from launch.local import gpu_count
+
+JOURNAL, RUN_FILE = "events.jsonl", "run.yaml"
+STOPPED = 75
+"""Status of a worker that was told to stop."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A run to make: its name, its resolved run file, and the folder it lives in."""
+
+    name: str
+    config: Config
+    folder: Path
+
+    @property
+    def command(self) -> Command:
+        """The worker alone, on this trial's run file."""
+        return Command((sys.executable, "-m", "harness", str(self.folder / RUN_FILE), "--no-plan"), {})
+
+    def outcome(self) -> Outcome | None:
+        """How it went, None while it is not over."""
+        return outcome(self.folder / JOURNAL)
+
+
+def trial(run: Path, settings: Mapping[str, str], name: str, out: Path) -> Trial:
+    """The trial `name` of a run file: `settings` laid over it, nothing told to Weights & Biases unless they say so.
+
+    Raises UserError.
+    """
+    folder = (out / "trials" / name).resolve()
+    quiet = {"watch.wandb": "'off'", "checkpoint.keep": "1"}
+    return Trial(name, load(run, quiet | dict(settings) | {"run.dir": json.dumps(str(folder))}), folder)
+
+
+def write(trials: Sequence[Trial]) -> None:
+    """Write the run file of each; raises UserError where a folder holds a trial of other settings."""
+    for one in trials:
+        path, tree = one.folder / RUN_FILE, encode(one.config)
+        if path.exists():
+            there = encode(decode(read_yaml(path)))
+            found = next((f"{s}.{k}" for s, k in _differences(there, tree)), None)
+            if found:
+                at = f"{one.folder} holds a trial with another {found}"
+                raise UserError("--out", at, "give another folder, or remove that one")
+        else:
+            one.folder.mkdir(parents=True, exist_ok=True)
+            path.write_text(yaml.safe_dump(tree, sort_keys=False))
+
+
+def _differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(section, setting) where two resolved run files differ, the run folder and its stop aside."""
+    own = {("run", "dir"), ("run", "stop_after_steps")}
+    parts = {name: part if isinstance(part, dict) else {"": part} for name, part in one.items()}
+    others = {name: part if isinstance(part, dict) else {"": part} for name, part in other.items()}
+    pairs = [(section, key) for section in parts for key in {**parts[section], **others[section]}]
+    return [p for p in pairs if p not in own and parts[p[0]].get(p[1]) != others[p[0]].get(p[1])]
+
+
+def run_trials(trials: Sequence[Trial], at_once: int, told: Callable[[Trial, Outcome], None], chain: int = 1) -> bool:
+    """Run those that are not over, `at_once` at a time; whether all are over. Raises UserError where a trial failed.
+
+    A process runs `chain` of them, one after the other. A trial that the guard stopped is over: it died, which is a result.
+    """
+    waiting = [one for one in trials if one.outcome() is None]
+    chains = {c[0].name: c for c in (waiting[n : n + chain] for n in range(0, len(waiting), chain))}
+    failed: list[tuple[Path, Trial, int]] = []
+
+    def ended(job: Job, status: int) -> bool:
+        outcomes = [(one, one.outcome()) for one in chains[job.name]]
+        for one, found in outcomes:
+            if found is not None:
+                told(one, found)
+        open_ones = [one for one, found in outcomes if found is None]
+        stopped = status in (0, STOPPED) or status > 128  # with a checkpoint, or killed
+        if open_ones and not stopped:
+            failed.append((job.log, open_ones[0], status))
+        return not open_ones
+
+    jobs = [Job(name, _command(c), c[0].folder / "logs" / "trial.log") for name, c in chains.items()]
+    everything = run_jobs(jobs, at_once, ended, places(at_once))
+    if failed:
+        log, one, status = failed[0]
+        last = (log.read_text(errors="replace").strip().splitlines() or ["no output"])[-1]
+        raise UserError("trial", f"{one.name} ended with status {status}: {last}", f"see {log}; the same command goes on")
+    return everything and all(one.outcome() is not None for one in trials)
+
+
+def _command(chain: Sequence[Trial]) -> Command:
+    if len(chain) == 1:
+        return chain[0].command
+    return Command((sys.executable, "-m", "harness.series", *(str(one.folder / RUN_FILE) for one in chain)), {})
+
+
+def places(at_once: int) -> Callable[[int], Mapping[str, str]]:
+    """The environment by place: a GPU each in turn, or an equal share of the CPU's cores where the user has not said."""
+    gpus = gpu_count(os.environ.get("CUDA_VISIBLE_DEVICES"))
+    if gpus:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(str(n) for n in range(gpus))
+        names = [d.strip() for d in visible.split(",") if d.strip()]
+        return lambda place: {"CUDA_VISIBLE_DEVICES": names[place % len(names)]}
+    threads = str(max((os.cpu_count() or 1) // at_once, 1))
+    return lambda place: {} if "OMP_NUM_THREADS" in os.environ or at_once == 1 else {"OMP_NUM_THREADS": threads}
+
+
+def one_device() -> World:
+    """The world of a trial: one process on one device."""
+    return World(1, 1, "gpu" if gpu_count(os.environ.get("CUDA_VISIBLE_DEVICES")) else "cpu")
+
+
+def run_file(config: Config, why: str) -> str:
+    """A run file to use, with the reason on top and no run folder in it."""
+    tree = encode(replace(config, run=replace(config.run, dir=None)))
+    return f"# {why}\n" + yaml.safe_dump(tree, sort_keys=False)
