@@ -1,0 +1,129 @@
+"""What happens to a run on two hosts when one is killed, comes back, is asked to leave, or its cable is cut; and after how long.
+
+    python -m tests.soak_hosts [--write]
+
+Real ranks in network namespaces over gloo. Seconds are from the event to the first step after it, imports of torch included.
+With --write the record goes to configs/results/hosts.json.
+"""
+
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.cluster.hosts import Hosts
+from tests.cluster.slurm import wait_until
+from tests.dist.processes import ROOT
+from tests.test_hosts import MEET, Runs
+from tests.test_resume import journal, run_file
+
+HANG_S = 15
+FLAGS = ("--schedule.epochs", "100000", "--checkpoint.every_samples", "2000", "--restart.hang_s", str(HANG_S))
+Scene = Callable[[Runs, Hosts, Path], dict[str, Any]]
+
+
+def seconds_until(what: Callable[[], Any], why: str) -> float:
+    """How long until it is so."""
+    began = time.monotonic()
+    wait_until(what, why, 240)
+    return round(time.monotonic() - began, 1)
+
+
+def steps(folder: Path) -> int:
+    """Lines of steps in the journal."""
+    return len(journal(folder, "step"))
+
+
+def resumed(runs: Runs, folder: Path, starts: int) -> Callable[[], bool]:
+    """Whether a step was made after the `starts`-th start of the ranks."""
+
+    def done() -> bool:
+        lines = [json.loads(line)["event"] for line in (folder / "run" / "events.jsonl").read_text().splitlines()]
+        begun = [i for i, event in enumerate(lines) if event == "start"]
+        return len(begun) > starts and "step" in lines[begun[starts] :]
+
+    return done
+
+
+def killed(runs: Runs, hosts: Hosts, folder: Path) -> dict[str, Any]:
+    """A host dies, and comes back."""
+    starts = len(runs.worlds())
+    hosts.kill(2)
+    alone = seconds_until(resumed(runs, folder, starts), "the other to go on")
+    runs.start(2)
+    back = seconds_until(resumed(runs, folder, starts + 1), "both to go on")
+    return {"goes_on_alone_s": alone, "goes_on_together_s": back}
+
+
+def asked_to_leave(runs: Runs, hosts: Hosts, folder: Path) -> dict[str, Any]:
+    """A host's launcher is told to stop."""
+    starts = len(runs.worlds())
+    os.kill(runs.started[1].pid, signal.SIGTERM)
+    alone = seconds_until(resumed(runs, folder, starts), "the other to go on")
+    repeated = journal(folder, "end")[-1]["samples"] - journal(folder, "start")[-1]["samples"]
+    return {"goes_on_alone_s": alone, "samples_repeated": repeated}
+
+
+def cut_short(runs: Runs, hosts: Hosts, folder: Path) -> dict[str, Any]:
+    """A cable is out for 4 seconds."""
+    starts = len(runs.worlds())
+    hosts.link(2, "down")
+    time.sleep(4)
+    hosts.link(2, "up")
+    seen = steps(folder)
+    on = seconds_until(lambda: steps(folder) > seen + 20, "steps to go on")
+    return {"goes_on_s": on, "restarts": len(runs.worlds()) - starts}
+
+
+def cut_long(runs: Runs, hosts: Hosts, folder: Path) -> dict[str, Any]:
+    """A cable is out for good."""
+    starts = len(runs.worlds())
+    hosts.link(2, "down")
+    alone = seconds_until(resumed(runs, folder, starts), "the other to go on")
+    ended = seconds_until(lambda: runs.started[1].poll() is not None, "the one that is cut off to end")
+    hosts.link(2, "up")
+    runs.start(2)
+    back = seconds_until(resumed(runs, folder, starts + 1), "both to go on")
+    return {
+        "goes_on_alone_s": alone,
+        "the_other_ends_after_s": round(alone + ended, 1),
+        "its_exit_status": runs.started[1].returncode,
+        "goes_on_together_s": back,
+    }
+
+
+SCENES: dict[str, Scene] = {"killed": killed, "asked_to_leave": asked_to_leave, "cut_4_s": cut_short, "cut_for_good": cut_long}
+
+
+def main() -> None:
+    """Play every scene once."""
+    told: dict[str, Any] = {}
+    for name, scene in SCENES.items():
+        with tempfile.TemporaryDirectory() as where, Hosts(Path(where), 2) as hosts:
+            folder = Path(where)
+            run_file(folder, "total: 8")
+            with Runs(hosts, folder, "--procs", "2", "--nodes", "1:2", *FLAGS, *MEET) as runs:
+                runs.start(1)
+                runs.start(2)
+                wait_until(lambda: 2 in runs.worlds() and journal(folder, "checkpoint"), "two hosts", 240)  # noqa: B023
+                told[name] = {"what": (scene.__doc__ or "").strip()} | scene(runs, hosts, folder)
+                told[name]["worlds"] = runs.worlds()
+        print(name, json.dumps(told[name]), flush=True)
+    record = {
+        "command": "python -m tests.soak_hosts --write",
+        "machine": f"{os.cpu_count()} cores, two network namespaces, a rank in each, gloo",
+        "load": round(os.getloadavg()[1], 1),
+        "hang_s": HANG_S,
+        "scenes": told,
+    }
+    if "--write" in sys.argv:
+        (ROOT / "configs" / "results" / "hosts.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
