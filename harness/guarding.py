@@ -20,13 +20,13 @@ from harness.stats.events import Noticed
 
 REMEMBERED = "guard.json"
 CLIP_Z = 6.0
-"""Robust deviations above the median gradient norm (of its logarithm) at which spikes are clipped or left out."""
+"""Robust deviations above the median gradient norm (of its logarithm) to which spikes are clipped."""
 
 
 def limit(config: Config, state: State) -> Limit | None:
     """What the guard allows a gradient's norm to be in the next window; None where it leaves spikes alone, or knows too little."""
     given = policy(config.guard)["spike"]
-    usual = state.norms.limit(CLIP_Z) if given in ("clip", "skip") else None
+    usual = {"clip": lambda: state.norms.limit(CLIP_Z), "skip": state.norms.beyond}.get(given, lambda: None)()
     return None if usual is None else Limit(math.exp(usual), skip=given == "skip")
 
 

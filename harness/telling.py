@@ -27,6 +27,8 @@ from harness.stats.rows import Reading, StepRow
 from harness.stats.spikes import FLAGGED
 from harness.stats.window import Window, Work, memory, skew, throughput, training
 
+SPIKE_LEAST = 0.15
+"""Of the loss at the start: by how much a spike stands out at least. Below that, a run near its end is only restless."""
 _MOMENT_OF_SGD = ("sgd", "nesterov")
 
 
@@ -62,7 +64,8 @@ class Teller:
         seconds = self.clock.lap()
         events: list[Event] = []
         losses, norms = [r.loss for r in reading.steps], [_log(r.grad_norm) for r in reading.steps]
-        scores, norm_scores = state.losses.scores(losses), state.norms.scores(norms)
+        least = SPIKE_LEAST * abs(state.health.began or 0.0)
+        scores, norm_scores = state.losses.scores(losses, least), state.norms.scores(norms)
         for row, score, step in zip(reading.steps, scores, taken, strict=True):
             state = _stepped(state, row, step)
             events.append(Stepped(state.step, state.samples, _step_metrics(row, step.samples, step.lr)))
@@ -75,7 +78,7 @@ class Teller:
         trained = training(window)
         state = replace(
             state,
-            losses=state.losses.after(losses),
+            losses=state.losses.after(losses, least),
             norms=state.norms.after(norms),
             health=state.health.after(losses, trained["train/update_to_param_ratio"] if taken[-1].lr else None),
             noise=self._noise(state, reading),

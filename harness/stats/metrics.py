@@ -116,7 +116,12 @@ METRICS = [
         "stability",
         ("nonfinite_steps", "steps whose loss or gradient was not finite on some rank", "all", "run"),
         ("skipped_steps", "steps that moved no weight; in fp16 also those that only found the loss scale too high", "all", "run"),
-        ("spikes", "steps whose loss was a spike: over 10 robust deviations above the median of 128", "all", "run"),
+        (
+            "spikes",
+            "steps whose loss was a spike: over 10 robust deviations above the median of 128, and far beyond their largest",
+            "all",
+            "run",
+        ),
         ("loss_z", "largest robust deviation of a loss in the window", "all", "window"),
         ("grad_norm_z", "the same of the logarithm of the gradient norm", "all", "window"),
         ("dead", "1 where the loss has stood at the recipe's uniform loss for 50 steps", "all", "run"),

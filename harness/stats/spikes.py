@@ -1,6 +1,8 @@
 """How unusual a value is against those before it, by median and MAD: one spike, or a NaN, does not blind it to the next.
 
-z = 0.6745 (x - median) / MAD (Iglewicz & Hoaglin 1993). A value that is not finite or is flagged never enters the memory.
+z = 0.6745 (x - median) / MAD (Iglewicz & Hoaglin 1993). Losses of a model that has learnt most have a long upper tail, of which z
+alone would call every hundredth value a spike; so a spike must also stand far beyond what the memory itself reaches. A value that
+is not finite or is flagged never enters the memory. Measured in tests/test_spikes.py.
 """
 
 import math
@@ -13,7 +15,9 @@ MEMORY = 128
 LEAST = 20
 """Values before which nothing can be said."""
 FLAGGED = 10.0
-"""z from which a value is a spike. Upwards only: a loss that falls is no trouble."""
+"""z beyond which a value is a spike. Upwards only: a loss that falls is no trouble."""
+REACH = 4.0
+"""How many times as far from the median as the memory's second largest value a spike lies at least."""
 
 
 @dataclass(frozen=True)
@@ -27,29 +31,37 @@ class Spikes:
     count: int = 0
     running: int = 0
 
-    def scores(self, values: Sequence[float]) -> list[float | None]:
-        """How far each value lies above the median, in robust deviations; None while there is too little to compare with.
+    def scores(self, values: Sequence[float], least: float = 0.0) -> list[float | None]:
+        """z of each value, cut to FLAGGED where it is no spike; None while there is too little to compare with.
 
-        The median and its spread are taken once for all of them: a window's values are scored against those before the window.
+        A spike stands out by more than `least` as well. The median and its spread are taken once for all of them: a window's values
+        are scored against those before the window.
         """
         if len(self.memory) < LEAST:
             return [None] * len(values)
-        middle = median(self.memory)
-        spread = median([abs(x - middle) for x in self.memory])
-        return [_score(x, middle, spread) if math.isfinite(x) else None for x in values]
+        middle, spread, reach = self._usual()
+        beyond = middle + max(REACH * reach, least)
+        return [_score(x, middle, spread, beyond) if math.isfinite(x) else None for x in values]
 
     def limit(self, z: float) -> float | None:
         """The value whose score would be `z`; None while there is too little to compare with, or nothing varies."""
         if len(self.memory) < LEAST:
             return None
-        middle = median(self.memory)
-        spread = median([abs(x - middle) for x in self.memory])
+        middle, spread, _ = self._usual()
         return middle + z * spread / 0.6745 if spread else None
 
-    def after(self, values: Sequence[float]) -> "Spikes":
+    def beyond(self) -> float | None:
+        """The value beyond which one is a spike; None as for `limit`."""
+        usual = self.limit(FLAGGED)
+        if usual is None:
+            return None
+        middle, _, reach = self._usual()
+        return max(usual, middle + REACH * reach)
+
+    def after(self, values: Sequence[float], least: float = 0.0) -> "Spikes":
         """With a window's values. Those that are not finite are left out, those that are spikes counted."""
         memory, count, running = list(self.memory), self.count, self.running
-        for value, score in zip(values, self.scores(values), strict=True):
+        for value, score in zip(values, self.scores(values, least), strict=True):
             if not math.isfinite(value):
                 continue
             if score is not None and score > FLAGGED:
@@ -58,7 +70,13 @@ class Spikes:
                     memory, running = [], 0
             else:
                 memory.append(value)
+                running = 0
         return Spikes(tuple(memory[-MEMORY:]), count, running)
+
+    def _usual(self) -> tuple[float, float, float]:
+        """(median, median deviation, how far the second largest value lies above the median) of the memory."""
+        middle = median(self.memory)
+        return middle, median([abs(x - middle) for x in self.memory]), sorted(self.memory)[-2] - middle
 
     @staticmethod
     def from_json(tree: Mapping[str, Any]) -> "Spikes":
@@ -66,7 +84,6 @@ class Spikes:
         return Spikes(tuple(tree["memory"]), tree["count"], tree["running"])
 
 
-def _score(value: float, middle: float, spread: float) -> float:
-    if spread == 0:
-        return 0.0 if value <= middle else math.inf
-    return 0.6745 * (value - middle) / spread
+def _score(value: float, middle: float, spread: float, beyond: float) -> float:
+    z = 0.6745 * (value - middle) / spread if spread else math.inf if value > middle else 0.0
+    return z if value > beyond else min(z, FLAGGED)
