@@ -40,16 +40,18 @@ def train(
     cpu: bool = False,
     folder: Path | None = None,
     stop: Callable[[], bool] = lambda: False,
+    engine: Engine | None = None,
 ) -> Iterator[Event]:
     """Train `config` as `plan` says, on the processes that are here, and yield what happens.
 
     `folder` is the run folder: with one, checkpoints are written there, and a run that has some goes on. `stop` is asked once a
     step; when it says yes on any rank, all save and end at the close of the window. Raises UserError before the first step.
+    `engine`: one that was opened for this plan; None: that of the run file's backend.
     """
     recipe = load_recipe(config.recipe)
     data = recipe.data("train")
     _check_data(plan, len(data))
-    run = _Run(config, plan, recipe, open_engine(config, plan, recipe, cpu=cpu), folder, stop)
+    run = _Run(config, plan, recipe, engine or open_engine(config, plan, recipe, cpu=cpu), folder, stop)
     order = Order(len(data), derive(config.run.seed, 3))
     key_seed = derive(config.run.seed, 4) if recipe.augments else None
     engine = run.engine

@@ -80,3 +80,13 @@ def dataset(config: Config) -> int | None:
 def run_folder(config: Config, run: Path) -> Path:
     """Where the run lives: as the run file says, else a new folder."""
     return Path(config.run.dir or f"runs/{run.stem}-{datetime.now():%Y%m%d-%H%M%S}").resolve()
+
+
+def check_here(world: World) -> None:
+    """Raises UserError where this machine cannot hold its part of `world`."""
+    if world.device == "gpu":
+        here, wanted = gpu_count(os.environ.get("CUDA_VISIBLE_DEVICES")), world.size // world.nodes
+        if wanted > here:
+            raise UserError(
+                "--gpus", f"{wanted} asked for here, {here} found", "ask for fewer, use --gpus 0 --procs N, or --dry-run"
+            )

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from harness.plan.errors import UserError, did_you_mean
-from launch import dashboard, doctor, export, find_batch, launch, plan, report, sweep, train
+from launch import dashboard, doctor, export, find_batch, launch, plan, report, sweep, train, verify
 
 COMMANDS: dict[str, ModuleType] = {
     "plan": plan,
@@ -13,6 +13,7 @@ COMMANDS: dict[str, ModuleType] = {
     "launch": launch,
     "find-batch": find_batch,
     "sweep": sweep,
+    "verify": verify,
     "doctor": doctor,
     "export": export,
     "report": report,

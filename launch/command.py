@@ -1,7 +1,7 @@
 """What other tools are given: the accelerate file, the environment and the argv. Pure, compared with golden files."""
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,14 +45,16 @@ def accelerate_file(plan: Plan, world: World) -> str:
     return yaml.safe_dump(tree, sort_keys=True)
 
 
-def worker_command(python: str, folder: str, world: World) -> Command:
-    """`accelerate launch` for the run in `folder`, as modules of the interpreter `python`.
+def worker_command(
+    python: str, folder: str, world: World, module: str = "harness", options: Sequence[str] = ("--no-plan",)
+) -> Command:
+    """`accelerate launch` of `module` for the run in `folder`, as modules of the interpreter `python`.
 
     Precision and the process group are the engine's, so accelerate is told "no" for both. For CPU ranks ACCELERATE_USE_CPU is what
     makes the N processes find each other over gloo; accelerate's own --cpu starts a single one.
     """
     argv = (
         python, "-m", "accelerate.commands.launch", "--config_file", f"{folder}/accelerate.yaml",
-        "-m", "harness", f"{folder}/run.yaml", "--no-plan",
+        "-m", module, f"{folder}/run.yaml", *options,
     )  # fmt: skip
     return Command(argv, {"ACCELERATE_USE_CPU": "true"} if world.device == "cpu" else {})

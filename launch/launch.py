@@ -1,22 +1,19 @@
 """widebatch launch RUN.yaml: the plan and the run folder in this process, training in others."""
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
 from harness.plan.decode import load
-from harness.plan.errors import UserError
 from harness.plan.flags import add_settings, parse
 from harness.plan.plan import plan
-from harness.plan.world import World
 from harness.watch.table import print_plan
-from launch.asking import AGAINST, add_world, asked_world, dataset, run_folder, run_parser
+from launch.asking import AGAINST, add_world, asked_world, check_here, dataset, run_folder, run_parser
 from launch.command import accelerate_file, worker_command
 from launch.evidence import add_from, measured_flags
 from launch.folder import run_files, write
 from launch.hosts import add_hosts, check_worlds, hosts_command, meeting
-from launch.local import gpu_count, run
+from launch.local import run
 from launch.submit import add_slurm, check_slurm, submit
 from launch.worlds import add_bench, compare, print_hours, several
 
@@ -49,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
     if args.rendezvous is not None or world.nodes > 1:
         at = meeting(args.rendezvous, args.interface, args.nodes[0], config.run.dir)
     if not args.dry_run:
-        _check_here(world)
+        check_here(world)
     size = dataset(config)
     planned = plan(config, world, size)
     folder = run_folder(config, args.run)
@@ -66,13 +63,3 @@ def main(argv: Sequence[str]) -> int:
     print_hours(args.bench, planned)
     print(f"\n$ {command}", flush=True)
     return 0 if args.dry_run else run(command)
-
-
-def _check_here(world: World) -> None:
-    """Raises UserError where this machine cannot hold its part of `world`."""
-    if world.device == "gpu":
-        here, wanted = gpu_count(os.environ.get("CUDA_VISIBLE_DEVICES")), world.size // world.nodes
-        if wanted > here:
-            raise UserError(
-                "--gpus", f"{wanted} asked for here, {here} found", "ask for fewer, use --gpus 0 --procs N, or --dry-run"
-            )

@@ -1,0 +1,143 @@
+"""Worker of test_verify: five bugs, planted one after the other in this process alone, and what `verify` finds of each."""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import harness.engine.copies
+import harness.train
+from harness.engine.base import BaseEngine
+from harness.engine.process import join, leave
+from harness.engine.torch_step import TorchEngine
+from harness.parts.data import Micro
+from harness.parts.recipe import Sum
+from harness.plan.decode import decode
+from harness.plan.order import Order
+from harness.plan.world import World, place
+from harness.recipes.bytes_lm import BytesLM
+from harness.recipes.digits import Digits
+from harness.verifying import verify
+
+
+@dataclass(frozen=True)
+class Normed(Digits):
+    """Digits with a BatchNorm that takes its statistics from each rank's own pass."""
+
+    def model(self) -> nn.Module:
+        """float [n, 1, 8, 8] -> logits [n, 10]."""
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 10))
+
+
+@dataclass(frozen=True)
+class Mean(BytesLM):
+    """A recipe that returns a mean, and calls it one item."""
+
+    def loss(self, model: nn.Module, batch: Any) -> Sum:
+        """The mean over the bytes of the pass."""
+        total, count = super().loss(model, batch)
+        return total / count, 1
+
+
+@contextmanager
+def patched(owner: Any, name: str, to: Callable[[Any], Any]) -> Iterator[None]:
+    """Put `to(what was there)` in place of an attribute for a while."""
+    real = getattr(owner, name)
+    setattr(owner, name, to(real))
+    try:
+        yield
+    finally:
+        setattr(owner, name, real)
+
+
+def mean_per_rank(real: Any) -> Any:
+    """Each pass's loss is divided by the count of its own items."""
+
+    def summed(*args: Any) -> tuple[Tensor, Tensor]:
+        total, sums = real(*args)
+        count = sums[1].clamp(min=1)  # a pass that only fills up has none
+        return total / count, torch.stack([sums[0] / count, (sums[1] > 0).to(sums), sums[2]])
+
+    return summed
+
+
+def step_per_process(real: Any) -> Any:
+    """The schedule moves once per process: a prepared scheduler of Accelerate's."""
+
+    def step(self: BaseEngine, micros: Sequence[Micro], lr: float, *args: Any, **options: Any) -> None:
+        number = micros[0].chunk.start // self.plan.global_batch
+        real(self, micros, self.plan.lr(number * self.processes), *args, **options)
+
+    return step
+
+
+def full_count(real: Any) -> Any:
+    """A short step's gradient is divided as if it had all its passes."""
+
+    def meet(self: TorchEngine, grads: list[Tensor], local: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        sums, norm, divided = real(self, grads, local)
+        full = self.plan.global_batch
+        return sums, norm, divided * (sums[1] / full if sums[1] < full else 1.0)
+
+    return meet
+
+
+def own_shuffle(real: Any) -> Any:
+    """Each rank shuffles with a seed of its own."""
+    return lambda n, seed: Order(n, seed + int(os.environ.get("RANK", "0")))
+
+
+PLANTS: dict[str, tuple[str, Any, str, Any]] = {
+    "mean loss per rank": ("bytes_lm", harness.engine.copies, "summed", mean_per_rank),
+    "scheduler per process": ("digits", BaseEngine, "step", step_per_process),
+    "short window": ("digits", harness.engine.copies.CopyEngine, "_meet", full_count),
+    "wrong shuffle": ("digits", harness.train, "Order", own_shuffle),
+}
+TEXT = {"use": "bytes_lm", "width": 16, "depth": 1, "heads": 2, "context": 32, "max_bytes": 12_000}
+RECIPES: dict[str, dict[str, Any]] = {
+    "bytes_lm": TEXT,
+    "digits": {"use": "digits", "width": 4},
+    "normed": {"use": f"{__file__}:Normed"},
+    "mean": TEXT | {"use": f"{__file__}:Mean"},
+    "dropout": {"use": "digits", "width": 4, "dropout": 0.3},
+}
+
+
+def found(recipe: str, **sections: Any) -> list[dict[str, Any]]:
+    """What verify finds of a run of this recipe on the ranks that are here."""
+    tree = {
+        "recipe": RECIPES[recipe],
+        "batch": {"reference": 16, "total": 32, "micro": 8},
+        "optim": {"lr": 0.05, "momentum": 0.9, "clip": 5.0},
+        "scaling": {"warmup_samples": 320},
+        "schedule": {"samples": 960, "shape": "cosine"},
+        "watch": {"wandb": "off"},
+    }
+    here = place(os.environ)
+    return [asdict(f) for f in verify(decode(tree | sections), World(here.size, 1, "cpu", here.size), cpu=True)]
+
+
+def main(out: Path) -> None:
+    """All cases; rank 0 writes {case: findings}."""
+    torch.set_num_threads(1)
+    join(cpu=True)
+    results = {f"clean {name}": found(name) for name in ("bytes_lm", "digits", "normed", "mean", "dropout")}
+    results["clean fsdp"] = found("bytes_lm", backend={"name": "fsdp"}, precision="fp64")
+    results["clean zero2"] = found("bytes_lm", backend={"name": "zero2"}, optim={"name": "adamw", "lr": 3e-3})
+    for name, (recipe, owner, attribute, plant) in PLANTS.items():
+        with patched(owner, attribute, plant):
+            results[name] = found(recipe)
+    if place(os.environ).rank == 0:
+        out.write_text(json.dumps(results))
+    leave()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
