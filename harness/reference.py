@@ -88,7 +88,7 @@ class Reference:
             with autocast(self.config, self.device):
                 total, count = self.recipe.loss(model, batch)
             total.backward()  # type: ignore[no-untyped-call]
-            passes.append((float(total), float(count)))
+            passes.append((float(total.detach()), float(count)))
         items = sum(count for _, count in passes)
         named = {name: p for name, p in model.named_parameters() if p.grad is not None}
         grads = [p.grad for p in named.values() if p.grad is not None]

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from harness.plan.decode import load
+from harness.plan.errors import UserError
 from harness.plan.flags import add_settings, parse
 from harness.plan.plan import plan
 from launch.asking import add_world, asked_world, check_here, dataset, run_parser
@@ -25,6 +26,9 @@ def main(argv: Sequence[str]) -> int:
     add_settings(parser)
     args, settings = parse(parser, argv)
     config, world = load(args.run, settings), asked_world(args)
+    if world.nodes > 1:
+        at = f"is {world.nodes}, but this starts processes on this machine only"
+        raise UserError("--nodes", at, "start `-m harness.verifying RUN.yaml` with the launcher of your cluster")
     check_here(world)
     planned = plan(config, world, dataset(config))
     with tempfile.TemporaryDirectory(prefix="widebatch-verify-") as name:
