@@ -9,8 +9,11 @@ import torch.distributed as dist
 from accelerate import PartialState
 
 from harness.engine.network import VARIABLE, interface
+from harness.engine.rendezvous import meet
 
 T = TypeVar("T")
+LIMIT_S = 600.0
+"""How long the ranks may take to come together, and to take part in what they do together."""
 
 
 def use_cpu(wished: bool) -> bool:
@@ -23,6 +26,7 @@ def join(cpu: bool) -> None:
     named = interface(os.environ, cpu=cpu)
     if named is not None:
         os.environ[VARIABLE] = named
+    meet("gloo" if cpu else "nccl", LIMIT_S)
     PartialState(cpu=cpu)
 
 
