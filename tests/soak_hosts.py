@@ -43,7 +43,8 @@ def resumed(runs: Runs, folder: Path, starts: int) -> Callable[[], bool]:
     """Whether a step was made after the `starts`-th start of the ranks."""
 
     def done() -> bool:
-        lines = [json.loads(line)["event"] for line in (folder / "run" / "events.jsonl").read_text().splitlines()]
+        whole, _, _ = (folder / "run" / "events.jsonl").read_text().rpartition("\n")
+        lines = [json.loads(line)["event"] for line in whole.splitlines()]
         begun = [i for i, event in enumerate(lines) if event == "start"]
         return len(begun) > starts and "step" in lines[begun[starts] :]
 

@@ -26,8 +26,9 @@ def run_file(folder: Path, batch: str) -> Path:
 
 
 def journal(folder: Path, event: str) -> list[dict[str, Any]]:
-    """The journal's lines of one kind."""
-    lines = [json.loads(line) for line in (folder / "run" / "events.jsonl").read_text().splitlines()]
+    """The journal's lines of one kind; of a run that is still going, those that are whole."""
+    whole, _, _ = (folder / "run" / "events.jsonl").read_text().rpartition("\n")
+    lines = [json.loads(line) for line in whole.splitlines()]
     return [line for line in lines if line["event"] == event]
 
 
