@@ -19,7 +19,7 @@ check: .venv/.dev  ## Format, lint and types.
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/hadolint docker/Dockerfile
-	$(BIN)/shellcheck docker/entrypoint .ci/run
+	$(BIN)/shellcheck docker/entrypoint docker/stop-ranks .ci/run
 
 test-container: .venv/.dev  ## The image, built with buildah and run with podman: as root on Debian, see tests/container.py.
 	$(BIN)/python -m tests.container

@@ -14,6 +14,7 @@ from launch.evidence import add_from, measured_flags
 from launch.folder import run_files, write
 from launch.hosts import add_hosts, check_worlds, hosts_command, meeting
 from launch.local import run
+from launch.manifests import add_k8s, check_k8s, write_manifests
 from launch.submit import add_slurm, check_slurm, submit
 from launch.worlds import add_bench, compare, print_hours, several
 
@@ -29,19 +30,22 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--dry-run", action="store_true", help="print the files and the exact command, start nothing")
     add_hosts(parser)
     add_slurm(parser)
+    add_k8s(parser)
     add_from(parser)
     add_settings(parser)
     args, settings = parse(parser, argv)
     settings = measured_flags(args.measured, args.run, settings)
     if args.against is not None:
         settings["watch.against"] = args.against
-    slurm = check_slurm(parser, args)
+    slurm, k8s = check_slurm(parser, args), check_k8s(parser, args)
     config = load(args.run, settings)
     if args.dry_run and several(args):
         return compare(config, args, dataset(config))
     world = asked_world(args)
     if slurm:
         return submit(args, settings, world)
+    if k8s:
+        return write_manifests(args, settings, world)
     at = None
     if args.rendezvous is not None or world.nodes > 1:
         at = meeting(args.rendezvous, args.interface, args.nodes[0], config.run.dir)

@@ -61,10 +61,14 @@ def build(folder: Path) -> None:
 
 
 def podman(*arguments: str, before: Sequence[str] = ()) -> list[str]:
-    """`podman run` of the image. In a mount namespace of its own, where crun sees one kind of control groups."""
-    run = ["podman", "run", "--network", "host", "--shm-size", "256m", *before, IMAGE, *arguments]
+    """`podman run` of the image."""
+    return within(["podman", "run", "--network", "host", "--shm-size", "256m", *before, IMAGE, *arguments])
+
+
+def within(argv: Sequence[str]) -> list[str]:
+    """The same command in a mount namespace of its own, where crun sees one kind of control groups."""
     tidy = 'mountpoint -q /sys/fs/cgroup/unified && umount /sys/fs/cgroup/unified; exec "$@"'
-    return ["unshare", "--mount", "sh", "-c", tidy, "sh", *run]
+    return ["unshare", "--mount", "sh", "-c", tidy, "sh", *argv]
 
 
 def check_image() -> None:
@@ -77,9 +81,15 @@ def check_image() -> None:
     assert "stop_after_steps" in call(stranger), "a user of the cluster's choice, without a home"
     whole = call(["podman", "inspect", IMAGE]) + call(["podman", "history", "--no-trunc", IMAGE])
     assert SECRET not in whole
-    held = call(podman("sh", "-c", "ls -a /work /build /etc/pip.conf /root 2>&1; true", before=["--rm"]))
-    assert "/etc/pip.conf': No such file" in held
-    assert ".git" not in held
+    left = call(
+        podman(
+            "sh",
+            "-c",
+            "cat /etc/pip.conf; find / -xdev -name .git -o -xdev -name tests 2>/dev/null | grep widebatch; true",
+            before=["--rm"],
+        )
+    )
+    assert not left, "what the build was told of this machine stays out, and so does what .dockerignore names"
     size = json.loads(call(["podman", "inspect", IMAGE]))[0]["Size"]
     print(f"image: {size / 1e9:.2f} GB", flush=True)
 
@@ -109,9 +119,10 @@ def check_ranks(folder: Path) -> None:
     assert worst < 1e-4
 
 
-def check_stop(folder: Path) -> None:
-    """`podman stop` sends SIGTERM: a checkpoint, and the status of a run that was told to stop."""
-    run = folder / "stopped"
+def check_stop(folder: Path, how: Sequence[str]) -> None:
+    """A stop, as podman or Kubernetes asks for it: a checkpoint, and the status of a run that was told to stop."""
+    kind = "stop-ranks" if "stop-ranks" in how else "stop"
+    run = folder / kind
     run.mkdir()
     run.chmod(0o777)
     long = ("launch", "configs/digits.yaml", "--gpus", "0", "--procs", "2", "--schedule.epochs", "100000")
@@ -123,11 +134,11 @@ def check_stop(folder: Path) -> None:
         assert time.monotonic() < deadline, call(["podman", "logs", "widebatch-stop"])
         time.sleep(0.2)
     begin = time.monotonic()
-    call(["podman", "stop", "--time", "60", "widebatch-stop"])
-    status = json.loads(call(["podman", "inspect", "widebatch-stop"]))[0]["State"]["ExitCode"]
+    call(how)
+    status = int(call(["podman", "wait", "widebatch-stop"]).split()[-1])
     call(["podman", "rm", "--force", "widebatch-stop"])
     end = json.loads((run / "events.jsonl").read_text().splitlines()[-1])
-    print(f"stopped in {time.monotonic() - begin:.1f} s with status {status}: {end['reason']}", flush=True)
+    print(f"{kind}: stopped in {time.monotonic() - begin:.1f} s with status {status}: {end['reason']}", flush=True)
     assert end["reason"] == "stop_requested"
     assert status == 75
     assert list((run / "checkpoints").iterdir())
@@ -149,7 +160,8 @@ def main() -> int:
         build(folder)
         check_image()
         check_ranks(folder)
-        check_stop(folder)
+        check_stop(folder, ["podman", "stop", "--time", "60", "widebatch-stop"])
+        check_stop(folder, within(["podman", "exec", "widebatch-stop", "stop-ranks"]))
     print("container: all well")
     return 0
 
