@@ -23,9 +23,9 @@ def count_flops(recipe: Recipe, batch: object, samples: int) -> float | None:
 
 
 def _shapes(batch: object) -> object:
-    """A batch on the meta device."""
+    """A batch on the meta device, in the type that the recipe's model has."""
     if isinstance(batch, Tensor):
-        return batch.to("meta")
+        return batch.to("meta", torch.get_default_dtype() if batch.is_floating_point() else batch.dtype)
     if isinstance(batch, dict):
         return {name: _shapes(part) for name, part in batch.items()}
     if isinstance(batch, list | tuple):
