@@ -51,7 +51,7 @@ HOMES = {
     "deepspeed": ("harness/engine/",),
     "wandb": ("harness/watch/wandb.py",),
     "wandb_workspaces": ("harness/watch/dashboard.py",),
-    "transformers": ("harness/watch/trainer.py",),
+    "transformers": ("harness/watch/trainer.py", "harness/recipes/causal_lm.py"),
     "rich": ("harness/watch/",),
     "subprocess": ("launch/local.py", "launch/jobs.py"),
     "matplotlib": ("harness/watch/plot.py",),

@@ -26,6 +26,7 @@ BUILT_IN = {
     "digits": "harness.recipes.digits:Digits",
     "images": "harness.recipes.images:Images",
     "bytes_lm": "harness.recipes.bytes_lm:BytesLM",
+    "causal_lm": "harness.recipes.causal_lm:CausalLM",
 }
 
 

@@ -41,7 +41,7 @@ class RecipeConfig(Strict):
     """What is trained: model, data and loss. Any other key of this section is a knob of the recipe itself."""
 
     use: str = "digits"
-    """A built-in recipe (digits, images, bytes_lm) or your own as `file.py:Class`, the path relative to the run file."""
+    """A built-in recipe (digits, images, bytes_lm, causal_lm) or your own as `file.py:Class`, the path relative to the run file."""
     samples: Count | None = None
     """Size of the training set. Stated here, planning need not import the recipe; the worker checks it."""
     knobs: Mapping[str, Knob] = field(default_factory=dict)

@@ -56,7 +56,7 @@ class BytesLM(Recipe):
 
     def data(self, split: Split) -> Table:
         """Columns tokens uint8 [n, context + 1] and length int64 [n], the number of true bytes in the row."""
-        paths = _paths(self.files, self.suffix)
+        paths = text_paths(self.files, self.suffix)
         chosen = [p for i, p in enumerate(paths) if (i % VALID_EVERY == 0) == (split == "valid")] if len(paths) > 1 else paths
         rows, lengths, budget = [], [], self.max_bytes
         for path in chosen:
@@ -194,7 +194,8 @@ class Gpt(nn.Module):
         return fn.linear(self.norm(x), self.token.weight)
 
 
-def _paths(files: str | None, suffix: str) -> list[Path]:
+def text_paths(files: str | None, suffix: str) -> list[Path]:
+    """The files of a recipe's text, in order. Raises UserError."""
     if files is None:
         root = Path(sysconfig.get_paths()["stdlib"])
         return sorted(root.glob("*.py"))
