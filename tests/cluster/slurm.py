@@ -31,7 +31,7 @@ def missing() -> str:
     return hosts_module.missing()
 
 
-def wait_until(what: Callable[[], Any], why: str, limit_s: float = 120) -> Any:
+def wait_until(what: Callable[[], Any], why: str, limit_s: float = 300) -> Any:
     """Ask until the answer is true, and return it."""
     end = time.monotonic() + limit_s
     while time.monotonic() < end:
@@ -130,7 +130,7 @@ class Cluster:
         """What the controller knows about a job."""
         return dict(part.split("=", 1) for part in self.ask("scontrol", "-o", "show", "job", number).split() if "=" in part)
 
-    def wait_for(self, number: str, state: str, limit_s: float = 180) -> dict[str, str]:
+    def wait_for(self, number: str, state: str, limit_s: float = 300) -> dict[str, str]:
         """Wait for a job's state; the two minutes that Slurm lets a requeued job wait are cut short."""
 
         def there() -> dict[str, str] | None:
