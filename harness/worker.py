@@ -14,6 +14,7 @@ from typing import Any, cast
 import yaml
 
 from harness.engine.process import agree, join, leave, use_cpu
+from harness.engine.shared import check_shared
 from harness.parts.recipe import load_recipe
 from harness.plan.code import load_attribute
 from harness.plan.config import Config
@@ -69,6 +70,8 @@ def work(config: Config, name: str, environ: Mapping[str, str], *, simulate: int
     reason, watchers = "complete", None
     with ExitStack() as stack:
         stack.callback(leave)
+        if here.nodes > 1:
+            check_shared(folder, here.rank)
         stop = stack.enter_context(StopFlag())
         for event in _told(train(config, planned, cpu=cpu, folder=folder, stop=stop), here.rank):
             if watchers is None:  # at the first event: a mistake found before it leaves no run folder behind

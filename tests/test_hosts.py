@@ -136,6 +136,29 @@ def test_a_host_that_is_asked_to_stop_leaves_and_loses_nothing(hosts: Hosts, tmp
     assert trained_ids(tmp_path) == Counter(dict.fromkeys(range(SIZE), 100)), "a stop on request saves first"
 
 
+@pytest.mark.slow  # the patience that a network file system is given
+def test_a_run_folder_that_is_not_shared_is_said_by_both_hosts(hosts: Hosts, tmp_path: Path) -> None:
+    path = run_file(tmp_path, "total: 8")
+    (tmp_path / "run").mkdir()
+    meeting = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "n1", "MASTER_PORT": "29400"}
+    worker = [sys.executable, "-m", "harness", str(path)]
+    own_disk = ["sh", "-c", f'mount -t tmpfs none {tmp_path}/run && exec "$@"', "sh", *worker]
+    ranks = [
+        subprocess.Popen(
+            hosts.inside(rank + 1, own_disk if rank else worker),
+            env=environ() | meeting | {"RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    told = [rank.communicate(timeout=300)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [2, 2], told
+    for text in told:
+        assert f"run.dir: {tmp_path}/run on n1 is not the folder that rank 1 sees on n2; give one on a disk" in text
+    assert not list((tmp_path / "run").iterdir())
+
+
 MISTAKES = [
     (("--rendezvous", "n9:29400"), "--rendezvous: 'n9' is not known on n2"),
     (("--rendezvous", "10.99.0.1:29400"), "--rendezvous: no way from n2 to 10.99.0.1"),
