@@ -286,7 +286,7 @@ class _Run:
     def _end(self, reason: str, message: str = "") -> Ended:
         s = self.state
         if s.guard.interventions and not message:
-            message = f"the guard stepped in {s.guard.interventions} times and rolled back {s.guard.rollbacks} times, "
+            message = f"the guard stepped in {s.guard.interventions}x and rolled back {s.guard.rollbacks}x, "
             message += f"lr x {s.guard.brake.at(s.samples):.3g} at the end"
         metrics = {f"best/{k.partition('/')[2]}": v for k, v in s.best.items()} | s.last
         return Ended(s.step, s.samples, reason, message, metrics)

@@ -25,6 +25,7 @@ from harness.plan.world import World
 from harness.recipes.digits import Digits
 from harness.stats.events import Ended, Event, Noticed, Saved, Started, Stepped, Windowed
 from harness.train import train
+from tests.dist.processes import ROOT, run_ranks
 
 HERE = Path(__file__)
 
@@ -160,6 +161,31 @@ def test_digits_at_64_times_the_batch_with_a_rate_that_diverges(tmp_path: Path, 
         assert "rolled back" in last.message
     else:
         assert "--batch.total" in last.message or "--scaling.rule" in last.message, "what to try next is said"
+
+
+@pytest.mark.parametrize("backend", ["ddp", "fsdp"])
+def test_two_ranks_roll_back_and_leave_out_the_samples_that_did_it(tmp_path: Path, backend: str) -> None:
+    tree = {
+        "recipe": {"use": f"{ROOT}/tests/dist/ruinous.py:Ruinous"},
+        "batch": {"reference": 16, "total": 16},
+        "optim": {"lr": 0.05, "momentum": 0.9},
+        "schedule": {"samples": 1424},
+        "backend": {"name": backend},
+        "checkpoint": {"every_samples": 160},
+        "guard": {"policy": "protect", "spike": "note"},
+        "watch": {"wandb": "off", "every_steps": 5},
+        "run": {"dir": str(tmp_path / "run")},
+    }
+    (tmp_path / "run.yaml").write_text(json.dumps(tree))
+    run_ranks(2, ["harness", str(tmp_path / "run.yaml")], tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    back = [line for line in lines if line.get("code") == "roll_back"]
+    assert len(back) == 1, "once: what ruins the run is met no second time"
+    assert json.loads((tmp_path / "run" / "guard.json").read_text())["gaps"] == [[640, 720]], "the window of the step"
+    last = lines[-1]
+    assert (last["reason"], last["samples"]) == ("complete", 1424)
+    assert last["eval/accuracy_pct"] > 60
+    assert "rolled back 1x" in last["message"]
 
 
 def test_a_restart_does_not_undo_a_roll_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
