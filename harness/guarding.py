@@ -15,6 +15,7 @@ from harness.plan.brake import Brake
 from harness.plan.config import Config
 from harness.plan.guard import Action, Guarded, Trouble, answer, policy
 from harness.plan.plan import Plan
+from harness.saving import place
 from harness.stats.advice import too_high
 from harness.stats.events import Noticed
 
@@ -64,13 +65,13 @@ def _roll_back(
     config: Config, plan: Plan, engine: Engine, folder: Path | None, state: State, why: str
 ) -> tuple[State, list[Noticed]]:
     """Weights, moments and state of the newest good checkpoint, at a lower rate, without the samples that began the trouble."""
-    found = None if folder is None else checkpoint.newest_well(folder / "checkpoints")
+    found = None if folder is None else checkpoint.newest_well(place(config, folder))
     if found is None or folder is None:
         raise StopError(f"{why}; there is no good checkpoint to roll back to")
     engine.load(found.tensors)
     engine.any_rank(False)  # all have read: what is given up may go
     if engine.rank == 0:
-        checkpoint.drop_newer(found.path)
+        checkpoint.drop_newer(place(config, folder), found.name)
     then, gap = found.state, state.guard.suspect
     guard = Guarded(
         brake=_brake("roll_back", config, plan, state.guard.brake, then.samples),
@@ -91,7 +92,7 @@ def _roll_back(
     )
     remember(folder, guard, engine.rank)
     text = (
-        f"back from step {state.step} to {then.step} ({found.path.name}), lr x {guard.brake.factor:g} from there"
+        f"back from step {state.step} to {then.step} ({found.name}), lr x {guard.brake.factor:g} from there"
         f"{_until(guard.brake)}{f', samples {gap[0]:,} to {gap[1]:,} left out' if gap else ''}, because of {why}"
     )
     return back, [Noticed(back.step, back.samples, "roll_back", text)]

@@ -1,6 +1,6 @@
-"""A run goes on: the newest good checkpoint of its folder is taken over, or it is said why that must not be."""
+"""A run goes on: the newest good checkpoint is taken over, with what has changed since; or it is said why that must not be."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -8,47 +8,80 @@ from harness.engine import checkpoint
 from harness.engine.engine import Engine
 from harness.engine.state import State
 from harness.guarding import recall
+from harness.parts.data import Data
+from harness.parts.fingerprint import fingerprint
+from harness.parts.recipe import Recipe
+from harness.plan.changes import changes, saved_form
 from harness.plan.config import Config
 from harness.plan.errors import UserError
 from harness.plan.plan import Plan
+from harness.saving import place
 from harness.stats.events import Noticed
 from harness.stats.past import last_window
 
 
-def resume(engine: Engine, config: Config, plan: Plan, samples: int, folder: Path) -> tuple[State | None, list[Noticed]]:
-    """(where the run stands, None where it has no checkpoint; what there is to tell). `samples`: size of the data now.
+@dataclass(frozen=True)
+class Facts:
+    """What a checkpoint tells of its run, to be held against the run that goes on from it."""
+
+    dataset: int
+    fingerprint: str
+    world_size: int
+    global_batch: int
+    lr: float
+    config: dict[str, Any]
+
+
+def facts_of(config: Config, plan: Plan, recipe: Recipe, data: Data) -> Facts:
+    """The facts of this run."""
+    print_of = fingerprint(recipe, data)
+    return Facts(len(data), print_of, plan.world_size, plan.global_batch, plan.target_lr, saved_form(config))
+
+
+def resume(engine: Engine, config: Config, facts: Facts, folder: Path) -> tuple[State | None, list[Noticed]]:
+    """(where the run stands, None where it has no checkpoint; what there is to tell).
 
     Weights and optimizer state are loaded into the engine; the plan's numbers stay. Raises UserError where the checkpoint is of
     another run.
     """
-    found, complaints = checkpoint.newest(folder / "checkpoints")
-    notices = [Noticed(0, 0, "damaged_checkpoint", f"not used: {complaint}") for complaint in complaints]
+    where = place(config, folder)
+    found, complaints = checkpoint.newest(where)
     if found is None:
         if complaints:
-            at = f"none of the {len(complaints)} checkpoints in {folder} can be used ({complaints[0]})"
+            at = f"none of the {len(complaints)} checkpoints in {where} can be used ({complaints[0]})"
             raise UserError("run.dir", at, "restore one, or give another run.dir to start anew")
-        return None, notices
-    _check(found.about, config, plan, samples, folder)
+        return None, []
+    try:
+        before = Facts(**{key: value for key, value in found.about.items() if key in Facts.__dataclass_fields__})
+        warned = _compared(before, facts, where)
+    except (TypeError, AttributeError) as e:
+        raise UserError("run.dir", f"{found.name} in {where} is of another version ({e})", "give another run.dir") from e
     engine.load(found.tensors)
-    before = recall(folder, found.state)
-    state = replace(before, restarts=before.restarts + 1, lost_s=before.lost_s + _lost(before, folder))
-    world = f"{found.about['world_size']} -> {plan.world_size} ranks"
-    text = f"going on from {found.path.name} at step {state.step}: {world}, "
-    text += f"global batch {found.about['global_batch']} -> {plan.global_batch}"
-    return state, [*notices, Noticed(state.step, state.samples, "resumed", text)]
+    old = recall(folder, found.state)
+    state = replace(old, restarts=old.restarts + 1, lost_s=old.lost_s + _lost(old, folder))
+    text = f"going on from {found.name} at step {state.step}: {before.world_size} -> {facts.world_size} ranks, "
+    text += f"global batch {before.global_batch} -> {facts.global_batch}, lr {before.lr:g} -> {facts.lr:g}"
+    told = [("damaged_checkpoint", f"not used: {complaint}") for complaint in complaints]
+    told += [("resumed", text), *(("changed", warning) for warning in warned)]
+    return state, [Noticed(state.step, state.samples, code, message) for code, message in told]
 
 
-def _check(about: dict[str, Any], config: Config, plan: Plan, samples: int, folder: Path) -> None:
-    """Raises UserError where what was saved is not this run's."""
-    if about["dataset"] != samples:
-        at = f"{folder} was trained on {about['dataset']} samples, the data now has {samples}"
+def _compared(before: Facts, now: Facts, where: str) -> list[str]:
+    """What has changed that a person should know. Raises UserError where it is another run."""
+    if before.dataset != now.dataset:
+        at = f"{where} was trained on {before.dataset} samples, the data now has {now.dataset}"
         raise UserError("run.dir", at, "give another run.dir")
-    if about["seed"] != config.run.seed:
-        at = f"is {config.run.seed}, but {folder} was begun with {about['seed']}"
-        raise UserError("run.seed", at, "the sample order hangs on it: keep the seed, or give another run.dir")
-    if about["optimizer"] != plan.optimizer:
-        at = f"is {plan.optimizer}, but {folder} was begun with {about['optimizer']}"
-        raise UserError("optim.name", at, "its state fits no other: keep the optimizer, or give another run.dir")
+    if before.fingerprint != now.fingerprint:
+        at = f"{where} was trained on other data of as many samples (fingerprint {before.fingerprint}, now {now.fingerprint})"
+        raise UserError("run.dir", at, "bring the data back, or give another run.dir")
+    warned = []
+    for c in changes(before.config, now.config):
+        if c.kind == "refuse":
+            problem, remedy = c.reason.split(": ", 1)
+            raise UserError(c.setting, f"is {c.now}, but {where} was begun with {c.before}, and {problem}", remedy)
+        if c.kind == "warn":
+            warned.append(f"{c.setting}: {c.before} -> {c.now} since the checkpoint" + (f"; {c.reason}" if c.reason else ""))
+    return warned
 
 
 def _lost(state: State, folder: Path) -> float:

@@ -5,7 +5,7 @@ What steers is in here and agreed over ranks: a step that is not finite, the gua
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -27,9 +27,9 @@ from harness.plan.errors import UserError, did_you_mean
 from harness.plan.guard import Trouble, policy
 from harness.plan.order import Deal, Order, deals, derive
 from harness.plan.plan import Plan
-from harness.resuming import resume
-from harness.saving import NotSavedError, save
-from harness.stats.events import Ended, Evaluated, Event, Metrics, Noticed, Saved, Shown, Started
+from harness.resuming import facts_of, resume
+from harness.saving import Saver, Saves, Unsaved
+from harness.stats.events import Ended, Evaluated, Event, Metrics, Noticed, Shown, Started
 from harness.telling import Teller
 
 
@@ -66,7 +66,10 @@ def train(
     yield Started(plan, encode(config), str(folder or ""), state.step, state.samples, size, str(engine.device), engine.estimator)
     yield from notices
     yield from (Noticed(state.step, state.samples, w.code, w.message) for w in plan.warnings)
-    yield from run.steps()
+    try:
+        yield from run.steps()
+    finally:
+        run.saver.close()
 
 
 def _check_data(plan: Plan, found: int) -> None:
@@ -91,31 +94,33 @@ class _Run:
     teller: Teller = field(init=False)
     feed: Feed = field(init=False)
     valid: Feed = field(init=False)
-    saved_at: int = -1
+    saver: Saves = field(default_factory=Unsaved)
     evaluated_at: int = -1
     first: int = 0
     asked: bool = False
     ended: Ended | None = None
 
     def resume(self) -> Iterator[Event]:
-        """Take over the newest good checkpoint of the run folder, if there is one."""
+        """Take over the newest good checkpoint of the run, if there is one, and be ready to write the next."""
         if self.folder is None:
             return
-        state, notices = resume(self.engine, self.config, self.plan, len(self.feed.data), self.folder)
+        facts = facts_of(self.config, self.plan, self.recipe, self.feed.data)
+        state, notices = resume(self.engine, self.config, facts, self.folder)
         if state is not None:
-            self.state = state
-            self.saved_at = self.teller.saved_at_samples = state.samples
+            self.state, self.teller.saved_at_samples = state, state.samples
             take_up(state, self.feed, self.valid)
+        self.saver = Saver(self.engine, self.config, self.folder, self.teller, asdict(facts), state)
         yield from notices
 
     def steps(self) -> Iterator[Event]:
         """All steps from where the state stands to the end of the run."""
         self.first = self.state.step
-        if self.saved_at < 0 and "roll_back" in policy(self.config.guard).values():
+        if not self.saver.saved and "roll_back" in policy(self.config.guard).values():
             yield from self._save()
         self.teller.clock.discard("start")
         while self.ended is None:
             yield from self._stretch()
+        yield from self.saver.settle()
         yield self.ended
 
     def _stretch(self) -> Iterator[Event]:
@@ -181,7 +186,8 @@ class _Run:
 
     def _close(self, taken: list[Taken], position: int, waited: float, up: Due) -> Iterator[Event]:
         """The end of a window: tell it, guard it, and do what is up."""
-        reading, before = self.engine.read(waited, len(self.feed.troubles)), self.state
+        saver, before = self.saver, self.state
+        reading = self.engine.read(waited, len(self.feed.troubles), save_due=saver.due, save_failed=saver.failed)
         if reading.ranks.troubles:
             before, notices = meet(before, self.feed, (before.step + len(taken), position))
             yield from notices
@@ -194,6 +200,7 @@ class _Run:
         if warmed and self.config.compute.compile:
             text = f"the first step took {self.teller.clock.pauses['first_step']:.1f} s, compilation included"
             yield Noticed(self.state.step, self.state.samples, "compiled", text)
+        yield from saver.hear(reading.ranks.saves_failed, first=warmed)
         try:
             yield from self._guard(wrong)
         except StopError as e:
@@ -205,7 +212,8 @@ class _Run:
         if up.evaluate or up.over:
             yield from self._evaluate()
         stale = self.plan.patience_samples is not None and self.state.samples - self.state.best_at >= self.plan.patience_samples
-        if up.save or up.over or up.limit or wanted or (stale and up.evaluate):
+        best = self.config.checkpoint.keep_best > 0 and self.state.best is not before.best
+        if up.save or up.over or up.limit or wanted or best or reading.ranks.saves_due or (stale and up.evaluate):
             yield from self._save()
         if up.over or up.limit or wanted:
             self.ended = self._end("complete" if up.over else "stop_after_steps" if up.limit else "stop_requested")
@@ -218,6 +226,8 @@ class _Run:
         before = self.state
         if too_many := spent(before, self.config.guard):
             raise StopError(too_many)
+        if wrong:  # what may be gone back to is there, and nothing newer comes after it
+            yield from self.saver.settle()
         self.state, notices = act(self.config, self.teller.plan, self.engine, self.folder, before, wrong)
         if self.state.guard.interventions > before.guard.interventions:
             self.teller.noticer.forget()
@@ -259,29 +269,11 @@ class _Run:
         yield from notices
 
     def _save(self) -> Iterator[Event]:
-        if self.folder is None or self.saved_at == self.state.samples:
-            return
-        plan, state, begin = self.plan, self.state, time.monotonic()
-        about = {
-            "dataset": len(self.feed.data),
-            "seed": self.config.run.seed,
-            "optimizer": plan.optimizer,
-            "world_size": plan.world_size,
-            "global_batch": plan.global_batch,
-            "lr": plan.target_lr,
-            "well": state.health.well(self.recipe.uniform_loss()),
-        }
-        try:
-            with self.teller.clock.pause("checkpoint"):
-                path = save(self.engine, self.folder / "checkpoints", state, about, self.config.checkpoint.keep)
-        except NotSavedError as e:
-            yield Noticed(state.step, state.samples, "checkpoint_failed", f"checkpoint not written: {e}")
-            return
-        self.saved_at = state.samples
-        size = sum(f.stat().st_size for f in path.iterdir()) if self.engine.rank == 0 else 0
-        seconds = time.monotonic() - begin
-        self.teller.saved(state.samples, seconds, size)
-        yield Saved(state.step, state.samples, str(path), seconds, size)
+        """Begin a checkpoint; training goes on while it is written."""
+        s = self.state
+        value = s.last.get(self.config.eval.metric) if self.evaluated_at == s.samples else None
+        score = -value if value is not None and self.config.eval.better == "higher" else value
+        yield from self.saver.save(s, {"score": score, "well": s.health.well(self.recipe.uniform_loss())})
 
     def _end(self, reason: str, message: str = "") -> Ended:
         s = self.state

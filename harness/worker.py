@@ -120,6 +120,8 @@ def _watchers(
     folder.mkdir(parents=True, exist_ok=True)
     tree = encode(config)
     tree["run"] |= {"dir": str(folder.resolve()), "stop_after_steps": None}
+    if config.checkpoint.dir and "://" not in config.checkpoint.dir:
+        tree["checkpoint"]["dir"] = str(Path(config.checkpoint.dir).resolve())
     (folder / "run.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
     (folder / "plan.json").write_text(json.dumps(planned.to_json(), indent=1))
     if planned.backend.startswith("zero"):

@@ -53,7 +53,8 @@ HOMES = {
     "wandb_workspaces": ("harness/watch/dashboard.py",),
     "transformers": ("harness/watch/trainer.py", "harness/recipes/causal_lm.py"),
     "rich": ("harness/watch/",),
-    "subprocess": ("launch/local.py", "launch/jobs.py"),
+    "subprocess": ("launch/local.py", "launch/jobs.py", "harness/engine/staging.py"),
+    "fsspec": ("harness/engine/stores.py",),
     "matplotlib": ("harness/watch/plot.py",),
 }
 TORCH = {"torch", "torchvision", "timm", "transformers", "pytorch_optimizer", "safetensors"}

@@ -40,7 +40,7 @@ def told(folder: Path, which: str, ranks: int, **sections: Any) -> list[dict[str
         "optim": {"lr": 0.05, "momentum": 0.9},
         "schedule": {"samples": 1024},
         "eval": {"every_samples": 512},
-        "checkpoint": {"every_samples": 512},
+        "checkpoint": {"every_samples": 256},
         "precision": "fp64",
         "run": {"dir": str(folder / "run")},
     } | sections
@@ -165,7 +165,7 @@ def test_a_restart_tells_what_it_lost_and_drops_nothing(tmp_path: Path) -> None:
     run_ranks(1, ["harness", str(tmp_path / "run.yaml")], tmp_path)
     journal = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
     steps = [line["samples"] for line in journal if line["event"] == "step"]
-    assert steps == [*range(32, 1025, 32), *range(544, 1025, 32)], "the rewound samples are told again, after the first time"
+    assert steps == [*range(32, 1025, 32), *range(800, 1025, 32)], "the rewound samples are told again, after the first time"
     last = windows(journal)[-1]
     assert last["reliability/restarts"] == 1
     assert last["reliability/lost_s"] > 0

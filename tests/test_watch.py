@@ -111,7 +111,7 @@ def offline(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "batch": {"reference": 32, "total": 32, "micro": 8},
         "optim": {"lr": 0.05, "momentum": 0.9},
         "schedule": {"samples": 1600},
-        "checkpoint": {"every_samples": 800},
+        "checkpoint": {"every_samples": 400},
         "watch": {"wandb": "offline", "artifacts": True},
         "run": {"dir": str(folder / "run")},
     }

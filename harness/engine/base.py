@@ -186,10 +186,11 @@ class BaseEngine(Engine):
         """See Engine.lr_scales."""
         return [float(group.get("lr_scale", 1.0)) for group in self.optimizer.param_groups]
 
-    def read(self, data_wait_s: float = 0.0, troubles: int = 0) -> Reading:
+    def read(self, data_wait_s: float = 0.0, troubles: int = 0, *, save_due: bool = False, save_failed: bool = False) -> Reading:
         """See Engine.read."""
         filled, self._filled = self._filled, 0
-        return self.meters.read(self._rows[:filled], COLUMNS, data_wait_s, troubles, self._moment(), self._copies())
+        flags = (float(save_due), float(save_failed))
+        return self.meters.read(self._rows[:filled], COLUMNS, data_wait_s, troubles, self._moment(), self._copies(), flags)
 
     def sync_buffers(self) -> None:
         """See Engine.sync_buffers."""

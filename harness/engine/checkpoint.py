@@ -1,104 +1,78 @@
-"""Checkpoints on disk: a folder with safetensors and JSON, committed by one rename, verified before it is used.
+"""Checkpoints as they are read: every digest checked before anything is used, the newest good one taken.
 
-    checkpoints/samples-000000012800/
-        tensors-0002-of-0004.safetensors   what rank 2 of 4 held of weights and optimizer state, as pieces
-        state.json                         where the run stands, and the plan it stood under
-        manifest.json                      size and xxh3_128 digest of each file above
-
-Nothing here unpickles. Any number of ranks of any backend reads the pieces it needs (harness/engine/pieces.py).
+Nothing here unpickles, follows a link, or runs what a file says. Any number of ranks of any backend reads the pieces it needs
+(pieces.py); the ranks share the work of checking. manifest.py and tensorfile.py say how a checkpoint lies on a disk, staging.py and
+writer.py how it gets there.
 """
 
 import json
-import os
-import re
-import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import xxhash
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+import torch
+from torch import Tensor
 
-from harness.engine.pieces import Part, Piece, Source, slicer
+from harness.engine.manifest import LARGEST_JSON, MANIFEST, STATE, DamagedError, Digest, decode
+from harness.engine.pieces import Part, Source
+from harness.engine.process import gather, peers
+from harness.engine.staging import NAMES
 from harness.engine.state import State
+from harness.engine.stores import Store, open_store
+from harness.engine.tensorfile import Entry, read_header
+from harness.plan.errors import UserError
 
-STATE, MANIFEST = "state.json", "manifest.json"
-_NAME = re.compile(r"samples-\d{12}")
-_TENSORS = re.compile(r"tensors-\d{4,}-of-\d{4,}\.safetensors")
-Digest = dict[str, Any]
-"""Size and xxh3_128 digest of a file."""
-
-
-class DamagedError(Exception):
-    """A checkpoint that must not be used; the text says why."""
+_TYPES = {name: dtype for dtype, name in NAMES.items()}
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A verified checkpoint. `about` holds the facts of the run it was saved by: plan and data set size."""
+    """A verified checkpoint. `about` holds the facts of the run it was saved by."""
 
-    path: Path
+    name: str
     state: State
     about: dict[str, Any]
     tensors: Source
 
 
-def prepare(folder: Path, state: State) -> Path:
-    """An empty temporary folder for a checkpoint; one rank makes it, the others write into it. Raises OSError."""
-    temporary = folder / f".{_name(state)}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    return temporary
+def store_at(where: str) -> Store:
+    """The store at a path or URL. Raises UserError where there is no way to it."""
+    scheme, sep, rest = where.partition("://")
+    if sep and scheme == "memory":
+        raise UserError("checkpoint.dir", f"is {where!r}, which only one process sees", "give a path, or the URL of a store")
+    if sep and "@" in rest.partition("/")[0]:
+        at = f"is a URL of {scheme} with a name or password in it, which would stand in the run folder"
+        raise UserError("checkpoint.dir", at, "leave it out, and give credentials by the environment")
+    try:
+        return open_store(where)
+    except (ImportError, OSError, ValueError) as e:
+        raise UserError("checkpoint.dir", f"{where!r} cannot be reached: {e}", "give a path, or a URL that fsspec knows") from e
 
 
-def write_part(temporary: Path, rank: int, ranks: int, pieces: Iterable[Piece]) -> dict[str, Digest]:
-    """Write and flush this rank's pieces; the digest of the file by its name. Raises OSError."""
-    held = list(pieces)
-    path = temporary / f"tensors-{rank:04d}-of-{ranks:04d}.safetensors"
-    shapes = {"shapes": json.dumps({p.name: p.shape for p in held})}
-    save_file({f"{p.start}:{p.name}": p.data.cpu().clone() for p in held}, path, metadata=shapes)
-    _flush(path)
-    return {path.name: _digest(path)}
+def newest(where: str) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint that verifies, or None where there is none at all; and what was wrong with newer ones.
 
-
-def commit(folder: Path, state: State, about: Mapping[str, Any], digests: Mapping[str, Digest], keep: int) -> Path:
-    """When all ranks have written: add state and manifest, rename, then drop all but the newest `keep`. Raises OSError."""
-    final, temporary = folder / _name(state), folder / f".{_name(state)}.tmp"
-    (temporary / STATE).write_text(json.dumps({"state": state.to_json(), "about": dict(about)}, indent=1))
-    manifest = {**digests, STATE: _digest(temporary / STATE)}
-    (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
-    for name in (STATE, MANIFEST):
-        _flush(temporary / name)
-    _flush(temporary)
-    if final.exists():
-        shutil.rmtree(final)
-    temporary.rename(final)
-    _flush(folder)
-    well = newest_well(folder)
-    for old in list(_newest_first(folder))[keep:]:
-        if well is None or old != well.path:  # the guard may want to go back to it
-            shutil.rmtree(old)
-    return final
-
-
-def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint that verifies, or None where there is none at all; and what was wrong with newer ones."""
-    complaints: list[str] = []
-    for path in _newest_first(folder):
+    All ranks call it, and get the same. Raises UserError where the place cannot be reached.
+    """
+    store, complaints = store_at(where), list[str]()
+    try:
+        names = store.names()
+    except OSError as e:
+        raise UserError("checkpoint.dir", f"{where!r} cannot be read: {e}", "mend that, or give another") from e
+    for name in gather(names)[0]:  # rank 0's: a disk that is shared may show the others an older list
         try:
-            return load(path), complaints
+            return load(store, name), complaints
         except DamagedError as e:
-            complaints.append(f"{path.name}: {e}")
+            complaints.append(f"{name}: {e}")
     return None, complaints
 
 
-def newest_well(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint that verifies and was written while the run was well; None where there is none."""
-    for path in _newest_first(folder):
+def newest_well(where: str) -> Checkpoint | None:
+    """The newest checkpoint that verifies and was written while the run was well; None where there is none. All ranks call it."""
+    store = store_at(where)
+    for name in gather(store.names())[0]:
         try:
-            found = load(path)
+            found = load(store, name)
         except DamagedError:
             continue
         if found.about["well"]:
@@ -106,59 +80,67 @@ def newest_well(folder: Path) -> Checkpoint | None:
     return None
 
 
-def drop_newer(kept: Path) -> None:
-    """Remove the checkpoints that are newer than `kept`: a roll-back has given them up. Raises OSError."""
-    for path in list(_newest_first(kept.parent)):
-        if path.name > kept.name:
-            shutil.rmtree(path)
+def drop_newer(where: str, kept: str) -> None:
+    """Remove the checkpoints that are newer than `kept`: a roll-back has given them up. One rank calls it. Raises OSError."""
+    store = store_at(where)
+    names = store.names()
+    for name in names[: names.index(kept)]:
+        store.drop(name)
 
 
-def load(path: Path) -> Checkpoint:
-    """Read a checkpoint after checking every digest. Raises DamagedError."""
+def load(store: Store, name: str) -> Checkpoint:
+    """Read a checkpoint after checking every digest, each rank its share. Raises DamagedError, on every rank alike."""
+    found, problem = None, ""
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
-        for name, digest in manifest.items():
-            if not (name == STATE or _TENSORS.fullmatch(name)):
-                raise DamagedError(f"{MANIFEST} names {name!r}")
-            if digest != _digest(path / name):
-                raise DamagedError(f"{name} is not what was written")
-        document = json.loads((path / STATE).read_text())
-        tensors = Source(part for name in manifest if name != STATE for part in _parts(path / name))
-        return Checkpoint(path, State.from_json(document["state"]), document["about"], tensors)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as e:
-        raise DamagedError(f"{type(e).__name__}: {e}") from e
+        found = _load(store, name)
+    except DamagedError as e:
+        problem = str(e)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+        problem = f"{type(e).__name__}: {e}"
+    problems = [p for p in gather(problem) if p]
+    if problems or found is None:
+        raise DamagedError(problems[0])
+    return found
 
 
-def _parts(path: Path) -> Iterator[Part]:
+def _load(store: Store, name: str) -> Checkpoint:
+    rank, ranks = peers()
+    files = decode(store.read(name, MANIFEST, 0, _bounded(store.size(name, MANIFEST), MANIFEST)))
+    for number, (file, digest) in enumerate(files.items()):
+        if (file == STATE or number % ranks == rank) and not _same(store, name, file, digest):
+            raise DamagedError(f"{file} is not what was written")
+    document = json.loads(store.read(name, STATE, 0, _bounded(files[STATE].bytes, STATE)))
+    tensors = Source(part for file, digest in files.items() if file != STATE for part in _parts(store, name, file, digest.bytes))
+    return Checkpoint(name, State.from_json(document["state"]), document["about"], tensors)
+
+
+def _same(store: Store, name: str, file: str, digest: Digest) -> bool:
+    """Whether a file is the one that was written; one of another size is not read."""
+    return store.size(name, file) == digest.bytes and store.digest(name, file) == digest
+
+
+def _bounded(size: int | None, file: str) -> int:
+    if size is None:
+        raise DamagedError(f"{file} is missing")
+    if size > LARGEST_JSON:
+        raise DamagedError(f"{file} has {size:,} bytes, more than any that is written")
+    return size
+
+
+def _parts(store: Store, name: str, file: str, size: int) -> Iterator[Part]:
     """What a file holds, without reading it."""
-    file: Any = safe_open(path, framework="pt")
-    shapes = json.loads(file.metadata()["shapes"])
-    for key in file.keys():  # noqa: SIM118  it is no dict
-        start, _, name = key.partition(":")
-        held = file.get_slice(key)
-        yield Part(name, tuple(shapes[name]), int(start), held.get_shape()[0], slicer(held))
+    entries, begin = read_header(size, lambda first, last: store.read(name, file, first, last))
+    for e in entries:
+        yield Part(e.name, e.shape, e.start, e.count, _fetch(store, name, file, begin, e))
 
 
-def _name(state: State) -> str:
-    return f"samples-{state.samples:012d}"
+def _fetch(store: Store, name: str, file: str, begin: int, entry: Entry) -> Callable[[int, int], Tensor]:
+    """Reads elements [low, high) of an entry."""
 
+    def fetch(low: int, high: int) -> Tensor:
+        out = torch.empty(high - low, dtype=_TYPES[entry.dtype])
+        first = begin + entry.first + low * out.element_size()
+        store.read_into(name, file, first, out.view(torch.uint8).numpy().data)
+        return out
 
-def _newest_first(folder: Path) -> Iterator[Path]:
-    if folder.is_dir():
-        yield from sorted((p for p in folder.iterdir() if _NAME.fullmatch(p.name)), reverse=True)
-
-
-def _digest(path: Path) -> dict[str, Any]:
-    digest = xxhash.xxh3_128()
-    with path.open("rb") as f:
-        while block := f.read(1 << 24):
-            digest.update(block)
-    return {"bytes": path.stat().st_size, "xxh3_128": digest.hexdigest()}
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    return fetch

@@ -66,10 +66,11 @@ class Engine(ABC):
         """By what the rate is multiplied in each parameter group."""
 
     @abstractmethod
-    def read(self, data_wait_s: float = 0.0, troubles: int = 0) -> Reading:
+    def read(self, data_wait_s: float = 0.0, troubles: int = 0, *, save_due: bool = False, save_failed: bool = False) -> Reading:
         """The steps since the last call: one reduction over ranks and one copy from device to host for a window.
 
-        `data_wait_s`: seconds that this rank waited for its data in the window; `troubles`: how often its data made some.
+        `data_wait_s`: seconds that this rank waited for its data in the window; `troubles`: how often its data made some. The flags
+        are of checkpoints, see HostRow.
         """
 
     @abstractmethod

@@ -23,7 +23,7 @@ def export(run: Path, out: Path) -> str:
         raise UserError("export", f"{run} is no run folder: it has no run.yaml", "give the folder that a run wrote")
     if out.exists():
         raise UserError("--out", f"{out} is there already", "give another name")
-    found, complaints = checkpoint.newest(run / "checkpoints")
+    found, complaints = checkpoint.newest(load(run / "run.yaml").checkpoint.dir or str(run / "checkpoints"))
     if found is None:
         raise UserError("export", f"{run} has no checkpoint that can be used {complaints or ''}".strip(), "train it first")
     names = [name for name in found.tensors if name.startswith("model/")]
@@ -34,7 +34,7 @@ def export(run: Path, out: Path) -> str:
         save_file(weights, out, metadata=about)
     else:
         _hugging_face(load(run / "run.yaml").recipe, weights, about, out)
-    return f"{out}: {sum(t.numel() for t in weights.values()):,} numbers of {found.path.name}, step {found.state.step:,}"
+    return f"{out}: {sum(t.numel() for t in weights.values()):,} numbers of {found.name}, step {found.state.step:,}"
 
 
 def _hugging_face(config: RecipeConfig, weights: dict[str, Tensor], about: dict[str, str], out: Path) -> None:

@@ -53,9 +53,18 @@ class Meters:
         found = torch.stack([small_square.double(), big_square.double(), torch.ones_like(big_square, dtype=torch.float64)])
         self.noise += torch.where(good & torch.isfinite(found).all(), found, 0.0)
 
-    def read(self, rows: Tensor, columns: Sequence[str], data_wait_s: float, troubles: int, moment: Tensor, copies: int) -> Reading:
+    def read(
+        self,
+        rows: Tensor,
+        columns: Sequence[str],
+        data_wait_s: float,
+        troubles: int,
+        moment: Tensor,
+        copies: int,
+        flags: tuple[float, float] = (0.0, 0.0),
+    ) -> Reading:
         """All ranks' window: `rows` [steps, columns] are equal on all; the rest meets, and all of it is read in one copy."""
-        host = self._host(data_wait_s, troubles)
+        host = self._host(data_wait_s, troubles, flags)
         sums, highs = self._packed(host, moment)
         if self.processes > 1:
             works = [dist.all_reduce(sums, async_op=True), dist.all_reduce(highs, dist.ReduceOp.MAX, async_op=True)]
@@ -70,14 +79,15 @@ class Meters:
         self._reset()
         return reading
 
-    def _host(self, data_wait_s: float, troubles: int) -> HostRow:
+    def _host(self, data_wait_s: float, troubles: int, flags: tuple[float, float]) -> HostRow:
         """This rank's row. Stamps are read here: the steps they belong to have been enqueued, and are waited for."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         wait = sum(seconds(a, b) for a, b in self._waits) if self.waits_known else math.nan
         spent = seconds(self._stamps[0], self._stamps[-1])
         busy = spent - (0.0 if math.isnan(wait) else wait) - data_wait_s
-        return HostRow(data_wait_s, wait, busy, rss_gib(), *_gpu_memory(self.device), float(self.computed), float(troubles))
+        counts = (float(self.computed), float(troubles), *flags)
+        return HostRow(data_wait_s, wait, busy, rss_gib(), *_gpu_memory(self.device), *counts)
 
     def _packed(self, host: HostRow, moment: Tensor) -> tuple[Tensor, Tensor]:
         """What meets in the sum, and what in the maximum: float64 on the device.

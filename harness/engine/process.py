@@ -39,6 +39,11 @@ def agree(text: str) -> str:
     return box[0]
 
 
+def peers() -> tuple[int, int]:
+    """(this process's rank, number of ranks)."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
 def gather(thing: T) -> list[T]:
     """What each rank gave, in the order of ranks, on every rank. `thing` is plain data."""
     if not dist.is_initialized():

@@ -101,6 +101,10 @@ class Recipe(Strict, ABC):
         """(config.json, tensors by name) as Hugging Face's transformers read this model, or None where they know none like it."""
         return None
 
+    def fingerprint(self) -> str | None:
+        """Text that changes when the training data do, to be kept in checkpoints; None: taken from the data themselves."""
+        return None
+
     def collate(self, samples: list[Any]) -> Any:
         """A batch from single samples, where the data is no `Table`."""
         return default_collate(samples)

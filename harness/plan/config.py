@@ -15,7 +15,7 @@ EXCLUSIVE = (
     ("schedule.epochs", "schedule.samples"),
     ("scaling.warmup_epochs", "scaling.warmup_samples", "scaling.warmup_fraction"),
     ("eval.every_epochs", "eval.every_samples"),
-    ("checkpoint.every_epochs", "checkpoint.every_samples"),
+    ("checkpoint.every_epochs", "checkpoint.every_samples", "checkpoint.every_minutes", "checkpoint.mtbf_hours"),
     ("eval.patience_epochs", "eval.patience_samples"),
     ("guard.recover_epochs", "guard.recover_samples"),
 )
@@ -208,11 +208,19 @@ class CheckpointConfig(Strict):
     """When to save. The end of the run, and a stop on request, are always saved."""
 
     every_epochs: Positive | None = None
-    """Save each time this many epochs have gone by. Exclusive with checkpoint.every_samples."""
+    """Save each time this many epochs have gone by. Exclusive with the three below."""
     every_samples: Count | None = None
     """Save each time this many samples have gone by."""
+    every_minutes: Positive | None = None
+    """Save when this many minutes have gone by."""
+    mtbf_hours: Positive | None = None
+    """Mean time between failures: save every sqrt(2 x cost x mtbf), the cost as measured. Unset with the three above: 24."""
+    dir: str | None = None
+    """Where checkpoints lie: a path, or a URL that fsspec knows (s3://bucket/run). Unset: in the run folder."""
     keep: Count = 2
-    """How many of the newest checkpoints stay on disk."""
+    """How many of the newest checkpoints stay."""
+    keep_best: Annotated[int, Field(ge=0)] = 0
+    """How many of those with the best eval.metric stay besides. Above 0, an evaluation that is the best so far is saved at once."""
 
 
 @dataclass(frozen=True, kw_only=True)

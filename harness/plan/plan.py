@@ -6,6 +6,7 @@ from typing import Any
 
 from harness.plan.backends import check_backend
 from harness.plan.batch import resplit, split_batch
+from harness.plan.cadence import cadence
 from harness.plan.cautions import Caution, Facts, cautions
 from harness.plan.config import Config
 from harness.plan.errors import UserError
@@ -109,6 +110,7 @@ def plan(config: Config, world: World, dataset: int | None = None) -> Plan:
     lengths = Lengths(dataset)
     facts = _optimizer(config, world)
     check_backend(config, facts, world)
+    cadence(config.checkpoint)
     split = split_batch(config.batch, world)
     situation = Situation(split.global_batch, config.batch.reference, config.scaling.noise_scale)
     rule, done = rewrite(config.scaling.rule, facts.family, situation)

@@ -69,13 +69,17 @@ class Shown:
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint is on disk."""
+    """The checkpoint of an earlier step is written, checked and committed.
+
+    `seconds` is how long it held training up, `write_s` how long its writing took beside training.
+    """
 
     step: int
     samples: int
     path: str
     seconds: float
     bytes: int
+    write_s: float
 
 
 @dataclass(frozen=True)

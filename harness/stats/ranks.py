@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from harness.stats.rows import HostRow, RanksRow
 
 MOST_RANKS = 1 << 21
-SUMS = 6
+SUMS = 8
 HIGHS = 5
 
 
 def sums_of(row: HostRow) -> list[float]:
     """What of a rank's row is added up over ranks: float64 [SUMS]."""
-    return [row.comm_wait_s, row.busy_s, row.alloc_retries, row.ooms, row.computed, row.troubles]
+    return [row.comm_wait_s, row.busy_s, row.alloc_retries, row.ooms, row.computed, row.troubles, row.save_due, row.save_failed]
 
 
 def highs_of(row: HostRow, rank: int) -> list[float]:
@@ -40,6 +40,8 @@ def met(sums: Sequence[float], highs: Sequence[float], ranks: int) -> RanksRow:
         ooms=sums[3],
         computed=sums[4],
         troubles=sums[5],
+        saves_due=sums[6],
+        saves_failed=sums[7],
     )
 
 

@@ -43,7 +43,8 @@ class HostRow:
     """What a rank's host saw of a window, in seconds and GiB. `comm_wait_s` is NaN where the backend cannot tell.
 
     `busy_s` is the time in its own passes and steps, without waiting for data or other ranks. `computed` counts the samples that
-    went through the model, those that only fill a pass up included; `troubles` how often fetching data failed.
+    went through the model, those that only fill a pass up included; `troubles` how often fetching data failed. `save_due` and
+    `save_failed` are flags: the clock says that it is time for a checkpoint; the last one could not be written.
     """
 
     data_wait_s: float
@@ -56,11 +57,13 @@ class HostRow:
     ooms: float
     computed: float
     troubles: float
+    save_due: float = 0.0
+    save_failed: float = 0.0
 
 
 @dataclass(frozen=True)
 class RanksRow:
-    """All ranks' HostRows: of `data_wait_s` and memory the largest, of `comm_wait_s` the mean, of counts the sum.
+    """All ranks' HostRows: of `data_wait_s` and memory the largest, of `comm_wait_s` the mean, of counts and flags the sum.
 
     `busy_s` is that of the `slowest` rank, `others_busy_s` the mean of the others'; equal for a rank alone.
     """
@@ -77,6 +80,8 @@ class RanksRow:
     ooms: float
     computed: float
     troubles: float
+    saves_due: float = 0.0
+    saves_failed: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,8 @@ class Terminal:
                 best = "  [green]best[/green]" if event.best else ""
                 self._say(f"eval   {event.samples:>12,} samples  {_metrics(event.metrics, 'eval/')}{best}")
             case Saved():
-                self._say(f"[dim]saved  {event.samples:>12,} samples  {escape(event.path)} ({event.seconds:.2f} s)[/dim]")
+                times = f"{event.seconds:.2f} s, written in {event.write_s:.1f} s"
+                self._say(f"[dim]saved  {event.samples:>12,} samples  {escape(event.path)} ({times})[/dim]")
             case Noticed() if event.code in self._told_already:
                 pass
             case Noticed():

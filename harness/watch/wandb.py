@@ -65,7 +65,7 @@ class WandbWatcher:
             case Saved():
                 self._put({"progress/samples": event.samples, "reliability/checkpoint_bytes": event.bytes})
                 if self._watch.artifacts:
-                    self._refer(Path(event.path), event.samples)
+                    self._refer(event.path, event.samples)
             case Noticed():
                 self._run.summary[f"notice/{event.code}"] = event.message
                 if event.code in ALERTS:
@@ -98,11 +98,14 @@ class WandbWatcher:
         except (wandb.errors.Error, TimeoutError, ConnectionError) as e:
             print(f"W&B did not take everything ({' '.join(str(e).split())}): {self._sync()}")
 
-    def _refer(self, path: Path, samples: int) -> None:
-        """A checkpoint as an artifact that holds its manifest, and refers to the rest where it lies."""
-        artifact = wandb.Artifact(f"checkpoint-{self._run.id}", "checkpoint", metadata={"samples": samples, "path": str(path)})
-        artifact.add_file(str(path / "manifest.json"))
-        artifact.add_reference(f"file://{path.resolve()}", name="files", checksum=False)
+    def _refer(self, path: str, samples: int) -> None:
+        """A checkpoint as an artifact that holds its manifest, where that is on a disk, and refers to the rest where it lies."""
+        artifact = wandb.Artifact(f"checkpoint-{self._run.id}", "checkpoint", metadata={"samples": samples, "path": path})
+        if "://" in path:
+            artifact.add_reference(path, name="files", checksum=False)
+        else:
+            artifact.add_file(str(Path(path) / "manifest.json"))
+            artifact.add_reference(f"file://{Path(path).resolve()}", name="files", checksum=False)
         self._run.log_artifact(artifact)
 
     def _put(self, metrics: Mapping[str, Any]) -> None:
