@@ -52,7 +52,7 @@ def task_of(where: str, samples: int, rank: int = 0, ranks: int = RANKS, keep: i
     return Task(where, samples, f"test-{samples}", rank, ranks, state, keep, 0)
 
 
-def save(where: str, samples: int, keep: int = 2, store: Store | None = None, seed: int | None = None) -> None:
+def save(where: str, samples: int, keep: int = 2, store: Store | None = None, seed: int | None = None, elements: int = 300) -> None:
     """One committed checkpoint of RANKS ranks, as their writers write it one after another, rank 0 last."""
     store = store or open_store(where)
     nobody = Lines(os.open("/dev/null", os.O_RDONLY))
@@ -60,7 +60,7 @@ def save(where: str, samples: int, keep: int = 2, store: Store | None = None, se
     for rank in reversed(range(RANKS)):
         task = task_of(where, samples, rank, keep=keep)
         store.sweep(task.job)
-        folder, _ = write_part(store, task, memory_of(arrays_of(samples if seed is None else seed), rank, RANKS))
+        folder, _ = write_part(store, task, memory_of(arrays_of(samples if seed is None else seed, elements), rank, RANKS))
         if rank == 0:
             commit(store, task, folder, nobody)
 
