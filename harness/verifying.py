@@ -75,9 +75,9 @@ class Recorder(Engine):
         """See Engine.lr_scales."""
         return self._inner.lr_scales()
 
-    def read(self, data_wait_s: float = 0.0, troubles: int = 0) -> Reading:
+    def read(self, data_wait_s: float = 0.0, troubles: int = 0, *, save_due: bool = False, save_failed: bool = False) -> Reading:
         """See Engine.read."""
-        return self._inner.read(data_wait_s, troubles)
+        return self._inner.read(data_wait_s, troubles, save_due=save_due, save_failed=save_failed)
 
     def sync_buffers(self) -> None:
         """See Engine.sync_buffers."""
