@@ -107,7 +107,7 @@ def test_a_model_of_hugging_face_goes_out_and_comes_back_from_its_folder(tmp_pat
     export(tmp_path / "run", tmp_path / "model")
     made = load_recipe(RecipeConfig(use="causal_lm", knobs={"folder": str(tmp_path / "model"), "max_bytes": 20_000, "context": 16}))
     weights = dict(made.model().named_parameters())
-    saved = newest(tmp_path / "run" / "checkpoints")[0]
+    saved = newest(str(tmp_path / "run" / "checkpoints"))[0]
     assert saved is not None
     assert all(torch.equal(weights[n], saved.tensors.whole(f"model/{n}")) for n in weights)
 
