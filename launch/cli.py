@@ -5,14 +5,16 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from harness.plan.errors import UserError, did_you_mean
-from launch import dashboard, doctor, export, find_batch, launch, plan, report, sweep, train, verify
+from launch import branch, dashboard, doctor, export, find_batch, launch, lr_range, plan, report, sweep, train, verify
 
 COMMANDS: dict[str, ModuleType] = {
     "plan": plan,
     "train": train,
     "launch": launch,
     "find-batch": find_batch,
+    "lr-range": lr_range,
     "sweep": sweep,
+    "branch": branch,
     "verify": verify,
     "doctor": doctor,
     "export": export,

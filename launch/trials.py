@@ -31,15 +31,18 @@ class Trial:
     name: str
     config: Config
     folder: Path
+    steps: int | None = None
+    """Stop after so many, leaving the schedule as it is."""
 
     @property
     def command(self) -> Command:
         """The worker alone, on this trial's run file."""
-        return Command((sys.executable, "-m", "harness", str(self.folder / RUN_FILE), "--no-plan"), {})
+        stop = () if self.steps is None else ("--run.stop_after_steps", str(self.steps))
+        return Command((sys.executable, "-m", "harness", str(self.folder / RUN_FILE), "--no-plan", *stop), {})
 
     def outcome(self) -> Outcome | None:
         """How it went, None while it is not over."""
-        return outcome(self.folder / JOURNAL)
+        return outcome(self.folder / JOURNAL, cut=self.steps is not None)
 
 
 def trial(run: Path, settings: Mapping[str, str], name: str, out: Path) -> Trial:
@@ -50,6 +53,12 @@ def trial(run: Path, settings: Mapping[str, str], name: str, out: Path) -> Trial
     folder = (out / "trials" / name).resolve()
     quiet = {"watch.wandb": "'off'", "checkpoint.keep": "1"}
     return Trial(name, load(run, quiet | dict(settings) | {"run.dir": json.dumps(str(folder))}), folder)
+
+
+def of_config(config: Config, name: str, out: Path, steps: int | None = None) -> Trial:
+    """The trial `name` of a whole configuration, in a folder of its own."""
+    folder = (out / "trials" / name).resolve()
+    return Trial(name, replace(config, run=replace(config.run, dir=str(folder), stop_after_steps=None)), folder, steps)
 
 
 def write(trials: Sequence[Trial]) -> None:

@@ -57,13 +57,13 @@ class Outcome:
         return median(found) if found else None
 
 
-def outcome(journal: Path) -> Outcome | None:
-    """How the run of a journal went; None while it is not over (or there is no journal)."""
+def outcome(journal: Path, *, cut: bool = False) -> Outcome | None:
+    """How the run of a journal went; None while it is not over (or there is no journal). `cut`: stop_after_steps is an end too."""
     if not journal.is_file():
         return None
     lines = list(_lines(journal))
     end = next((line for line in reversed(lines) if line["event"] in ("end", "start")), None)
-    if end is None or end["event"] == "start" or end["reason"] not in TOLD:
+    if end is None or end["event"] == "start" or end["reason"] not in (*TOLD, *(("stop_after_steps",) if cut else ())):
         return None
     windows = {line["samples"]: line for line in lines if line["event"] == "window"}  # told last where a restart told twice
     last: dict[str, Any] = next(reversed(windows.values()), {})
