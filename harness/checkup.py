@@ -19,6 +19,7 @@ import torch.distributed as dist
 
 from harness.engine.ops import cache_folder, stale_locks
 from harness.engine.process import join, leave, use_cpu
+from harness.plan.srun import variables
 from harness.plan.world import place
 from harness.watch.wandb import has_key, unreachable
 
@@ -33,6 +34,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, help="where rank 0 writes what it found (default: standard output)")
     parser.add_argument("--seconds", type=float, default=10.0, help="how long the all-reduces may take together")
     args = parser.parse_args(argv)
+    os.environ.update(variables(os.environ))
     here = place(os.environ)
     cpu = use_cpu(os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"))
     join(cpu)
