@@ -48,14 +48,15 @@ def losses(folder: Path) -> list[float]:
     return [step["train/loss"] for step in journal(folder, "step")]
 
 
-def test_a_job_on_two_nodes_trains_as_one_process_does(cluster: Cluster, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("nodes", "ranks"), [(2, 2), pytest.param(4, 8, marks=pytest.mark.slow)])
+def test_a_job_on_several_nodes_trains_as_one_process_does(cluster: Cluster, tmp_path: Path, nodes: int, ranks: int) -> None:
     run_file(tmp_path, "total: 8")
-    job = submit(cluster, tmp_path, "--nodes", "2", "--procs", "2")
+    job = submit(cluster, tmp_path, "--nodes", str(nodes), "--procs", str(ranks))
     assert cluster.wait_for(job, "COMPLETED")["ExitCode"] == "0:0", log(tmp_path)
     assert trained_ids(tmp_path) == Counter(dict.fromkeys(range(SIZE), EPOCHS))
     start = journal(tmp_path, "start")[0]["plan"]
-    assert (start["world_size"], start["nodes"]) == (2, 2)
-    assert len(list(tmp_path.glob("*.ids"))) == 2
+    assert (start["world_size"], start["nodes"]) == (ranks, nodes)
+    assert len(list(tmp_path.glob("*.ids"))) == ranks
     alone = tmp_path / "alone"
     alone.mkdir()
     run_ranks(1, ["harness", str(run_file(alone, "total: 8"))], alone)
