@@ -1,7 +1,8 @@
 """A run as a Slurm job: an sbatch script for people to read. Pure text; every name in it is matched whole first.
 
 Slurm itself starts the workers, one task each: a signal reaches each of them once, nothing in between can orphan them, and a lost
-node requeues the job. The workers find each other by `harness.plan.srun`.
+node requeues the job. The workers find each other by `harness.plan.srun`. That time is short is told to the script alone, which so
+knows that the job is to come back; any other stop (scancel, Stop in W&B) is the end.
 """
 
 import shlex
@@ -66,17 +67,23 @@ def sbatch_script(job: Job, world: World, folder: Path, python: str) -> str:
         "",
         *_environment(job, world),
         f"run={run}{wanted}",
+        "# Slurm tells this script when time is short. It tells the ranks, which save and end, and queues the job again.",
+        """trap 'again=yes; scancel --signal=USR1 "$SLURM_JOB_ID"' USR1""",
         "",
         f"for attempt in {' '.join(str(i) for i in range(job.restarts + 1))}; do",
         f"    srun --kill-on-bad-exit=0 --wait={WAIT_S}{_per_task(job)} \\",
-        f'        {shlex.quote(name)} -m harness "$run/run.yaml" --no-plan --ranks {world.size}',
-        "    status=$?",
+        f'        {shlex.quote(name)} -m harness "$run/run.yaml" --no-plan --ranks {world.size} &',
+        "    ranks=$!",
+        "    wait $ranks; status=$?",
+        "    while kill -0 $ranks 2>/dev/null; do wait $ranks; status=$?; done  # the trap has interrupted the wait",
         "    case $status in",
-        "    0 | 2 | 3) exit $status ;;  # complete, a mistake of the user, stopped by the guard: not to be tried again",
-        "    75 | 138)  # told to stop by the signal, with a checkpoint (138: before there was one to write)",
-        '        [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ] && scontrol requeue "$SLURM_JOB_ID"',
-        "        exit $status ;;",
+        "    0 | 2 | 3 | 4) exit $status ;;  # complete, a mistake of the user, the guard, out of memory: not again",
         "    esac",
+        '    if [ "$again" = yes ]; then',
+        '        [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ] && scontrol requeue "$SLURM_JOB_ID"',
+        "        exit $status",
+        "    fi",
+        "    [ $status = 75 ] && exit $status  # stopped on request, with a checkpoint",
         '    echo "attempt $attempt ended with status $status"',
         "done",
         "exit $status",
@@ -101,7 +108,7 @@ def _headers(job: Job, world: World, run: str) -> list[str]:
         f"--output={run}/{'%a/logs/slurm-%A_%a.log' if array else 'logs/slurm-%j.log'}",
         "--open-mode=append",
         "--requeue",
-        f"--signal=USR1@{job.signal_s}",
+        f"--signal=B:USR1@{job.signal_s}",
     ]
 
 

@@ -99,7 +99,7 @@ def test_the_signal_makes_a_checkpoint_and_the_requeued_job_goes_on_from_it(clus
     run_file(tmp_path, "total: 8")
     job = submit(cluster, tmp_path, "--nodes", "4", "--procs", "4", *LONG)
     wait_until(lambda: told(tmp_path, "window"), "the first steps")
-    cluster.ask("scancel", "--signal=USR1", job)  # as Slurm does --signal-s seconds before the time limit
+    cluster.ask("scancel", "--batch", "--signal=USR1", job)  # as Slurm does --signal-s seconds before the time limit
     wait_until(lambda: int(cluster.job(job)["Restarts"]) == 1, "the requeue")
     assert journal(tmp_path, "end")[-1]["reason"] == "stop_requested"
     assert cluster.wait_for(job, "COMPLETED")["Restarts"] == "1"

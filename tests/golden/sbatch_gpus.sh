@@ -7,21 +7,27 @@
 #SBATCH --output=/data/runs/digits/logs/slurm-%j.log
 #SBATCH --open-mode=append
 #SBATCH --requeue
-#SBATCH --signal=USR1@120
+#SBATCH --signal=B:USR1@120
 
 export OMP_NUM_THREADS="${SLURM_CPUS_PER_TASK:-1}"
 run=/data/runs/digits
+# Slurm tells this script when time is short. It tells the ranks, which save and end, and queues the job again.
+trap 'again=yes; scancel --signal=USR1 "$SLURM_JOB_ID"' USR1
 
 for attempt in 0 1 2 3; do
     srun --kill-on-bad-exit=0 --wait=120 \
-        /opt/env/bin/python -m harness "$run/run.yaml" --no-plan --ranks 32
-    status=$?
+        /opt/env/bin/python -m harness "$run/run.yaml" --no-plan --ranks 32 &
+    ranks=$!
+    wait $ranks; status=$?
+    while kill -0 $ranks 2>/dev/null; do wait $ranks; status=$?; done  # the trap has interrupted the wait
     case $status in
-    0 | 2 | 3) exit $status ;;  # complete, a mistake of the user, stopped by the guard: not to be tried again
-    75 | 138)  # told to stop by the signal, with a checkpoint (138: before there was one to write)
-        [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ] && scontrol requeue "$SLURM_JOB_ID"
-        exit $status ;;
+    0 | 2 | 3 | 4) exit $status ;;  # complete, a mistake of the user, the guard, out of memory: not again
     esac
+    if [ "$again" = yes ]; then
+        [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ] && scontrol requeue "$SLURM_JOB_ID"
+        exit $status
+    fi
+    [ $status = 75 ] && exit $status  # stopped on request, with a checkpoint
     echo "attempt $attempt ended with status $status"
 done
 exit $status
