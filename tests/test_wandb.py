@@ -62,7 +62,7 @@ def test_online_every_point_arrives_and_nothing_else(server: Server, tmp_path: P
     run = (tmp_path / "wandb_id").read_text()
     assert losses(server, tmp_path) == LOSSES
     assert not [row for row in server.rows(run) if "train/none" in row]
-    assert [alert["title"] for alert in server.alerts] == ["spike"]
+    assert [alert["title"] for alert in server.alerts] == ["spike", "dead"], "once each, and what is no alert not at all"
     config = server.config[run]
     assert set(config) - {"_wandb"} == {"run", "plan", "commit"}
     assert server.summary[run]["end/reason"] == "complete"

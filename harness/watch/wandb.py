@@ -5,6 +5,7 @@ its own hands the points over, so that no call of the training thread waits; a s
 the run is logged offline.
 """
 
+import math
 import netrc
 import os
 import queue
@@ -50,6 +51,7 @@ class WandbWatcher:
         self._run: Any = None
         self._points: queue.Queue[Mapping[str, Any] | None] = queue.Queue(WAITING)
         self._dropped = 0
+        self._alerted: dict[str, float] = {}
         self._writer = threading.Thread(target=self._write, name="wandb writer", daemon=True)
 
     def __call__(self, event: Event) -> None:
@@ -69,10 +71,10 @@ class WandbWatcher:
             case Noticed():
                 self._run.summary[f"notice/{event.code}"] = event.message
                 if event.code in ALERTS:
-                    self._run.alert(title=event.code, text=event.message, wait_duration=ALERT_EVERY_S)
+                    self._alert(event.code, event.message)
             case Ended():
                 if event.reason in ("guard", "failed"):
-                    self._run.alert(title=event.reason, text=event.message)
+                    self._alert(event.reason, event.message)
                 self._run.summary.update({"end/reason": event.reason, "end/message": event.message, **known(event.metrics)})
             case _:
                 pass
@@ -107,6 +109,13 @@ class WandbWatcher:
             artifact.add_file(str(Path(path) / "manifest.json"))
             artifact.add_reference(f"file://{Path(path).resolve()}", name="files", checksum=False)
         self._run.log_artifact(artifact)
+
+    def _alert(self, code: str, text: str) -> None:
+        """Send an alert, unless one of its code has just been sent: W&B's own wait_duration is left to the service."""
+        now = time.monotonic()
+        if now - self._alerted.get(code, -math.inf) >= ALERT_EVERY_S:
+            self._alerted[code] = now
+            self._run.alert(title=code, text=text)
 
     def _put(self, metrics: Mapping[str, Any]) -> None:
         try:

@@ -21,20 +21,21 @@ def main(folder: Path, at_half: str) -> None:
     config = decode({"recipe": {"samples": 100}, "batch": {"reference": 1, "total": 1}, "optim": {"lr": 1}, "schedule": {"samples": 10}})
     planned = plan(config, World(1))
     watcher = WandbWatcher(WatchConfig(wandb="online"), folder)
-    events: list[Event] = [Started(planned, {"precision": "fp32"}, str(folder), 0, 0, 1, "cpu"), Noticed(0, 0, "spike", "a loss stood out")]
+    events: list[Event] = [Started(planned, {"precision": "fp32"}, str(folder), 0, 0, 1, "cpu")]
+    events += [Noticed(n, n, code, "said often") for n in range(20) for code in ("spike", "dead", "compiled")]
     events += [Windowed(n, n, {"progress/samples": float(n), "train/loss": 1 / n, "train/none": None}) for n in range(1, POINTS + 1)]
     spent: list[float] = []
     for number, event in enumerate([*events, Ended(POINTS, POINTS, "complete", "", {})]):
         begin = time.perf_counter()
         watcher(event)
         spent.append(time.perf_counter() - begin)
-        if number == POINTS // 2 and at_half:
+        if number == len(events) - POINTS // 2 and at_half:
             Path(f"{at_half}.reached").touch()
             while not Path(at_half).exists():
                 time.sleep(0.01)
     begin = time.perf_counter()
     watcher.close()
-    logged = sorted(spent[2:-1])
+    logged = sorted(spent[-POINTS - 1 : -1])
     told: dict[str, Any] = {"start_s": spent[0], "log_p99_ms": 1e3 * logged[int(0.99 * len(logged))], "finish_s": time.perf_counter() - begin}
     print(f"TOLD {json.dumps(told)}", flush=True)
 
