@@ -59,6 +59,7 @@ def test_the_headroom_is_said_in_batches() -> None:
     assert "no headroom" in words(1.0, 32, "sgd")
 
 
+@pytest.mark.slow
 def test_the_edge_of_digits_is_found_and_handed_on(tmp_path: Path) -> None:
     """From optim.lr 0.5, which is over the edge: halving and bisection find it in a few trials."""
     out = tmp_path / "range"

@@ -42,6 +42,7 @@ def test_the_prediction_is_within_a_tenth_of_the_measured_peak(backend: str, ran
     assert told["state"] == pytest.approx(real["state"], rel=0.1)
 
 
+@pytest.mark.slow
 def test_shares_shrink_with_the_world(tmp_path: Path) -> None:
     run = tmp_path / "gpt.yaml"
     run.write_text(RUN.replace("BACKEND", "fsdp"))
