@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 
 from harness.stats.metrics import METRICS, markdown
 from harness.stats.spikes import FLAGGED, LEAST, Spikes
-from tests.dist.processes import ROOT, run_ranks
+from tests.dist.processes import ROOT, run_command, run_ranks
 
 TOLD = {m.name for m in METRICS if not m.name.startswith("eval/")}
 NOT_HERE = {
@@ -149,12 +150,18 @@ def test_nan_on_rank_1_is_one_nonfinite_step_and_no_finite_loss(tmp_path: Path) 
         "        Bad.calls = getattr(Bad, 'calls', 0) + model.training\n"
         "        return (total * float('nan') if os.environ.get('RANK') == '1' and Bad.calls == 9 else total), count\n"
     )
-    journal = told(tmp_path, "digits", 2, recipe={"use": f"{tmp_path}/bad.py:Bad", "width": 4})
+    journal = told(tmp_path, "digits", 2, recipe={"use": f"{tmp_path}/bad.py:Bad", "width": 4}, watch={"wandb": "offline"})
     bad = [w for w in windows(journal) if not isinstance(w["train/loss"], float)]
     assert [w["train/loss"] for w in bad] == ["nan"]
     assert windows(journal)[-1]["stability/nonfinite_steps"] == windows(journal)[-1]["stability/skipped_steps"] == 1
     assert math.isfinite(windows(journal)[-1]["batch/noise_scale_samples"])
     assert math.isfinite(windows(journal)[-1]["train/loss"])
+    log = min((tmp_path / "run").glob("wandb/offline-run-*/*.wandb"))
+    said = run_command([str(Path(sys.executable).parent / "wandb"), "leet", "inspect", "--json", str(log)], tmp_path)
+    records = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+    points = [r["history"]["item"] for r in records if r["type"] == "history" and "train/loss" in r["history"]["item"]]
+    assert [p["train/loss"] for p in points].count("NaN") == 1, "at W&B too it is no finite number"
+    assert points[-1]["stability/nonfinite_steps"] == 1
 
 
 def test_a_restart_tells_what_it_lost_and_drops_nothing(tmp_path: Path) -> None:
