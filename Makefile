@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-all test-container check bench lab clean
+.PHONY: demo test test-all test-container check bench lab soak clean
 
 demo: .venv/.base  ## Train a real model on real data in two processes, with the plan, a live line and the result.
 	$(BIN)/widebatch launch configs/digits.yaml --gpus 0 --procs 2
@@ -29,6 +29,9 @@ bench: .venv/.base  ## Digits at k = 1, 4, 16 with and without the linear rule, 
 
 lab: .venv/.base  ## Sweeps on real data, three seeds, about 40 minutes of one core; rewrites configs/results/sweep_*.json.
 	$(BIN)/python -m tests.bench_lab
+
+soak: .venv/.dev  ## The long counts: 1,000 damaged checkpoints, 100 full disks, 200 killed saves; rewrites their records.
+	$(BIN)/python -m tests.soak_checkpoints
 
 clean:  ## Remove what the targets above made.
 	rm -rf .venv build dist .mypy_cache .ruff_cache .hypothesis *.egg-info

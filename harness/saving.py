@@ -29,6 +29,11 @@ from harness.telling import Teller
 ROUND_S = 5.0
 """How long ranks wait for their own writer before they tell one another how far it is: well below any group's timeout."""
 
+UNSEEN_ROUNDS = 12
+"""Rounds in which all other ranks have written, after which rank 0 no longer looks for their files."""
+_ABANDONED = "another rank could not write"
+_UNSEEN = "the files of other ranks are not to be seen here: checkpoint.dir must be a place that all nodes share"
+
 
 @dataclass(frozen=True)
 class _Job:
@@ -224,18 +229,21 @@ class Saver(Saves):
         self._job = _Job(state, self._cost_s, done=bool(problem), problem=problem)
 
     def _settle(self) -> list[Event]:
+        rounds = 0
         while self._job is not None:
             self._listen(ROUND_S)
             job = self._job
             everyone = gather((job.done, job.problem))
             problems = [text for _, text in everyone if text]
-            if problems and self._engine.rank == 0 and not job.done:
-                self._staging.abandon()
-            if not all(done for done, _ in everyone):
+            others = all(done for done, _ in everyone[1:])
+            rounds += others
+            if self._engine.rank == 0 and not job.done and (problems or rounds > UNSEEN_ROUNDS):
+                self._staging.abandon(_ABANDONED if problems else _UNSEEN)
+            if not (others and everyone[0][0]):
                 continue
             self._job = None
             if problems:
-                text = next((p for p in problems if "another rank" not in p), problems[0])
+                text = next((p for p in problems if _ABANDONED not in p), problems[0])
                 s, self._saved_at = job.state, None
                 return [Noticed(s.step, s.samples, "checkpoint_failed", f"checkpoint not written: {text}")]
             return [] if job.told or not job.path else [self._told(job)]

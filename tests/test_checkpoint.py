@@ -18,10 +18,11 @@ from safetensors.numpy import save_file
 from safetensors.torch import load_file
 
 from harness.engine.checkpoint import Checkpoint, load, newest, store_at
+from harness.engine.lines import Lines, send
 from harness.engine.manifest import STATE, DamagedError, Judged, decode, digest, doomed, encode, free_name, newest_first
 from harness.engine.stores import LocalStore, open_store
 from harness.engine.tensorfile import header, lay_out, read_header
-from harness.engine.writer import NotWrittenError, write_part
+from harness.engine.writer import NotWrittenError, commit, write_part
 from harness.plan.errors import UserError
 from tests.dist.processes import ROOT
 from tests.faults.calls import install
@@ -249,6 +250,20 @@ def test_a_kill_at_any_write_rename_or_fsync_leaves_a_good_checkpoint(tmp_path: 
         assert not list(where.glob(".samples-*.tmp"))
     assert saw == {128, 192}
     assert call > 30
+
+
+def test_rank_0_waits_for_the_others_until_it_is_told_why_not(tmp_path: Path) -> None:
+    store, task = LocalStore(tmp_path), task_of(str(tmp_path), 64)
+    folder, _ = write_part(store, task, memory_of(arrays_of(1), 0, 2))
+    orders, pen = os.pipe()
+    send(pen, {"abandon": "the disk is not shared"})
+    with pytest.raises(NotWrittenError, match="the disk is not shared"):
+        commit(store, task, folder, Lines(orders))
+    os.close(pen)
+    with pytest.raises(NotWrittenError, match="its rank is gone"):
+        commit(store, task, folder, Lines(orders))
+    os.close(orders)
+    assert store.names() == []
 
 
 def test_the_writer_starts_without_torch() -> None:

@@ -97,11 +97,11 @@ class Staging:
             return {"problem": f"the writer process ended with {self._writer.wait()}"}
         return line
 
-    def abandon(self) -> None:
-        """Tell the writer to wait for no other rank."""
+    def abandon(self, why: str) -> None:
+        """Tell the writer to wait for other ranks no more."""
         if self._writer is not None and self._writer.stdin is not None and self._running():
             try:
-                send(self._writer.stdin.fileno(), {"abandon": True})
+                send(self._writer.stdin.fileno(), {"abandon": why})
             except OSError:
                 return  # it is gone: `told` says so
 

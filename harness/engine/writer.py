@@ -4,7 +4,7 @@ It imports no torch. Its rank copies pieces into shared memory and goes on train
 and flushes them, reads them back, and leaves a note of their digest. Rank 0's writer waits for the notes of all, then commits, and
 only then drops older checkpoints. It dies with its rank: what it has not committed is no checkpoint.
 
-Lines in: {"pieces": [[name, shape, start, count, dtype], ...], "bytes": n}, then a `Task` for each save, or {"abandon": true}.
+Lines in: {"pieces": [[name, shape, start, count, dtype], ...], "bytes": n}, then a `Task` for each save, or {"abandon": why}.
 Lines out: {"part": bytes} when this rank's file is safe, {"path", "bytes", "write_s"} when all is committed, or {"problem": text}.
 """
 
@@ -139,11 +139,12 @@ def commit(store: Store, task: Task, folder: str, lines: Lines) -> dict[str, Any
 
 
 def _await(store: Store, task: Task, folder: str, rank: int, lines: Lines) -> Digest:
-    """What a rank wrote, once it has. Raises NotWrittenError when this rank is told that another could not."""
+    """What a rank wrote, once it has. Raises NotWrittenError when this rank is told to wait no more."""
     note, wait_s = _note(task, rank), POLL_S
     while (size := store.size(folder, note)) is None or not size:
-        if lines.next(wait_s) is not None or lines.ended:
-            raise NotWrittenError("another rank could not write")
+        told = lines.next(wait_s)
+        if told is not None or lines.ended:
+            raise NotWrittenError(told["abandon"] if told else "its rank is gone")
         wait_s = min(2 * wait_s, 50 * POLL_S)
     return Digest(**json.loads(store.read(folder, note, 0, size)))
 
