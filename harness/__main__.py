@@ -11,6 +11,8 @@ from harness.plan.errors import UserError
 from harness.plan.flags import Parser, add_settings, parse
 from harness.plan.srun import variables
 from harness.plan.world import check_world, place
+from harness.survive.exits import USER
+from harness.survive.presence import present
 
 
 def main(argv: Sequence[str]) -> int:
@@ -22,18 +24,26 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # deepspeed adds it; LOCAL_RANK says the same
     add_settings(parser)
     try:
-        args, settings = parse(parser, argv)
         os.environ.update(variables(os.environ))
-        if args.ranks:
-            check_world(place(os.environ), args.ranks)
-        config = load(args.run, settings)
-        from harness.worker import work
-
-        return work(config, args.run.stem, os.environ, show_plan=not args.no_plan)
+        rank = place(os.environ).rank
     except UserError as e:
-        from harness.worker import report
+        print(f"error: {e}", file=sys.stderr)
+        return USER
+    with present(os.environ, rank, started="RANK" in os.environ) as presence:
+        try:
+            args, settings = parse(parser, argv)
+            if args.ranks:
+                check_world(place(os.environ), args.ranks)
+            config = load(args.run, settings)
+            from harness.worker import work
 
-        return report(e, place(os.environ).rank)
+            return work(config, args.run.stem, os.environ, presence, show_plan=not args.no_plan)
+        except UserError as e:
+            where = f"rank {rank}: " if rank else ""
+            presence.pulse.ended(USER, f"{where}{e}")
+            if presence.launched is None:
+                print(f"error: {where}{e}", file=sys.stderr)
+            return USER
 
 
 if __name__ == "__main__":

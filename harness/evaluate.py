@@ -23,8 +23,9 @@ def evaluate(engine: Engine, recipe: Recipe, config: Config, feed: Feed) -> tupl
     names: list[str] = []
     examples: list[dict[str, Any]] = []
     totals = torch.zeros(0, 2, dtype=torch.float64, device=engine.device)
-    with torch.no_grad(), autocast(config, engine.device):
+    with engine.pulse.phase("eval"), torch.no_grad(), autocast(config, engine.device):
         for _, micros in feed.steps(deals(0, size, ranks * micro, micro, ranks, engine.rank, ranks)):
+            engine.pulse.tick()
             for one in micros:
                 sums = recipe.metrics(engine.model, one.batch)
                 if not names:

@@ -185,7 +185,7 @@ class Saver(Saves):
             return
         yield from self.settle()
         self._saved_at = _moment(state)
-        with self._teller.clock.pause("checkpoint"):
+        with self._teller.clock.pause("checkpoint"), self._engine.pulse.phase("checkpoint"):
             self._begin(state, self._facts | dict(judged))
         if self._staging.problem and not self._complained:
             self._complained = True
@@ -194,7 +194,7 @@ class Saver(Saves):
     def settle(self) -> list[Event]:
         """See Saves.settle."""
         begin = time.monotonic()
-        with self._teller.clock.pause("checkpoint"):
+        with self._teller.clock.pause("checkpoint"), self._engine.pulse.phase("checkpoint"):
             events = self._settle()
         self._waited_s = time.monotonic() - begin
         return events

@@ -7,16 +7,20 @@ from pathlib import Path
 
 from harness.plan.decode import load
 from harness.plan.errors import UserError
-from harness.worker import EXIT, report, work
+from harness.survive.exits import EXIT, USER
+from harness.survive.presence import present
+from harness.worker import work
 
 
 def main(argv: Sequence[str]) -> int:
     """Run them all; a run that the guard stopped does not end the series, any other end but a complete one does."""
     for path in map(Path, argv):
         try:
-            status = work(load(path), path.stem, os.environ, show_plan=False)
+            with present(os.environ, 0, started=False) as presence:
+                status = work(load(path), path.stem, os.environ, presence, show_plan=False)
         except UserError as e:
-            return report(e, 0)
+            print(f"error: {e}", file=sys.stderr)
+            return USER
         if status not in (EXIT["complete"], EXIT["guard"]):
             return status
     return 0

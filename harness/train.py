@@ -30,6 +30,7 @@ from harness.plan.plan import Plan
 from harness.resuming import facts_of, resume
 from harness.saving import Saver, Saves, Unsaved
 from harness.stats.events import Ended, Evaluated, Event, Metrics, Noticed, Shown, Started
+from harness.survive.pulse import Pulse
 from harness.telling import Teller
 
 
@@ -41,12 +42,13 @@ def train(
     folder: Path | None = None,
     stop: Callable[[], bool] = lambda: False,
     engine: Engine | None = None,
+    pulse: Pulse | None = None,
 ) -> Iterator[Event]:
     """Train `config` as `plan` says, on the processes that are here, and yield what happens.
 
     `folder` is the run folder: with one, checkpoints are written there, and a run that has some goes on. `stop` is asked once a
     step; when it says yes on any rank, all save and end at the close of the window. Raises UserError before the first step.
-    `engine`: one that was opened for this plan; None: that of the run file's backend.
+    `engine`: one that was opened for this plan; None: that of the run file's backend. `pulse` is told that the loop goes on.
     """
     recipe = load_recipe(config.recipe)
     data = recipe.data("train")
@@ -55,6 +57,7 @@ def train(
     order = Order(len(data), derive(config.run.seed, 3))
     key_seed = derive(config.run.seed, 4) if recipe.augments else None
     engine = run.engine
+    engine.pulse = pulse or engine.pulse
     options = {"device": engine.device, "dtype": engine.dtype, "collate": recipe.collate, "workers": recipe.workers}
     options |= {"key_seed": key_seed, "faults": config.data}
     run.feed = Feed(data, order=order, **options)  # type: ignore[arg-type]

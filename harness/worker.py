@@ -1,19 +1,18 @@
 """One process of a run: reads the run file, plans for the world it finds, trains, and tells the watchers (on rank 0)."""
 
 import json
-import os
-import signal
 import sys
+import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
-from types import FrameType
 from typing import Any, cast
 
 import yaml
 
-from harness.engine.process import agree, join, leave, use_cpu
+from harness.engine.process import agree, join, leave, out_of_memory, set_limit, use_cpu
 from harness.engine.shared import check_shared
 from harness.parts.recipe import load_recipe
 from harness.plan.code import load_attribute
@@ -22,95 +21,176 @@ from harness.plan.decode import encode
 from harness.plan.errors import UserError
 from harness.plan.lengths import needs_dataset
 from harness.plan.plan import Plan, plan
-from harness.plan.world import World, place
+from harness.plan.world import Place, World, place
 from harness.plan.zero import deepspeed_json
-from harness.stats.events import Ended, Event
+from harness.stats.events import Ended, Event, Noticed, Started, Windowed
+from harness.survive.exits import EXIT, FAILED, MEMORY, STOPPED
+from harness.survive.judge import Look, first_failure
+from harness.survive.launched import Launched
+from harness.survive.lock import FolderLock
+from harness.survive.presence import Presence, process_state
+from harness.survive.pulse import read
 from harness.train import train
 
 Watcher = Callable[[Event], None]
-EXIT = {"complete": 0, "early_stop": 0, "stop_after_steps": 0, "stop_requested": 75, "guard": 3, "failed": 1}
-"""Exit status by the reason of the end. 2: a mistake of the user. 75 (EX_TEMPFAIL): a stop by a signal, to go on from."""
+NEWS_S = 1.0
+"""How long the news may take that another rank failed before this one."""
+SPARE_S = 30.0
+"""Under our launcher a collective may take so much longer than a rank may hang: the launcher sees more, and speaks first."""
 
 
-class StopFlag:
-    """Up after SIGTERM, SIGINT or SIGUSR1. A second signal ends the process at once. As a context it restores the handlers."""
+def work(
+    config: Config,
+    name: str,
+    environ: Mapping[str, str],
+    presence: Presence | None = None,
+    *,
+    simulate: int | None = None,
+    show_plan: bool = True,
+) -> int:
+    """Run this process's part to the end and return its exit status. `name` names the run folder where the run file does not.
 
-    def __init__(self) -> None:
-        self.up = False
-
-    def __enter__(self) -> "StopFlag":
-        self._before = {n: signal.signal(n, self._raise) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _raise(self, number: int, frame: FrameType | None) -> None:
-        if self.up:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        self.up = True
-
-    def __call__(self) -> bool:
-        """Whether a stop was asked for."""
-        return self.up
-
-
-def work(config: Config, name: str, environ: Mapping[str, str], *, simulate: int | None = None, show_plan: bool = True) -> int:
-    """Run this process's part to the end and return its exit status. `name` names the run folder where the run file does not."""
+    Without a `presence` nobody watches this process, and signals do what they do.
+    """
+    presence = presence or Presence()
     here = place(environ)
     cpu = use_cpu(environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"))
     world = World(simulate or here.size, here.nodes, "cpu" if cpu else "gpu", here.size)
     dataset = len(load_recipe(config.recipe).data("train")) if needs_dataset(config) and not config.recipe.samples else None
     planned = plan(config, world, dataset)
     custom = [load_attribute("watch.use", named) for named in config.watch.use]
-    join(cpu)
-    folder = Path(agree(config.run.dir or f"runs/{name}-{datetime.now():%Y%m%d-%H%M%S}"))
-    reason, watchers = "complete", None
+    hang_s = config.restart.hang_s + (SPARE_S if presence.launched else 0.0)
+    presence.pulse.on_warm = lambda warm: set_limit(hang_s if warm else config.restart.start_s)
+    join(cpu, config.restart.start_s)
     with ExitStack() as stack:
         stack.callback(leave)
+        folder = Path(agree(config.run.dir or f"runs/{name}-{datetime.now():%Y%m%d-%H%M%S}"))
         if here.nodes > 1:
             check_shared(folder, here.rank)
-        stop = stack.enter_context(StopFlag())
-        for event in _told(train(config, planned, cpu=cpu, folder=folder, stop=stop), here.rank):
-            if watchers is None:  # at the first event: a mistake found before it leaves no run folder behind
-                watchers = _watchers(config, planned, folder, stack, show_plan, custom) if here.rank == 0 else []
-            for watcher in watchers:
+        lock = FolderLock(folder)
+        stack.callback(lock.close)
+        _take(lock, folder, here.rank, presence)
+        events = train(config, planned, cpu=cpu, folder=folder, stop=presence.stop, pulse=presence.pulse)
+        told = _told(events, here, planned, presence)
+        try:
+            ended = _follow(
+                told,
+                presence,
+                lambda stack: (
+                    _watchers(config, planned, folder, stack, show_plan, custom, presence, lock) if here.rank == 0 else []
+                ),
+            )
+        except UserError:
+            raise
+        except BaseException as e:
+            if presence.launched is None:
+                raise
+            return _left_behind(e, here.rank, presence.launched)
+        status = EXIT[ended.reason]
+        if status == STOPPED and here.rank == 0:
+            print(f"to go on: widebatch train {folder / 'run.yaml'}")
+        presence.pulse.ended(status, ended.message)
+        if status == STOPPED:
+            presence.stop.over()
+            agree("")  # torchrun takes the first of us to leave for a failure, and kills the others: leave together
+    return status
+
+
+def _sit(lock: FolderLock, presence: Presence) -> None:
+    """Take the run folder. Raises UserError."""
+    if presence.launched is None:
+        lock.take("launcher", "a run")
+    lock.take("trainer")
+
+
+def _take(lock: FolderLock, folder: Path, rank: int, presence: Presence) -> None:
+    """Rank 0 takes the run folder, if it is there; where another run has it, all ranks raise the UserError that says so."""
+    problem: list[str] = []
+    if rank == 0 and folder.is_dir():
+        try:
+            _sit(lock, presence)
+        except UserError as e:
+            problem = [e.setting, e.problem, e.remedy]
+    problem = json.loads(agree(json.dumps(problem)))
+    if problem:
+        raise UserError(*problem)
+
+
+def _follow(events: Iterator[Event], presence: Presence, watchers: Callable[[ExitStack], list[Watcher]]) -> Ended:
+    """Tell the watchers every event; the last one. They are opened at the first: a mistake found before it leaves nothing."""
+    opened, ended = None, Ended(0, 0, "complete", "")
+    with ExitStack() as stack:
+        for event in events:
+            if opened is None:
+                opened = watchers(stack)
+            if isinstance(event, Started | Windowed):
+                presence.pulse.at(event.step)
+            for watcher in opened:
                 watcher(event)
             if isinstance(event, Ended):
-                reason = event.reason
-    if reason in ("stop_after_steps", "stop_requested") and here.rank == 0:
-        print(f"to go on: widebatch train {folder / 'run.yaml'}")
-    return EXIT[reason]
+                ended = event
+        presence.pulse.ending()
+    return ended
 
 
-def _told(events: Iterator[Event], rank: int) -> Iterator[Event]:
-    """The events; and where a rank fails or is lost, a last one that says so, before the error itself goes on."""
+def _told(events: Iterator[Event], here: Place, planned: Plan, presence: Presence) -> Iterator[Event]:
+    """The events; why our launcher started this process again; and where a rank fails or is lost, a last event that says so,
+    before the error itself goes on."""
     step = samples = 0
     try:
         for event in events:
             step, samples = event.step, event.samples
             yield event
-    except (UserError, KeyboardInterrupt, GeneratorExit):
+            if isinstance(event, Started) and presence.launched and presence.launched.cause:
+                yield Noticed(step, samples, "restarted", presence.launched.cause)
+    except (UserError, GeneratorExit):
         raise
-    except Exception as e:
+    except BaseException as e:
+        memory = out_of_memory(e)
+        text = f"{type(e).__name__}: {str(e).strip().splitlines()[0] if str(e).strip() else 'no message'}"
+        if memory:
+            text = f"ran out of memory at micro-batch {planned.micro_batch}"
+            if presence.launched is None:
+                advice = f"--batch.micro {planned.micro_batch // 2} halves it, and accumulation makes up for it"
+                print(f"error: rank {here.rank} {text}: {advice}", file=sys.stderr)
+        presence.pulse.ended(MEMORY if memory else FAILED, text)
         if step:
-            text = f"{type(e).__name__} on rank {rank}: {str(e).strip().splitlines()[0] if str(e) else 'no message'}"
-            lost = "; another rank is gone: the first traceback in the logs is its own" if "onnection" in str(e) else ""
-            yield Ended(step, samples, "failed", text + lost)
+            yield Ended(step, samples, "failed", _culprit(text, here, presence))
         raise
 
 
-def report(error: UserError, rank: int) -> int:
-    """Print a user's mistake as one line; the exit status for it."""
-    where = f"rank {rank}: " if rank else ""
-    print(f"error: {where}{error}", file=sys.stderr)
-    return 2
+def _culprit(text: str, here: Place, presence: Presence) -> str:
+    """Who failed first, in words: this rank, or the one whose loss it noticed."""
+    if presence.launched is not None:
+        deadline, fault = time.monotonic() + NEWS_S, None
+        while time.monotonic() < deadline and (fault is None or fault.rank == here.rank):
+            beats = [(rank, read(presence.launched.pulse(rank))) for rank in range(here.size)]
+            fault = first_failure([Look(r, b, b is not None and process_state(b.pid) not in ("", "Z")) for r, b in beats])
+            time.sleep(0.02)
+        if fault is not None:
+            return str(fault)
+    lost = "; another rank is gone: the first traceback in the logs is its own" if "onnection" in text else ""
+    return f"{text} on rank {here.rank}{lost}"
+
+
+def _left_behind(error: BaseException, rank: int, launched: Launched) -> int:
+    """Leave the traceback where our launcher finds it, and in the log; the exit status."""
+    text = "".join(traceback.format_exception(error))
+    launched.error(rank).write_text(text)
+    with launched.log(rank).open("a") as log:
+        log.write(text)
+    return MEMORY if out_of_memory(error) else FAILED
 
 
 def _watchers(
-    config: Config, planned: Plan, folder: Path, stack: ExitStack, show_plan: bool, custom: Sequence[Any]
+    config: Config,
+    planned: Plan,
+    folder: Path,
+    stack: ExitStack,
+    show_plan: bool,
+    custom: Sequence[Any],
+    presence: Presence,
+    lock: FolderLock,
 ) -> list[Watcher]:
     """Open the run folder and those who are told what happens."""
     from harness.watch.console import Terminal
@@ -118,6 +198,7 @@ def _watchers(
 
     named = [_checked(make()) for make in custom]
     folder.mkdir(parents=True, exist_ok=True)
+    _sit(lock, presence)
     tree = encode(config)
     tree["run"] |= {"dir": str(folder.resolve()), "stop_after_steps": None}
     if config.checkpoint.dir and "://" not in config.checkpoint.dir:
@@ -126,7 +207,10 @@ def _watchers(
     (folder / "plan.json").write_text(json.dumps(planned.to_json(), indent=1))
     if planned.backend.startswith("zero"):
         (folder / "deepspeed.json").write_text(json.dumps(deepspeed_json(planned, config.backend), indent=1))
-    journal, terminal = Journal(folder / "events.jsonl"), Terminal(show_plan=show_plan, against=_reference(config))
+    journal, terminal = (
+        Journal(folder / "events.jsonl"),
+        Terminal(show_plan=show_plan, against=_reference(config), alone=presence.launched is None),
+    )
     stack.callback(journal.close)
     stack.callback(terminal.close)
     watchers: list[Watcher] = [journal, terminal]

@@ -7,6 +7,7 @@ from dataclasses import replace
 from harness.plan.decode import load
 from harness.plan.flags import add_settings, parse
 from harness.plan.plan import plan
+from harness.survive.lock import PATIENCE_S, FolderLock
 from harness.watch.table import print_plan
 from launch.asking import AGAINST, add_world, asked_world, check_here, dataset, run_folder, run_parser
 from launch.command import accelerate_file, worker_command
@@ -16,6 +17,7 @@ from launch.hosts import add_hosts, check_worlds, hosts_command, meeting
 from launch.local import run
 from launch.manifests import add_k8s, check_k8s, write_manifests
 from launch.submit import add_slurm, check_slurm, submit
+from launch.supervise import supervise
 from launch.worlds import add_bench, compare, print_hours, several
 
 HELP = "write the run folder and start one process per GPU with accelerate launch"
@@ -55,6 +57,11 @@ def main(argv: Sequence[str]) -> int:
     planned = plan(config, world, size)
     folder = run_folder(config, args.run)
     config = replace(config, run=replace(config.run, dir=str(folder)))
+    if not args.dry_run and at is None:
+        lock = FolderLock(folder)
+        lock.take("launcher", "widebatch launch")
+        lock.take("trainer", patience_s=PATIENCE_S)
+        lock.give("trainer")  # to rank 0, when it is there
     files = run_files(config, planned)
     if at is None:
         files["accelerate.yaml"] = accelerate_file(planned, world)
@@ -66,4 +73,10 @@ def main(argv: Sequence[str]) -> int:
     print_plan(planned)
     print_hours(args.bench, planned)
     print(f"\n$ {command}", flush=True)
-    return 0 if args.dry_run else run(command)
+    if args.dry_run:
+        return 0
+    if at is not None:
+        return run(command)
+    ranks = f"--gpus 0 --procs {world.size}" if world.device == "cpu" else f"--gpus {world.size}"
+    again = f"widebatch launch {folder}/run.yaml {ranks}"
+    return supervise(command, folder, planned.processes, planned.micro_batch, config.restart, again)

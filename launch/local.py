@@ -4,8 +4,10 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import FrameType
+from typing import final
 
 from harness.plan.errors import UserError
 from launch.command import Command
@@ -90,3 +92,38 @@ def run(command: Command) -> int:
         for number, handler in before.items():
             signal.signal(number, handler)
     return status if status >= 0 else 128 - status
+
+
+@final
+class Child:
+    """A process that was started."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]") -> None:
+        self._process = process
+
+    def poll(self) -> int | None:
+        """Its exit status, -n where signal n ended it; None while it runs."""
+        return self._process.poll()
+
+    def wait(self) -> int:
+        """The same, when it has ended."""
+        return self._process.wait()
+
+
+def start(command: Command, environ: Mapping[str, str], log: Path) -> Child:
+    """Start a command in a session of its own, its own words appended to `log`.
+
+    It ignores SIGUSR1, which would kill the launching process between us and the ranks; the ranks hear it.
+    """
+    before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    with log.open("ab") as words:
+        process = subprocess.Popen(  # noqa: S603  argv is ours, no shell
+            command.argv,
+            env=os.environ | dict(command.environ) | dict(environ),
+            start_new_session=True,
+            stdin=subprocess.DEVNULL,
+            stdout=words,
+            stderr=subprocess.STDOUT,
+        )
+    signal.signal(signal.SIGUSR1, before)
+    return Child(process)

@@ -26,6 +26,7 @@ from harness.plan.errors import UserError
 from harness.plan.order import derive
 from harness.plan.plan import Plan
 from harness.stats.rows import Reading
+from harness.survive.pulse import Pulse
 
 FOLLOWED = 65_536
 """Elements of a tensor that are followed through a step, to measure the update; all of them in a small one."""
@@ -59,6 +60,7 @@ class BaseEngine(Engine):
         self.estimator = moments_estimator(plan, config)
         self.plan, self.config, self.dtype, self.seed = plan, config, DTYPES[config.precision], config.run.seed
         self._rows = torch.zeros(config.watch.every_steps, len(COLUMNS), dtype=torch.float64, device=self.device)
+        self.pulse = Pulse()
         self._filled = 0
         self._scale = torch.ones((), dtype=torch.float64, device=self.device)
         self._small: Tensor | None = None
@@ -91,6 +93,7 @@ class BaseEngine(Engine):
     def step(self, micros: Sequence[Micro], lr: float, stop: bool, *, close: bool = False, limit: Limit | None = None) -> None:
         """See Engine.step."""
         self._limit = limit
+        self.pulse.tick()
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
         before = [buffer.clone() for buffer in self.model.buffers()]

@@ -13,6 +13,7 @@ from harness.parts.data import Micro
 from harness.plan.config import Config
 from harness.plan.plan import Plan
 from harness.stats.rows import Reading
+from harness.survive.pulse import Pulse
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp16": torch.float32, "fp64": torch.float64}
 """Type of the weights and of the data, by `precision`; bf16 and fp16 are autocast over float32 weights."""
@@ -40,6 +41,8 @@ class Engine(ABC):
     rank: int
     processes: int
     estimator: Estimator
+    pulse: Pulse
+    """Where this rank says that it goes on."""
 
     @property
     @abstractmethod

@@ -2,10 +2,12 @@
 
 import gc
 import os
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+import torch.distributed.distributed_c10d as c10d
 from accelerate import PartialState
 
 from harness.engine.network import VARIABLE, interface
@@ -21,13 +23,28 @@ def use_cpu(wished: bool) -> bool:
     return wished or not torch.cuda.is_available()
 
 
-def join(cpu: bool) -> None:
-    """Join the process group that the launcher's environment describes, over gloo or NCCL; alone, do nothing. Raises UserError."""
+def join(cpu: bool, limit_s: float = LIMIT_S) -> None:
+    """Join the process group that the launcher's environment describes, over gloo or NCCL; alone, do nothing. Raises UserError.
+
+    A collective that takes longer than `limit_s` seconds is an error, and not a wait for ever.
+    """
     named = interface(os.environ, cpu=cpu)
     if named is not None:
         os.environ[VARIABLE] = named
-    meet("gloo" if cpu else "nccl", LIMIT_S)
-    PartialState(cpu=cpu)
+    meet("gloo" if cpu else "nccl", limit_s)
+    PartialState(cpu=cpu, timeout=timedelta(seconds=limit_s))
+
+
+def set_limit(limit_s: float) -> None:
+    """From here on a collective of any group may take so many seconds."""
+    if dist.is_initialized():
+        for group in list(c10d._world.pg_map):
+            c10d._set_pg_timeout(timedelta(seconds=limit_s), group)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there was no memory left, on a device or on the host."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator: " in str(error)
 
 
 def agree(text: str) -> str:

@@ -268,6 +268,18 @@ class DataConfig(Strict):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RestartConfig(Strict):
+    """What is done about ranks that die or hang. `widebatch launch` starts them again; other launchers end with an error."""
+
+    budget: Annotated[int, Field(ge=0)] = 3
+    """Faults that are answered by starting all ranks again from the newest checkpoint, as long as that brings progress. 0: none."""
+    hang_s: Positive = 60.0
+    """Seconds, from the third step on, without a step or a batch of an evaluation, after which a rank hangs; or in a collective."""
+    start_s: Positive = 600.0
+    """The same for what may take longer: the start with the first steps, a checkpoint, the end."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class WatchConfig(Strict):
     """Who is told what happens."""
 
@@ -324,5 +336,6 @@ class Config(Strict):
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
+    restart: RestartConfig = field(default_factory=RestartConfig)
     watch: WatchConfig = field(default_factory=WatchConfig)
     run: RunConfig = field(default_factory=RunConfig)

@@ -21,10 +21,15 @@ PLAIN_LINES = 20
 
 @final
 class Terminal:
-    """Tells events to a person. Colours follow NO_COLOR; a live line needs a terminal."""
+    """Tells events to a person. Colours follow NO_COLOR; a live line needs a terminal.
 
-    def __init__(self, console: Console | None = None, *, show_plan: bool = True, against: Path | None = None) -> None:
-        self._against, self._folder = against, ""
+    `alone`: nobody else explains a failure; our launcher would.
+    """
+
+    def __init__(
+        self, console: Console | None = None, *, show_plan: bool = True, against: Path | None = None, alone: bool = True
+    ) -> None:
+        self._against, self._folder, self._alone = against, "", alone
         self._notices: list[Noticed] = []
         self.console = console or Console()
         self._show_plan = show_plan
@@ -115,7 +120,7 @@ class Terminal:
         if self._against is not None:
             found = verdict(windows(Path(self._folder) / "events.jsonl"), windows(self._against))
             self._say(f"against {self._against.parent}: {found or 'no samples in common'}")
-        if failed:
+        if event.reason == "guard" or (failed and self._alone):
             self.console.print(self._failure(event))
 
     def _failure(self, event: Ended) -> Panel:

@@ -1,0 +1,63 @@
+"""A stop that was asked for: signals raise a flag, which the loop asks for once a step and agrees on over ranks."""
+
+import os
+import signal
+import time
+from types import FrameType
+from typing import final
+
+from harness.survive.pulse import Pulse
+
+ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SECOND_S = 2.0
+"""A signal this long after the first is a second one. Sooner it is the same request, which came by two ways: schedulers signal
+every process, and launchers pass on what they get."""
+
+
+@final
+class StopFlag:
+    """Up after SIGTERM, SIGINT or SIGUSR1; the second signal ends the process at once. SIGHUP, which also says that the parent
+    is gone, only raises it. As a context it restores the handlers."""
+
+    def __init__(self) -> None:
+        self.up = False
+        self._pulse: Pulse | None = None
+        self._asked: int = 0
+        self._asked_s = 0.0
+        self._over = False
+
+    def __enter__(self) -> "StopFlag":
+        self._before = {n: signal.signal(n, self._raise) for n in ASKING}
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
+            self._before[signal.SIGHUP] = signal.signal(signal.SIGHUP, self._raise)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _raise(self, number: int, frame: FrameType | None) -> None:
+        self.up = True
+        if number == signal.SIGHUP or self._over:
+            return
+        if not self._asked:
+            self._asked, self._asked_s = number, time.monotonic()
+            if self._pulse is not None:
+                self._pulse.stopping(number)
+        elif time.monotonic() - self._asked_s > SECOND_S:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    def tell(self, pulse: Pulse) -> None:
+        """From now on `pulse` says so too."""
+        self._pulse = pulse
+        if self._asked:
+            pulse.stopping(self._asked)
+
+    def over(self) -> None:
+        """Everything is saved and told: from now on no signal makes a difference."""
+        self._over = True
+
+    def __call__(self) -> bool:
+        """Whether a stop was asked for."""
+        return self.up

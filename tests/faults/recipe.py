@@ -1,0 +1,96 @@
+"""A recipe for tests of faults: it writes down which samples it was trained on, and does to itself what it is told to, once."""
+
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
+
+from harness.parts.data import Table
+from harness.parts.recipe import Recipe, Split, Sum
+
+HUGE = 1 << 46
+"""Bytes that no machine has."""
+
+
+@dataclass(frozen=True)
+class Traced(Recipe):
+    """Linear regression on numbered samples. The ids of each pass are a line of `LOG/PARENT-RANK.ids`.
+
+    `faults` is a list of KIND@PASS:RANK, separated by spaces, each done once in the life of `log` unless it ends in `!`: kill, stop
+    (SIGSTOP), hang (a sleep), raise, memory (a real allocation that fails, at micro-batches larger than 1).
+    """
+
+    log: str
+    size: int = 64
+    faults: str = ""
+    pace_ms: float = 0.0
+    """Milliseconds that each pass takes at least, as long as there is no file `LOG/fast`."""
+
+    def model(self) -> nn.Module:
+        """[n, 4] -> [n, 1]."""
+        return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+
+    def data(self, split: Split) -> Table:
+        """Columns id, x, y."""
+        x = torch.randn(self.size, 4, generator=torch.Generator().manual_seed(1))
+        return Table({"id": torch.arange(self.size), "x": x, "y": x.sum(1, keepdim=True)})
+
+    def blocks(self, model: nn.Module) -> list[nn.Module]:
+        """The first layer."""
+        return [model[0]]  # type: ignore[index]
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Sum:
+        """Squared error; in training the ids are written down, before the pass."""
+        if model.training:
+            rank = os.environ.get("RANK", "0")
+            path = Path(self.log) / f"{os.getppid()}-{rank}.ids"
+            with path.open("a") as f:
+                f.write(" ".join(str(i) for i in batch["id"].tolist()) + "\n")
+            if self.faults:
+                passes = len(path.read_text().splitlines())
+                for fault in self.faults.split():
+                    kind, _, where = fault.partition("@")
+                    if where.rstrip("!") == f"{passes}:{rank}":
+                        self._do(kind, fault, len(batch["id"]))
+            if self.pace_ms and not (Path(self.log) / "fast").exists():
+                time.sleep(self.pace_ms / 1000)
+        return mse_loss(model(batch["x"]), batch["y"], reduction="sum"), len(batch["id"])
+
+    def _do(self, kind: str, fault: str, size: int) -> None:
+        if kind == "memory":
+            if size > 1:
+                torch.empty(HUGE, dtype=torch.uint8)
+            return
+        if not fault.endswith("!"):
+            try:
+                (Path(self.log) / f"{fault}.done").touch(exist_ok=False)
+            except FileExistsError:
+                return
+        match kind:
+            case "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "stop":
+                os.kill(os.getpid(), signal.SIGSTOP)
+            case "hang":
+                time.sleep(3600)
+            case "raise":
+                raise ValueError("planted")
+            case _:
+                raise AssertionError(kind)
+
+
+class Starts:
+    """A watcher that notes each start: `LOG/ORDER-PARENT.start` holds the step it began after. LOG is the folder of run.dir."""
+
+    def __call__(self, event: Any) -> None:
+        """Note it."""
+        if type(event).__name__ == "Started":
+            folder = Path(event.folder).parent
+            order = len(list(folder.glob("*.start")))
+            (folder / f"{order:04d}-{os.getppid()}.start").write_text(str(event.step))

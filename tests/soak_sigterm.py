@@ -1,0 +1,72 @@
+"""SIGTERM at random moments, to whichever process: python -m tests.soak_sigterm [--count 100] [--seed 0].
+
+Each time there must be a checkpoint of the step at which the run ended, exit status 75, and no process left. The result is written
+after each, to configs/results/sigterm.json.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+from harness.survive.exits import STOPPED
+from tests.faults.launching import Launch, run_file, wait_for
+
+TARGETS = ("launcher", "launching process", "rank 0", "rank 1", "all")
+
+
+def stop(launch: Launch, target: str) -> None:
+    """Send SIGTERM."""
+    pids = launch.at_step(1)
+    agent = launch.agent(pids[0])
+    whom = {"launcher": [launch.process.pid], "launching process": [agent], "rank 0": pids[:1], "rank 1": pids[1:]}
+    for pid in whom.get(target, [launch.process.pid, agent, *pids]):
+        os.kill(pid, signal.SIGTERM)
+
+
+def right(launch: Launch) -> list[str]:
+    """What is wrong with how a run ended; nothing, if all is right."""
+    status, wrong = launch.wait(), []
+    if status != STOPPED:
+        wrong.append(f"status {status}")
+    wait_for(lambda: not launch.left(), "end of all processes", 60)
+    end = launch.journal("end")[-1]
+    newest = max(p.name for p in (launch.folder / "run" / "checkpoints").glob("samples-*"))
+    if end["reason"] != "stop_requested":
+        wrong.append(f"ended with {end['reason']}")
+    if newest != f"samples-{end['samples']:012d}":
+        wrong.append(f"ended at {end['samples']}, newest is {newest}")
+    return wrong
+
+
+def main() -> None:
+    """Stop, check, write down."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("configs/results/sigterm.json"))
+    args = parser.parse_args()
+    rng = random.Random(args.seed)  # noqa: S311
+    folder, total, wrong, begin = Path(tempfile.mkdtemp(prefix="sigterm-")), Counter[str](), list[str](), time.monotonic()
+    path = run_file(folder, epochs=1_000_000, pace_ms=20)
+    for number in range(args.count):
+        target = TARGETS[number % len(TARGETS)]
+        launch = Launch(path)
+        launch.at_step(1)
+        time.sleep(rng.random() * 3)
+        stop(launch, target)
+        bad = right(launch)
+        total[target] += 1
+        wrong += [f"{number} {target}: {', '.join(bad)}"] if bad else []
+        tree = {"seed": args.seed, "count": number + 1, "sent to": dict(total), "wrong": wrong}
+        args.out.write_text(json.dumps(tree | {"seconds": round(time.monotonic() - begin)}, indent=1) + "\n")
+        print(number, target, bad or "right", flush=True)
+
+
+if __name__ == "__main__":
+    main()

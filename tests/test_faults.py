@@ -1,0 +1,130 @@
+"""Faults in real runs: ranks, launching processes and launchers are killed, stopped, starved; what is left must be right."""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults.launching import Launch, run_file, wait_for
+from tests.faults.ledger import lost_or_repeated, trained
+
+LONG: dict[str, Any] = {"epochs": 10_000}
+
+
+@contextmanager
+def launching(path: Path, *flags: str, ranks: int = 2) -> Iterator[Launch]:
+    """A launch of which nothing is left."""
+    launch = Launch(path, ranks, *flags)
+    try:
+        yield launch
+        assert launch.left() == []
+    finally:
+        launch.end()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
+    """The losses of the run that meets no fault."""
+    with launching(run_file(tmp_path_factory.mktemp("whole"))) as launch:
+        assert launch.wait() == 0, launch.text()
+        return launch.losses()
+
+
+def test_a_run_survives_a_kill_and_a_stopped_rank_and_loses_no_sample(tmp_path: Path, whole: dict[int, float]) -> None:
+    path = run_file(tmp_path, faults="kill@13:1 stop@9:1", restart={"budget": 2, "hang_s": 3})
+    with launching(path) as launch:
+        assert launch.wait() == 0, launch.text()
+        causes = [n["message"] for n in launch.journal("notice") if n["code"] == "restarted"]
+        assert len(causes) == 2, "one unit of the budget for each fault"
+        assert causes[0].startswith("rank 1 hung for 3 s, its process is stopped (SIGSTOP), at step 9; restart 1 of 2"), causes
+        assert causes[1].startswith("rank 1 was killed at step "), causes
+        assert causes[1].endswith("; restart 2 of 2"), causes
+        assert [w["reliability/restarts"] for w in launch.journal("window")][-1] == 2
+        assert launch.journal("end")[-1]["reason"] == "complete"
+        assert launch.losses() == whole, "bit for bit the run that met no fault"
+    steps = trained(tmp_path, ranks=2, passes=1)
+    assert len(steps) == len(whole) == 48
+    assert lost_or_repeated(steps, 64, 8) == 0
+
+
+def test_out_of_memory_on_one_rank_halves_the_micro_batch(tmp_path: Path, whole: dict[int, float]) -> None:
+    path = run_file(tmp_path, faults="memory@7:1", epochs=2)
+    with launching(path) as launch:
+        assert launch.wait() == 0, launch.text()
+        assert "rank 1 ran out of memory at micro-batch 4 at step 7; restart 1 of 3 with micro-batch 2" in launch.text()
+        assert "Traceback" not in launch.text()
+        assert [s["plan"]["micro_batch"] for s in launch.journal("start")] == [4, 2]
+        for step, loss in launch.losses().items():
+            assert loss == pytest.approx(whole[step], rel=1e-5)
+
+
+def test_an_error_that_comes_back_is_told_once_and_stops(tmp_path: Path) -> None:
+    path = run_file(tmp_path, faults="raise@2:1!", checkpoint={"every_samples": 800})
+    with launching(path) as launch:
+        assert launch.wait() == 1
+        told = launch.text()
+        assert told.count("Traceback (most recent call last)") == 2, "the first start's and the second's, rank 1's alone"
+        assert told.count("\nValueError: planted") == 2
+        assert "not started again: no progress since the last restart" in told
+        assert f"to go on: widebatch launch {tmp_path}/run/run.yaml --gpus 0 --procs 2" in told
+        assert launch.journal("end")[-1]["message"] == "rank 1 failed: ValueError: planted at step 2"
+        assert "ValueError: planted" in (tmp_path / "run" / "logs" / "rank-1.log").read_text()
+
+
+def test_a_mistake_of_the_user_is_one_line_and_status_2(tmp_path: Path) -> None:
+    with launching(run_file(tmp_path), "--recipe.samples", "65") as launch:
+        assert launch.wait() == 2
+        errors = [line for line in launch.text().splitlines() if line.startswith("error:")]
+        assert errors == ["error: recipe.samples: is 65, but the recipe's data has 64 samples; write 64 or leave it out"]
+
+
+def test_a_killed_launcher_leaves_a_checkpoint_no_process_and_no_lock(tmp_path: Path) -> None:
+    path = run_file(tmp_path, **LONG)
+    with launching(path) as launch:
+        launch.at_step(4)
+        with launching(path) as second:
+            assert second.wait() == 2
+            assert f"is in use by widebatch launch, process {launch.process.pid} on " in second.text()
+        launch.process.kill()
+        launch.process.wait()
+        with launching(path) as again:  # at once: it waits for the ranks, which save
+            pids = again.at_step(1)
+            again.process.terminate()
+            assert again.wait() == 75, again.text()
+            assert all(pid not in again.left() for pid in pids)
+        starts, ends = again.journal("start"), again.journal("end")
+        assert [e["reason"] for e in ends] == ["stop_requested"] * 2
+        assert starts[1]["step"] == ends[0]["step"] > 3, "no step was lost"
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_killed_launching_process_costs_a_restart_and_no_step(tmp_path: Path, ranks: int) -> None:
+    path = run_file(tmp_path, batch={"micro": 4}, **LONG)
+    with launching(path, ranks=ranks) as launch:
+        pid = launch.at_step(4)[0]
+        os.kill(launch.agent(pid), signal.SIGKILL)
+        wait_for(lambda: "restart 1 of 3" in launch.text(), "restart")
+        assert launch.at_step(5)[0] != pid
+        launch.process.terminate()
+        assert launch.wait() == 75, launch.text()
+        starts, ends = launch.journal("start"), launch.journal("end")
+        assert starts[1]["step"] == ends[0]["step"]
+
+
+def test_a_second_signal_ends_the_run_at_once(tmp_path: Path) -> None:
+    path = run_file(tmp_path, pace_ms=60_000, watch={"every_steps": 100}, **LONG)  # a step in which no stop can be heard
+    with launching(path) as launch:
+        launch.at_step(1)
+        launch.process.terminate()
+        wait_for(lambda: (b := launch.beat(1)) and b.stopping, "the first to be heard")
+
+        def ended() -> bool:
+            launch.process.terminate()  # a second is one that comes half a second after the first
+            return launch.process.poll() is not None
+
+        wait_for(ended, "end at the second")
+        assert launch.wait() == 128 + signal.SIGTERM

@@ -1,0 +1,197 @@
+"""What is thought of ranks, of faults and of restarts; pulses, locks and the lines of a log. All without torch."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.plan.errors import UserError
+from harness.survive.exits import EXIT, MEANING, markdown
+from harness.survive.judge import Fault, Look, cut_short, first_failure, hung, result
+from harness.survive.launched import Launched, launched
+from harness.survive.lock import FolderLock
+from harness.survive.pulse import WARM_TICKS, Beat, Pulse, read
+from launch.restarts import Restarts
+from launch.terminal import plain
+from tests.dist.processes import ROOT, environ
+
+BEAT = Beat(pid=1, beat_s=100.0, moved_s=100.0, ticks=7, step=7, phase="train", warm=True)
+
+
+def rank(number: int, *, alive: bool = True, frozen: bool = False, **changes: object) -> Look:
+    """A rank that trains, but for some changes."""
+    return Look(number, replace(BEAT, **changes), alive, frozen)  # type: ignore[arg-type]
+
+
+def test_a_pulse_tells_phase_step_and_end(tmp_path: Path) -> None:
+    heard: list[bool] = []
+    pulse = Pulse(tmp_path / "rank-0.pulse", heard.append)
+    told = read(tmp_path / "rank-0.pulse")
+    assert told is not None
+    assert (told.pid, told.phase, told.warm, told.status) == (os.getpid(), "start", False, None)
+    pulse.at(40)
+    for _ in range(WARM_TICKS):
+        pulse.tick()
+    assert heard == [True], "the first steps are slow, and may be"
+    with pulse.phase("eval"):
+        pulse.tick()
+        told = read(tmp_path / "rank-0.pulse")
+        assert told is not None
+        assert (told.phase, told.step, told.warm) == ("eval", 40 + WARM_TICKS, False), "the first batches of an evaluation too"
+    with pulse.phase("checkpoint"):
+        pass
+    assert heard == [True, False, True, False, True]
+    pulse.stopping(15)
+    pulse.ended(1, "ValueError: größer " + "x" * 2000)
+    pulse.ended(0, "later")
+    told = read(tmp_path / "rank-0.pulse")
+    assert told is not None
+    assert (told.phase, told.stopping, told.status) == ("train", 15, 1)
+    assert told.text.startswith("ValueError: größer xxx"), "the first word counts, and fits"
+
+
+def test_no_pulse_is_none_and_half_a_pulse_too(tmp_path: Path) -> None:
+    assert read(tmp_path / "none") is None
+    (tmp_path / "half").write_bytes(b"WBP1")
+    assert read(tmp_path / "half") is None
+    Pulse().tick()
+
+
+@pytest.mark.parametrize(
+    ("looks", "kind", "who", "text"),
+    [
+        ([rank(0), rank(1)], None, None, ""),
+        ([rank(0), rank(1, alive=False)], "killed", 1, "was killed"),
+        ([rank(0, status=1, ended_s=100.2, text="RuntimeError: Connection closed by peer"), rank(1, alive=False)], "killed", 1, ""),
+        (
+            [
+                rank(0, status=1, ended_s=99.0, text="RuntimeError: Connection reset by peer"),
+                rank(1, status=1, ended_s=99.5, text="ValueError: boom"),
+            ],
+            "failed",
+            1,
+            "ValueError: boom",
+        ),
+        ([rank(0, status=4, ended_s=1.0, text="ran out of memory"), rank(1)], "memory", 0, "memory"),
+        (
+            [rank(0, status=2, ended_s=2.0, text="run.seed: x"), rank(1, status=2, ended_s=1.0, text="rank 1: run.seed: x")],
+            "user",
+            1,
+            "",
+        ),
+        ([rank(0, status=3, ended_s=2.0), rank(1, status=3, ended_s=3.0)], "guard", 0, ""),
+        ([rank(0, alive=False, stopping=15), rank(1)], None, None, ""),
+        ([rank(0, status=75), rank(1, status=0)], None, None, ""),
+        ([Look(0, None, False), rank(1)], None, None, ""),
+    ],
+)
+def test_the_first_rank_to_fail_is_found(looks: list[Look], kind: str | None, who: int | None, text: str) -> None:
+    fault = first_failure(looks)
+    assert (fault.kind if fault else None, fault.rank if fault else None) == (kind, who)
+    assert text in str(fault)
+
+
+def test_a_run_hangs_when_no_rank_goes_on_and_the_one_behind_is_named() -> None:
+    def at(now: float, *looks: Look) -> Fault | None:
+        return hung(looks, now, 0.0, hang_s=60, start_s=600)
+
+    assert at(159, rank(0), rank(1)) is None
+    assert at(161, rank(0), rank(1, warm=False)) is None, "one of them may take longer"
+    assert at(161, rank(0), rank(1, moved_s=150)) is None
+    beating: Any = {"beat_s": 161.0}
+    fault = at(161, rank(0, **beating), rank(1, ticks=6, step=6, **beating))
+    assert fault is not None
+    assert (fault.rank, fault.step) == (1, 6)
+    fault = at(161, rank(0, ticks=6, **beating), rank(1, frozen=True, **beating))
+    assert str(fault) == "rank 1 hung for 61 s, its process is stopped (SIGSTOP), at step 7"
+    fault = at(161, rank(0, **beating), rank(1))
+    assert fault is not None
+    assert fault.rank == 1, "silent"
+    fault = at(161, rank(0, **beating), rank(1, **beating))
+    assert fault is not None
+    assert fault.rank is None, "all at one place: nobody is accused"
+    assert at(601, Look(0, None, False)) is not None, "no rank comes up"
+    assert at(599, Look(0, None, False)) is None
+
+
+def test_the_result_is_what_all_ranks_told() -> None:
+    assert result([rank(0), rank(1, status=0)]) is None
+    assert result([rank(0, status=0), rank(1, status=0)]) == 0
+    assert result([rank(0, status=75), rank(1, status=75)]) == 75
+    assert cut_short([rank(0, alive=False, stopping=2), rank(1)]) == 2
+    assert cut_short([rank(0, status=75, alive=False, stopping=2)]) == 0
+
+
+def test_a_fault_costs_one_unit_and_needs_progress_since_the_last() -> None:
+    killed = Fault("killed", 1, 10, "was killed")
+    first = Restarts(budget=2, micro=8).after(killed, "")
+    assert isinstance(first, Restarts)
+    assert (first.used, first.step, first.micro) == (1, 10, 8)
+    assert "no progress since the last restart" in str(first.after(killed, ""))
+    again = first.after(killed, "samples-000000000080")
+    assert isinstance(again, Restarts), "a newer checkpoint is progress"
+    assert isinstance(first.after(replace(killed, step=11), ""), Restarts), "a further step too"
+    assert again.after(replace(killed, step=12), "") == "restart.budget 2 is spent"
+    assert Restarts(budget=0, micro=8).after(killed, "") == "restart.budget is 0"
+    assert "no progress before it" in str(Restarts(budget=2, micro=8).after(replace(killed, step=0), ""))
+    assert "repeat" in str(Restarts(budget=2, micro=8).after(Fault("user", 0, 0, "run.seed: x"), ""))
+
+
+def test_out_of_memory_halves_the_micro_batch_until_it_is_one() -> None:
+    fault = Fault("memory", 1, 1, "ran out of memory at micro-batch 2")
+    after = Restarts(budget=3, micro=2).after(fault, "")
+    assert isinstance(after, Restarts)
+    assert after.micro == 1
+    assert "micro-batch 1, more passes a step, the same global batch" in after.words(fault)
+    assert "recompute" in str(after.after(fault, ""))
+
+
+def test_what_the_launcher_says_reaches_the_ranks() -> None:
+    told = Launched(42, "/runs/a b/logs", "/dev/pts/1", "rank 1 was killed")
+    assert launched(told.environ()) == told
+    assert launched({}) is None
+
+
+def test_every_end_of_a_run_has_a_status_and_every_status_a_meaning() -> None:
+    assert set(EXIT.values()) <= set(MEANING)
+    assert len(set(EXIT.values())) >= 4
+    assert (ROOT / "README.md").read_text().count(markdown()) == 1, "the README's table: harness.survive.exits.markdown()"
+
+
+def test_a_folder_is_locked_for_others_and_free_when_its_holder_is_killed(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from harness.survive.lock import FolderLock\n"
+        "lock = FolderLock(Path(sys.argv[1])); lock.take('launcher', 'widebatch launch')\n"
+        "print('held', flush=True); time.sleep(600)"
+    )
+    argv = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(argv, env=environ(), stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        lock = FolderLock(tmp_path)
+        with pytest.raises(UserError) as caught:
+            lock.take("launcher", "me")
+        assert f"in use by widebatch launch, process {holder.pid} on " in str(caught.value)
+        lock.take("trainer")
+        holder.kill()
+        holder.wait()
+    lock.take("launcher", "me", patience_s=5)
+    lock.close()
+
+
+@pytest.mark.parametrize(
+    ("line", "kept"),
+    [
+        (b"plain", b"plain"),
+        (b"line\r", b"line"),
+        (b"\x1b[31mred\x1b[0m", b"red"),
+        (b"train 10%\r\x1b[2Ktrain 20%\r\x1b[2Knote   spike\r", b"note   spike"),
+        (b"\x1b[?25l\x1b[1Gx", b"x"),
+    ],
+)
+def test_a_log_keeps_lines_as_they_stood_at_their_end(line: bytes, kept: bytes) -> None:
+    assert plain(line) == kept
