@@ -1,6 +1,8 @@
 """The laboratory's experiments, each a `widebatch sweep` on real data with three seeds; records in configs/results/sweep_NAME.json.
 
-`python -m tests.bench_lab [NAME ...]` runs those named, or all, in runs/lab, where what is done is kept. 40 minutes of one core:
+`python -m tests.bench_lab [NAME ...]` runs those named, or all, in runs/lab, where what is done is kept: 40 minutes of one core.
+The tables go to the README by themselves.
+
 fashion   Goyal's shape: does linear hold where a kept rate fails, with and without warm-up, and where does it break
 critical  steps to a loss at seven batches: the critical batch by fit, beside the measured noise scale
 adam      a byte language model with Adam at k = 4, 16, 64
@@ -17,10 +19,12 @@ from pathlib import Path
 
 import torch
 
+from harness.stats.sweep import from_json, table, verdict
 from launch.cli import main as widebatch
 from tests.dist.processes import ROOT
 
 RESULTS = ROOT / "configs" / "results"
+MARKS = ("<!-- sweeps -->", "<!-- end of sweeps -->")
 ONCE = "--eval.every_epochs 30 --checkpoint.every_epochs 30"
 EXPERIMENTS = {
     "digits": "digits.yaml --batches 32,128,512,1437 --rules none,linear+scaling.warmup_epochs=0,linear,sqrt "
@@ -44,7 +48,9 @@ def run(name: str) -> int:
     """One experiment; its exit status. The record is the sweep's own, with the machine."""
     out = Path("runs") / "lab" / name
     file, *flags = shlex.split(EXPERIMENTS[name].replace("<=", "'<='"))
-    status = widebatch(["sweep", str(Path("configs") / file), *flags, "--seeds", "3", "--chain", "6", "--out", str(out)])
+    status = widebatch(
+        ["sweep", str(Path("configs") / file), *flags, "--seeds", "3", "--chain", "6", "--jobs", "2", "--out", str(out)]
+    )
     if status == 0:
         record = json.loads((out / "sweep.json").read_text())
         machine = f"{platform.machine()}, CPU, torch {torch.__version__}"
@@ -54,12 +60,30 @@ def run(name: str) -> int:
     return status
 
 
+def shown() -> str:
+    """The README's part about all records that there are: the command, the table, the verdict."""
+    parts = []
+    for path in sorted(RESULTS.glob("sweep_*.json")):
+        record = json.loads(path.read_text())
+        results = from_json(record)
+        parts.append(f"`{record['sweep']}`:\n\n```text\n{table(results)}\n\n" + "\n".join(verdict(results)) + "\n```\n")
+    return "\n".join(parts)
+
+
+def write_readme() -> None:
+    """Put `shown` between the README's two marks."""
+    readme = ROOT / "README.md"
+    before, _, rest = readme.read_text().partition(MARKS[0])
+    readme.write_text(before + MARKS[0] + "\n" + shown() + MARKS[1] + rest.partition(MARKS[1])[2])
+
+
 def main() -> None:
     """Run the experiments that the command line names."""
     for name in sys.argv[1:] or list(EXPERIMENTS):
         status = run(name)
         if status:
             sys.exit(status)
+        write_readme()
 
 
 if __name__ == "__main__":
