@@ -173,7 +173,11 @@ def check_pods(folder: Path) -> None:
         f"{claim}:/runs",
     ]
     begin = time.monotonic()
-    pods = [subprocess.Popen(podman(*container["args"], before=["--rm", *options])) for _ in range(job["spec"]["completions"])]
+    pods = []
+    for number in range(job["spec"]["completions"]):
+        name = f"{job['metadata']['name']}-{number}"  # which the kubelet gives the pod, and writes into its /etc/hosts
+        named = ["--rm", "--uts", "private", "--hostname", name, "--add-host", f"{name}:{here}"]
+        pods.append(subprocess.Popen(podman(*container["args"], before=[*named, *options])))
     assert [pod.wait(START_S) for pod in pods] == [0, 0]
     found = losses(claim / "digits" / "events.jsonl")
     print(f"2 pods of a manifest, {len(found)} steps: {time.monotonic() - begin:.0f} s", flush=True)
