@@ -9,10 +9,13 @@ import xxhash
 from torch import Tensor
 
 from harness.parts.data import Data, Table
+from harness.parts.fetch import MapStyle, Pool, Task, fetch
 from harness.parts.recipe import Recipe
+from harness.plan.config import DataConfig
 
 ROWS, FETCHED = 256, 16
 """Rows that are looked at: of a table, and of a data set whose rows must be fetched one by one, perhaps decoded."""
+UNREADABLE = "unreadable"
 
 
 def fingerprint(recipe: Recipe, data: Data) -> str:
@@ -23,8 +26,20 @@ def fingerprint(recipe: Recipe, data: Data) -> str:
     if isinstance(data, Table):
         rows = torch.from_numpy(_spaced(len(data), ROWS))
         return f"{len(data)}:{_hash(data.take(rows))}"
-    found = [[_hash(data[int(i)]) for i in _spaced(len(data), FETCHED)] for _ in range(2)]
+    found = [_fetched(recipe, data, seed) for seed in range(2)]
     return f"{len(data)}:{_hash(found[0]) if found[0] == found[1] else 'random'}"
+
+
+def _fetched(recipe: Recipe, data: MapStyle, seed: int) -> list[str]:
+    """Hashes of some rows, by a worker process where the recipe has such: a row that cannot be read is a row like others here."""
+    tasks = [Task((int(i),), seed, collate=False) for i in _spaced(len(data), FETCHED)]
+    if not recipe.workers:
+        return [_hash(found.batch or UNREADABLE) for found in (fetch(data, recipe.collate, task) for task in tasks)]
+    pool = Pool(data, recipe.collate, 1, DataConfig().timeout_s, lambda text: None)
+    try:
+        return [_hash(found.batch or UNREADABLE) for _, found in pool.ahead(tasks)]
+    finally:
+        pool.close()
 
 
 def _spaced(length: int, rows: int) -> Any:
