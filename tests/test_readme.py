@@ -72,6 +72,17 @@ def test_the_sweeps_shown_are_the_recorded_ones() -> None:
     assert f"{MARKS[0]}\n{shown()}{MARKS[1]}" in README
 
 
+def test_the_counts_of_damaged_checkpoints_are_the_recorded_ones() -> None:
+    found = json.loads((ROOT / "configs" / "results" / "checkpoints.json").read_text())
+    trials = {"corruptions": "", "full disks": "refused", "kills": "killed"}
+    counts = [sum(r["number"] for r in found["rows"] if r["trials"] == what and kind in r["kind"]) for what, kind in trials.items()]
+    text = "Of {:,} damaged\ncheckpoints, {:,} saves on a full disk and {:,} that were killed, none was taken for good".format(
+        *counts
+    )
+    assert text in README
+    assert found["failed"] == 0
+
+
 def memory_table() -> str:
     """The README's table of configs/results/memory.json."""
     rows = json.loads((ROOT / "configs" / "results" / "memory.json").read_text())["rows"]
