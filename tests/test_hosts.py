@@ -46,7 +46,8 @@ class Runs:
 
     def start(self, number: int) -> "subprocess.Popen[bytes]":
         """The same command on each host."""
-        argv = [sys.executable, "-m", "launch", "launch", str(self.folder / "run.yaml"), "--gpus", "0", *self.flags]
+        argv = [sys.executable, "-m", "launch", "launch", str(self.folder / "run.yaml"), "--gpus", "0"]
+        argv += ["--recipe.samples", str(SIZE), *self.flags]  # stated, so that the launcher need not import torch to count it
         with (self.folder / f"host{number}.log").open("ab") as log:
             inside = self.hosts.inside(number, argv)
             self.started.append(subprocess.Popen(inside, cwd=self.folder, env=environ(), stdout=log, stderr=log))

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from harness.plan.world import World
+from launch.slurm import Job, sbatch_script
 from tests.cluster.hosts import Hosts
 from tests.cluster.slurm import Cluster, missing, wait_until
 from tests.dist.processes import run_ranks
@@ -27,7 +29,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 def launch(cluster: Cluster, folder: Path, *flags: str, status: int = 0) -> str:
     """What `widebatch launch run.yaml --slurm` with these flags prints, on n1."""
-    argv = [sys.executable, "-m", "launch", "launch", str(folder / "run.yaml"), "--slurm", "--gpus", "0", *flags]
+    argv = [sys.executable, "-m", "launch", "launch", str(folder / "run.yaml"), "--slurm", "--gpus", "0"]
+    argv += ["--recipe.samples", str(SIZE), *flags]  # stated, so that nothing imports torch to count it
     return cluster.ask(*argv, cwd=folder, status=status)
 
 
@@ -61,6 +64,62 @@ def test_a_job_on_several_nodes_trains_as_one_process_does(cluster: Cluster, tmp
     alone.mkdir()
     run_ranks(1, ["harness", str(run_file(alone, "total: 8"))], alone)
     assert losses(tmp_path) == pytest.approx(losses(alone), rel=1e-5)
+
+
+WORKER = """#!/bin/sh
+trap 'exit 75' USR1
+echo $SLURM_PROCID $SLURM_RESTART_COUNT >> {folder}/started
+[ -e {folder}/over ] && exit 0
+if [ -e {folder}/status ]; then exit $(cat {folder}/status); fi
+while true; do sleep 0.1; done
+"""
+"""Stands in for Python where only what the script makes of an exit status is of interest: the cluster is real."""
+
+
+def scripted(cluster: Cluster, folder: Path, status: int | None) -> str:
+    """Submit the script with workers that end with `status`, or go on until they are told to stop; the number of the job."""
+    worker = folder / "python"
+    worker.write_text(WORKER.format(folder=folder))
+    worker.chmod(0o755)
+    if status is not None:
+        (folder / "status").write_text(str(status))
+    (folder / "logs").mkdir()
+    (folder / "job").write_text(sbatch_script(Job(name="scripted", restarts=2), World(2, 2, "cpu"), folder, str(worker)))
+    return cluster.ask("sbatch", "--parsable", str(folder / "job")).strip()
+
+
+def started(folder: Path) -> list[str]:
+    """Rank, and how often the job was queued again, at each start of a rank."""
+    path = folder / "started"
+    return sorted(path.read_text().splitlines()) if path.exists() else []
+
+
+@pytest.mark.parametrize(
+    ("status", "state", "attempts"), [(0, "COMPLETED", 1), (1, "FAILED", 3), (2, "FAILED", 1), (3, "FAILED", 1), (75, "FAILED", 1)]
+)
+def test_what_the_script_makes_of_an_exit_status(cluster: Cluster, tmp_path: Path, status: int, state: str, attempts: int) -> None:
+    job = cluster.wait_for(scripted(cluster, tmp_path, status), state)
+    assert job["ExitCode"] == f"{status}:0"
+    assert job["Restarts"] == "0"
+    assert len(started(tmp_path)) == 2 * attempts
+
+
+def test_when_time_is_short_the_ranks_are_told_and_the_job_comes_back(cluster: Cluster, tmp_path: Path) -> None:
+    number = scripted(cluster, tmp_path, None)
+    wait_until(lambda: len(started(tmp_path)) == 2, "both ranks")
+    cluster.ask("scancel", "--batch", "--signal=USR1", number)  # as Slurm does --signal-s seconds before the time limit
+    wait_until(lambda: cluster.job(number)["Restarts"] == "1", "the requeue")
+    (tmp_path / "over").touch()
+    cluster.wait_for(number, "COMPLETED")
+    assert started(tmp_path) == ["0", "0 1", "1", "1 1"]
+
+
+def test_a_stop_of_the_ranks_alone_does_not_bring_the_job_back(cluster: Cluster, tmp_path: Path) -> None:
+    number = scripted(cluster, tmp_path, None)
+    wait_until(lambda: len(started(tmp_path)) == 2, "both ranks")
+    cluster.ask("scancel", "--signal=USR1", number)
+    assert cluster.wait_for(number, "FAILED")["ExitCode"] == "75:0"
+    assert cluster.job(number)["Restarts"] == "0"
 
 
 def held(pids_of: Cluster) -> int:
