@@ -72,7 +72,7 @@ class Cluster:
             AccountingStorageType=accounting_storage/none SelectType=select/cons_tres SelectTypeParameters=CR_Core
             SlurmdParameters=config_overrides SchedulerType=sched/backfill
             SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1
-            ReturnToService=2 KillWait=20 SlurmdTimeout=8 GresTypes=gpu PropagateResourceLimits=NONE
+            ReturnToService=2 KillWait=20 SlurmdTimeout=30 GresTypes=gpu PropagateResourceLimits=NONE
         """.split()
         nodes = (
             f"NodeName=n[1-{self.hosts.count}] NodeAddr={NET}.[1-{self.hosts.count}] CPUs={CPUS} RealMemory=2000 Gres=gpu:{GPUS}"
@@ -139,5 +139,8 @@ class Cluster:
                 self._run(["scontrol", "update", f"jobid={number}", "StartTime=now"])
             return found if found["JobState"] == state else None
 
-        found: dict[str, str] = wait_until(there, f"job {number} to be {state}", limit_s)
+        try:
+            found: dict[str, str] = wait_until(there, f"job {number} to be {state}", limit_s)
+        except AssertionError as e:
+            raise AssertionError(f"{e}: {self.job(number)}") from e
         return found
