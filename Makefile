@@ -30,8 +30,11 @@ bench: .venv/.base  ## Digits at k = 1, 4, 16 with and without the linear rule, 
 lab: .venv/.base  ## Sweeps on real data, three seeds, about 40 minutes of one core; rewrites configs/results/sweep_*.json.
 	$(BIN)/python -m tests.bench_lab
 
-soak: .venv/.dev  ## The long counts: 1,000 damaged checkpoints, 100 full disks, 200 killed saves; rewrites their records.
+soak: .venv/.dev  ## The long counts: 1,000 damaged checkpoints, 100 full disks, 200 killed saves, 200 kills, 100 SIGTERMs; rewrites their records.
 	$(BIN)/python -m tests.soak_checkpoints
+	$(BIN)/python -m tests.soak_kills
+	$(BIN)/python -m tests.soak_sigterm
+	$(BIN)/python -m tests.bench_signals
 
 clean:  ## Remove what the targets above made.
 	rm -rf .venv build dist .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -1,6 +1,6 @@
 """The table of signals: sent to whom, what happened, seconds, processes left, exit status: python -m tests.bench_signals.
 
-Writes configs/results/signals.json; tests/test_readme.py makes the README's table from it.
+Writes configs/results/signals.json; `markdown` is the README's table of it.
 """
 
 import json
