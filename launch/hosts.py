@@ -18,8 +18,8 @@ from launch.names import HOST, WORD, checked, checked_path
 
 JOIN_S = 600
 """How long hosts wait for each other."""
-CONF = f"last_call_timeout=2,keep_alive_interval=1,keep_alive_max_attempt=3,join_timeout={JOIN_S}"
-"""torchrun's rendezvous: a host that is gone is known to be after 3 s, not after 15."""
+CONF = f"last_call_timeout=2,keep_alive_interval=1,keep_alive_max_attempt=10,join_timeout={JOIN_S}"
+"""torchrun's rendezvous: a host that is gone is known to be after 10 s; less would take a busy host for a lost one."""
 SHUTDOWN_S = 300
 """How long ranks that are told to stop may take to write their checkpoint."""
 
