@@ -5,7 +5,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from statistics import mean
+from statistics import fmean
 
 import torch
 
@@ -66,15 +66,18 @@ class Teller:
         losses, norms = [r.loss for r in reading.steps], [_log(r.grad_norm) for r in reading.steps]
         least = SPIKE_LEAST * abs(state.health.began or 0.0)
         scores, norm_scores = state.losses.scores(losses, least), state.norms.scores(norms)
-        for row, score, step in zip(reading.steps, scores, taken, strict=True):
-            state = _stepped(state, row, step)
-            events.append(Stepped(state.step, state.samples, _step_metrics(row, step.samples, step.lr)))
-            events += _skipped(state, row)
+        number, position = state.step, state.samples
+        for row, loss, score, step in zip(reading.steps, losses, scores, taken, strict=True):
+            number, position = number + 1, position + step.samples
+            events.append(Stepped(number, position, _step_metrics(row, loss, step)))
+            if not row.applied:
+                events.append(_skipped(number, position, row))
             if score is not None and score > FLAGGED:
-                text = f"loss {row.loss:.4g} stands out from the {len(state.losses.memory)} before it"
-                events.append(Noticed(state.step, state.samples, "spike", text))
+                text = f"loss {loss:.4g} stands out from the {len(state.losses.memory)} before it"
+                events.append(Noticed(number, position, "spike", text))
             self._remember(step.samples, row)
-        window = Window(reading, sum(t.samples for t in taken), 0.0 if first else seconds, taken[-1].lr, self.engine.processes)
+        state = _after(state, reading.steps, taken)
+        window = Window(reading, sum([t.samples for t in taken]), 0.0 if first else seconds, taken[-1].lr, self.engine.processes)
         trained = training(window)
         state = replace(
             state,
@@ -151,7 +154,7 @@ class Teller:
         taken = state.step - state.skipped_steps
         if self.engine.estimator == "moments" and beta and len(good) > 1 and taken > 1 / (1 - beta):
             whole = (1 - beta if plan.optimizer in _MOMENT_OF_SGD else 1) / (1 - beta**taken)
-            square = mean((r.grad_norm * r.clip_factor) ** 2 for r in good)
+            square = fmean([(r.grad_norm * r.clip_factor) ** 2 for r in good])
             return scale.after_moments(square, sums.moment_square * whole**2, beta, plan.global_batch, len(good))
         return scale
 
@@ -205,42 +208,40 @@ class Teller:
         }
 
 
-def _stepped(s: State, row: StepRow, taken: Taken) -> State:
-    """The state past one step."""
-    skipped = not row.applied
+def _after(s: State, rows: Sequence[StepRow], taken: Sequence[Taken]) -> State:
+    """The state past a window's steps."""
+    moved = [step.advance for row, step in zip(rows, taken, strict=True) if row.applied]
     return replace(
         s,
-        step=s.step + 1,
-        samples=s.samples + taken.samples,
-        scheduled=s.scheduled + (0 if skipped else taken.advance),
-        skipped_steps=s.skipped_steps + skipped,
-        nonfinite_steps=s.nonfinite_steps + row.bad,
-        items=s.items + row.count,
+        step=s.step + len(rows),
+        samples=s.samples + sum([step.samples for step in taken]),
+        scheduled=sum(moved, s.scheduled),
+        skipped_steps=s.skipped_steps + len(rows) - len(moved),
+        nonfinite_steps=s.nonfinite_steps + sum([row.bad for row in rows]),
+        items=sum([row.count for row in rows], s.items),
     )
 
 
-def _step_metrics(row: StepRow, samples: int, lr: float) -> dict[str, float]:
+def _step_metrics(row: StepRow, loss: float, step: Taken) -> dict[str, float]:
     return {
-        "train/loss": row.loss,
-        "train/lr": lr,
+        "train/loss": loss,
+        "train/lr": step.lr,
         "train/grad_norm": row.grad_norm,
         "train/clip_factor": row.clip_factor,
-        "batch/samples": samples,
+        "batch/samples": step.samples,
         "batch/items": row.count,
     }
 
 
-def _skipped(state: State, row: StepRow) -> list[Event]:
-    if row.applied:
-        return []
+def _skipped(step: int, samples: int, row: StepRow) -> Noticed:
     if not row.bad and not row.spared:
         text = f"fp16's loss scale {row.loss_scale:g} was too high: the step was skipped on all ranks, and the scale halved"
-        return [Noticed(state.step, state.samples, "loss_scale", text)]
+        return Noticed(step, samples, "loss_scale", text)
     if row.spared:
         text = f"gradient norm {row.grad_norm:.4g} is far above the usual: the step was left out on all ranks"
-        return [Noticed(state.step, state.samples, "spared", text)]
+        return Noticed(step, samples, "spared", text)
     text = f"loss {row.loss:g}, gradient norm {row.grad_norm:g}: the step was skipped on all ranks"
-    return [Noticed(state.step, state.samples, "nonfinite", text)]
+    return Noticed(step, samples, "nonfinite", text)
 
 
 def _log(norm: float) -> float:

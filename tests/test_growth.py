@@ -100,8 +100,9 @@ def sent(ranks: int, labels: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     monkeypatch.setattr(dist, "all_reduce", counted)
     with fake_group(ranks):
         meters = Meters(torch.device("cpu"), 0, ranks, [f"group{n}" for n in range(labels)])
-        meters.step_done(torch.tensor([6.0, 3.0, 0.0], dtype=torch.float64))
-        reading = meters.read(torch.ones(1, len(COLUMNS), dtype=torch.float64), COLUMNS, 0.0, 0, torch.zeros(()), 1)
+        meters.step_done((6.0, 3.0, 0.0))
+        meters.rows.add((1.0,) * len(COLUMNS))
+        reading = meters.read(0.0, 0, torch.zeros(()), 1)
     assert reading.loss_max_rank == 2
     assert reading.ranks.slowest == 0
     monkeypatch.setattr(dist, "all_reduce", whole)

@@ -5,8 +5,9 @@ A backend says how one pass runs, and how a step ends: how the gradients of all 
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -15,9 +16,10 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from harness.engine.engine import COLUMNS, DTYPES, Engine, Estimator, Limit, autocast
+from harness.engine.engine import DTYPES, Engine, Estimator, Limit, autocast
+from harness.engine.ledger import Number, total_norm
 from harness.engine.meters import Meters
-from harness.engine.names import load_optimizer, name_optimizer
+from harness.engine.names import check_fit, load_optimizer, name_optimizer, weights
 from harness.engine.pieces import Piece, Source, share, whole
 from harness.parts.data import Micro
 from harness.parts.recipe import Recipe, seed_torch
@@ -28,6 +30,8 @@ from harness.plan.plan import Plan
 from harness.stats.rows import Reading
 from harness.survive.pulse import Pulse
 
+Sums = tuple[Number, Number, Number]
+"""Summed loss, count of items and stop flags."""
 FOLLOWED = 65_536
 """Elements of a tensor that are followed through a step, to measure the update; all of them in a small one."""
 
@@ -46,6 +50,12 @@ def summed(
     return total, sums
 
 
+def told(sums: Tensor) -> Sums:
+    """The sums of a tensor [loss, count, stop]."""
+    loss, count, stop = sums.unbind()
+    return loss, count, stop
+
+
 class BaseEngine(Engine):
     """One process's part of a step. A subclass sets `optimizer`, and says how a pass runs and how the step ends."""
 
@@ -59,31 +69,31 @@ class BaseEngine(Engine):
             raise UserError("world", at, "start as many as the plan says, or plan for what is here")
         self.estimator = moments_estimator(plan, config)
         self.plan, self.config, self.dtype, self.seed = plan, config, DTYPES[config.precision], config.run.seed
-        self._rows = torch.zeros(config.watch.every_steps, len(COLUMNS), dtype=torch.float64, device=self.device)
+        self._pass_seed = derive(self.seed, 2)
         self.pulse = Pulse()
-        self._filled = 0
-        self._scale = torch.ones((), dtype=torch.float64, device=self.device)
-        self._small: Tensor | None = None
-        self._norm = self._scale
+        self._scale: Number = 1.0
+        self._small: Number | None = None
+        self._norm: Number = 0.0
         self._closing = False
+        self._untouched = True
         self._limit: Limit | None = None
         self._grad_norms: Tensor | None = None
 
     @abstractmethod
-    def _pass(self, micro: Micro, stop: float, last: bool) -> Tensor:
+    def _pass(self, micro: Micro, stop: float, last: bool) -> Sums:
         """Forward and backward of one micro-batch; gradients of all ranks meet in the last.
 
-        Returns this rank's sums [loss, count, stop].
+        Returns this rank's sums.
         """
 
     @abstractmethod
-    def _finish(self, local: Tensor) -> Tensor:
-        """Move the weights and write the step's row. `local` holds this rank's sums [loss, count, stop].
+    def _finish(self, local: Sums) -> Tensor:
+        """Move the weights and write the step's row. `local` holds this rank's sums.
 
-        Returns whether everything was finite, and so the weights moved: bool [], the same on every rank.
+        Returns 1 if something was not finite, and so no weight moved, else 0: float32 [], the same on every rank.
         """
 
-    def _after_first(self, told: Tensor) -> None:
+    def _after_first(self, told: Sums) -> None:
         """After the first pass of a step, `told` its sums: what the noise scale takes from it, where it does."""
 
     def adopt(self, plan: Plan) -> None:
@@ -96,54 +106,68 @@ class BaseEngine(Engine):
         self.pulse.tick()
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
-        before = [buffer.clone() for buffer in self.model.buffers()]
+        kept = [buffer.clone() for buffer in self._buffers]
         try:
-            local = self._passes(micros, stop)
+            local, real, ghosts = self._passes(micros, float(stop) / len(micros))
         except torch.OutOfMemoryError:
             self.optimizer.zero_grad(set_to_none=True)
-            for buffer, kept in zip(self.model.buffers(), before, strict=True):
-                buffer.copy_(kept)
+            for buffer, before in zip(self._buffers, kept, strict=True):
+                buffer.copy_(before)
             raise
         self._closing = close
         followed = self._followed() if close else []
-        good = self._finish(local)
-        for buffer, kept in zip(self.model.buffers(), before, strict=True):
-            buffer.copy_(torch.where(good, buffer, kept))
-        self._meter(micros, local, good, followed)
+        bad = self._finish(local)
+        for buffer, before in zip(self._buffers, kept, strict=True):
+            torch.where(bad == 0, buffer, before, out=buffer)
+        meters = self.meters
+        if self._small is not None and real == self.plan.global_batch // self.processes:
+            meters.add_noise(self._small, self._norm, bad)
+        self._small = None
+        if followed:
+            meters.norms = self._norms(followed)
+        meters.computed += real + ghosts
+        meters.step_done(local)
 
-    def _passes(self, micros: Sequence[Micro], stop: bool) -> Tensor:
-        """All forward and backward passes of a step: this rank's sums [loss, count, stop]."""
-        told = []
-        for number, micro in enumerate(micros):
-            if number == 0 or micro.chunk.ghost != micros[number - 1].chunk.ghost:
-                self.model.train(not micro.chunk.ghost)  # a ghost leaves BatchNorm's running statistics alone
-            seed_torch(derive(self.seed, 2, micro.chunk.start))
-            told.append(self._pass(micro, float(stop) / len(micros), number == len(micros) - 1))
-            if number == 0:
-                self._after_first(told[0])
-        return torch.stack(told).sum(0)
+    def _passes(self, micros: Sequence[Micro], stop: float) -> tuple[Sums, int, int]:
+        """All passes of a step: (this rank's sums, its samples, the samples of its ghosts)."""
+        last, real, ghosts = micros[-1], 0, 0
+        local: Sums | None = None
+        for micro in micros:
+            chunk = micro.chunk
+            if self._untouched or self.model.training == chunk.ghost:
+                self._untouched = False
+                self.model.train(not chunk.ghost)  # a ghost leaves BatchNorm's running statistics alone
+            self._seed_pass(derive(self._pass_seed, chunk.start))
+            told = self._pass(micro, stop, micro is last)
+            if local is None:
+                self._after_first(told)
+                local = told
+            else:
+                local = (local[0] + told[0], local[1] + told[1], local[2] + told[2])
+            real, ghosts = real + chunk.count * (not chunk.ghost), ghosts + chunk.count * chunk.ghost
+        assert local is not None  # noqa: S101  a step has at least one pass
+        return local, real, ghosts
 
     def _most(self) -> float | None:
         """To what the gradient's norm is clipped in this step: the plan's norm, or the step's own limit where that is lower."""
-        limits = [x for x in (self.plan.clip, self._limit.norm if self._limit and not self._limit.skip else None) if x is not None]
-        return min(limits, default=None)
+        if self._limit is None or self._limit.skip:
+            return self.plan.clip
+        return self._limit.norm if self.plan.clip is None else min(self.plan.clip, self._limit.norm)
 
-    def _row(self, sums: Tensor, norm: Tensor, factor: Tensor, good: Tensor) -> None:
+    def _row(self, sums: Sums, norm: Tensor, factor: Number, bad: Tensor) -> None:
         """Write one step's row; nothing is read back."""
-        self._norm = norm.to(sums)
-        self._rows[self._filled] = torch.stack([*sums, self._norm, factor.to(sums), good.to(sums), self._scale.to(sums)])
-        self._filled += 1
+        self._norm = norm
+        self.meters.rows.add((*sums, norm, factor, bad, self._scale))
 
-    def _meter(self, micros: Sequence[Micro], local: Tensor, good: Tensor, followed: list[Tensor]) -> None:
-        """What a step leaves in the window's meters."""
-        real = sum(m.chunk.count for m in micros if not m.chunk.ghost)
-        if self._small is not None and real == self.plan.global_batch // self.processes:
-            self.meters.add_noise(self._small, self._norm**2, good)
-        self._small = None
-        if followed:
-            self.meters.norms = self._norms(followed)
-        self.meters.computed += sum(m.chunk.count for m in micros)
-        self.meters.step_done(local.double())
+    @cached_property
+    def _buffers(self) -> list[Tensor]:
+        """The model's buffers, which a step that is not finite must not move either."""
+        return list(self.model.buffers())
+
+    @cached_property
+    def _seed_pass(self) -> Callable[[int], Any]:
+        """Seeds what dropout draws from."""
+        return seed_torch if self.device.type == "cuda" else torch.default_generator.manual_seed
 
     @cached_property
     def meters(self) -> Meters:
@@ -156,8 +180,13 @@ class BaseEngine(Engine):
 
     def _held(self) -> list[tuple[str, int, Tensor]]:
         """(name, number of its parameter group, what lies here) of every parameter that is trained."""
+        return [(name, home, local_part(p)) for name, home, p in self._trained]
+
+    @cached_property
+    def _trained(self) -> list[tuple[str, int, nn.Parameter]]:
+        """(name, number of its parameter group, itself) of every parameter that is trained."""
         homes = {id(p): number for number, group in enumerate(self.optimizer.param_groups) for p in group["params"]}
-        return [(name, homes[id(p)], local_part(p)) for name, p in self.model.named_parameters() if p.requires_grad]
+        return [(name, homes[id(p)], p) for name, p in self.model.named_parameters() if p.requires_grad]
 
     def _copies(self) -> int:
         """How many ranks hold the same part of a weight."""
@@ -165,25 +194,30 @@ class BaseEngine(Engine):
 
     def _followed(self) -> list[Tensor]:
         """Copies of the first FOLLOWED elements of what lies here of each parameter, to see how far a step moves them."""
-        return [held.detach().flatten()[:FOLLOWED].clone() for _, _, held in self._held()]
+        return list(torch._foreach_add([held.detach().flatten()[:FOLLOWED] for _, _, held in self._held()], 0))
 
     def _norms(self, followed: list[Tensor]) -> Tensor:
         """Squared norms by label, as NormRow has them: float64 [labels, 4], of what lies on this rank."""
-        held = [(name, group, t.detach()) for name, group, t in self._held()]
-        weights, moved = [t for _, _, t in held], [t.flatten()[:FOLLOWED] for _, _, t in held]
+        weights = [t.detach() for _, _, t in self._held()]
+        moved = [t.flatten()[:FOLLOWED] for t in weights]
         columns = [weights, followed, list(torch._foreach_sub(moved, followed))]
         squares = [torch.stack(torch._foreach_norm(c)).to(self.device, torch.float64) ** 2 for c in columns]
         grads = torch.full_like(squares[0], float("nan")) if self._grad_norms is None else self._grad_norms.double() ** 2
+        out = torch.zeros(len(self.meters.labels), 4, dtype=torch.float64, device=self.device)
+        return out.index_add_(0, self._labels, torch.stack([*squares, grads.to(self.device)], 1))
+
+    @cached_property
+    def _labels(self) -> Tensor:
+        """Which of the meters' labels each trained parameter belongs to."""
         names = {label: number for number, label in enumerate(self.meters.labels)}
-        labels = [names[layer_label(name)] if self.config.watch.layers else group for name, group, _ in held]
-        out = torch.zeros(len(names), 4, dtype=torch.float64, device=self.device)
-        return out.index_add_(0, torch.tensor(labels, device=self.device), torch.stack([*squares, grads.to(self.device)], 1))
+        labels = [names[layer_label(name)] if self.config.watch.layers else group for name, group, _ in self._held()]
+        return torch.tensor(labels, device=self.device)
 
     def _moment(self) -> Tensor:
         """Squared norm of what lies here of the optimizer's first moment, where the noise scale is made of it."""
         found = [state.get(k) for state in self.optimizer.state.values() for k in ("exp_avg", "momentum_buffer")]
         moments = [local_part(m) for m in found if m is not None] if self.estimator == "moments" else []
-        return nn.utils.get_total_norm(moments).to(self.device) ** 2 if moments else torch.zeros((), device=self.device)
+        return total_norm(moments).to(self.device) ** 2 if moments else torch.zeros((), device=self.device)
 
     def lr_scales(self) -> list[float]:
         """See Engine.lr_scales."""
@@ -191,9 +225,8 @@ class BaseEngine(Engine):
 
     def read(self, data_wait_s: float = 0.0, troubles: int = 0, *, save_due: bool = False, save_failed: bool = False) -> Reading:
         """See Engine.read."""
-        filled, self._filled = self._filled, 0
         flags = (float(save_due), float(save_failed))
-        return self.meters.read(self._rows[:filled], COLUMNS, data_wait_s, troubles, self._moment(), self._copies(), flags)
+        return self.meters.read(data_wait_s, troubles, self._moment(), self._copies(), flags)
 
     def sync_buffers(self) -> None:
         """See Engine.sync_buffers."""
@@ -268,24 +301,3 @@ def moments_estimator(plan: Plan, config: Config) -> Estimator:
     """Whether the optimizer's first moment is an average of gradients, to take the noise scale from."""
     averages = plan.optimizer in ("adam", "adamw") or (plan.optimizer in ("sgd", "nesterov") and plan.momentum)
     return "moments" if averages and config.watch.noise_scale else "none"
-
-
-def persistent(model: nn.Module) -> dict[str, Tensor]:
-    """The buffers that belong to a model's state, by name."""
-    kept = model.state_dict(keep_vars=True)
-    return {name: buffer for name, buffer in model.named_buffers() if name in kept}
-
-
-def weights(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and persistent buffers by name; what is tied counts once, under its first name."""
-    return dict(model.named_parameters()) | persistent(model)
-
-
-def check_fit(mine: Mapping[str, tuple[int, ...]], source: Source) -> None:
-    """Raises UserError where the names and shapes of a checkpoint's weights are not those of this model."""
-    theirs = {name.removeprefix("model/"): source.shape(name) for name in source if name.startswith("model/")}
-    for name in sorted({*mine, *theirs}):
-        here, there = mine.get(name), theirs.get(name)
-        if here != there:
-            at = f"the checkpoint's weights do not fit this model: {name} is {there or 'missing'} there, {here or 'missing'} here"
-            raise UserError("recipe", at, "use the recipe and knobs it was trained with, or another run.dir")

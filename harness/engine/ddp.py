@@ -11,7 +11,9 @@ from torch._C._distributed_c10d import GradBucket
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook, bf16_compress_hook
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 
-from harness.engine.copies import CopyEngine
+from harness.engine.base import Sums, told
+from harness.engine.carried import CarriedEngine
+from harness.engine.ledger import Number
 from harness.parts.data import Micro
 from harness.parts.recipe import Recipe
 from harness.parts.stamps import Stamp, stamp
@@ -23,24 +25,23 @@ POWERSGD_RANK = 4
 
 
 @final
-class DdpEngine(CopyEngine):
-    """Data-parallel training with a whole model per process, or in one process alone."""
+class DdpEngine(CarriedEngine):
+    """Data-parallel training with a whole model per process. One process alone is SoloEngine's."""
 
     def __init__(self, config: Config, plan: Plan, recipe: Recipe, *, cpu: bool) -> None:
         super().__init__(config, plan, recipe, cpu=cpu)
-        self._wrapped: nn.Module = self._wrap(cpu) if self.processes > 1 else self._unit
         self._fresh = True
         self._powersgd: PowerSGDState | None = None
         self._rounds = config.backend.compress != "none"
         self._squares: list[Tensor] = []
         self._ready: Stamp = 0.0
-        if isinstance(self._wrapped, nn.parallel.DistributedDataParallel):
-            self.meters.waits_known = True
-            if config.watch.noise_scale and plan.passes == 1 and self._scaler is None:
-                self.estimator = "ranks"
-            self._hook(self._wrapped)
+        self._wrapped = self._wrap(cpu)
+        self.meters.waits_known = True
+        if config.watch.noise_scale and plan.passes == 1 and self._scaler is None:
+            self.estimator = "ranks"
+        self._hook(self._wrapped)
 
-    def _wrap(self, cpu: bool) -> nn.Module:
+    def _wrap(self, cpu: bool) -> nn.parallel.DistributedDataParallel:
         """The unit under DDP; anything else that Accelerate may give is refused."""
         accelerator = Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=[ddp_options(self.config.backend)])
         with warnings.catch_warnings():
@@ -70,31 +71,30 @@ class DdpEngine(CopyEngine):
 
         wrapped.register_comm_hook(self._powersgd, measured)
 
-    def _pass(self, micro: Micro, stop: float, last: bool) -> Tensor:
+    def _pass(self, micro: Micro, stop: float, last: bool) -> Sums:
         """See BaseEngine._pass."""
         # averages may be averaged again, so an early sync only costs time; a static graph must have one in its first pass
-        sync = last or self.processes == 1 or (self.config.backend.static_graph and self._fresh)
+        sync = last or (self.config.backend.static_graph and self._fresh)
         self._fresh = False
-        quiet: Any = nullcontext() if sync else self._wrapped.no_sync()  # type: ignore[operator]
+        quiet: Any = nullcontext() if sync else self._wrapped.no_sync()
         with quiet:
             objective, sums = self._wrapped(micro, stop, self._divide)
             (self._scaler.scale(objective) if self._scaler else objective).backward()
-        told: Tensor = sums
-        if last and self.processes > 1:
+        if last:
             self.meters.waited(self._ready, stamp(self.device))
-        return told
+        return told(sums)
 
-    def _meet(self, grads: list[Tensor], local: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _meet(self, grads: list[Tensor], local: Sums) -> tuple[Sums, Tensor, Number]:
         """See TorchEngine._meet. `local` still has this rank's own count, of the gradient that was measured on its way out."""
         if self._squares:
             self._small = torch.stack(self._squares).sum() / local[1] ** 2
             self._squares = []
         return super()._meet(grads, local)
 
-    def _move(self, good: Tensor) -> None:
+    def _move(self, bad: Tensor) -> None:
         """See TorchEngine._move. PowerSGD keeps what it rounded away for the next step: after a bad one that is NaN, so it goes."""
-        super()._move(good)
-        if self._powersgd is not None and not good:
+        super()._move(bad)
+        if self._powersgd is not None and bad:
             for memory in (self._powersgd.error_dict, self._powersgd.p_memory_dict, self._powersgd.q_memory_dict):
                 memory.clear()
 

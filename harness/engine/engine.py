@@ -2,8 +2,9 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -101,7 +102,7 @@ class Engine(ABC):
         """Take weights and optimizer state over; rates, betas and decay stay the plan's. Raises UserError where they do not fit."""
 
 
-def autocast(config: Config, device: torch.device) -> torch.autocast:
-    """The autocast region of the config's precision; switched off for fp32 and fp64."""
+def autocast(config: Config, device: torch.device) -> AbstractContextManager[Any]:
+    """The autocast region of the config's precision, to enter as often as one likes; nothing for fp32 and fp64."""
     dtype = AUTOCAST.get(config.precision)
-    return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)

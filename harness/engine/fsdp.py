@@ -18,8 +18,9 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from harness.engine.base import summed
+from harness.engine.base import Sums, summed, told
 from harness.engine.engine import AUTOCAST, DTYPES
+from harness.engine.ledger import Number
 from harness.engine.pieces import Piece, Source
 from harness.engine.torch_step import TorchEngine
 from harness.parts.compute import prepare_model
@@ -71,23 +72,23 @@ class FsdpEngine(TorchEngine):
     def _units(self) -> list[FSDPModule]:
         return [m for m in self._model.modules() if isinstance(m, FSDPModule)]
 
-    def _pass(self, micro: Micro, stop: float, last: bool) -> Tensor:
+    def _pass(self, micro: Micro, stop: float, last: bool) -> Sums:
         """See BaseEngine._pass."""
         self._root.set_requires_gradient_sync(last)
         self._root.set_reshard_after_backward(last or self.config.backend.reshard)
         total, sums = summed(self._recipe, self._model, micro, stop, self.config, torch.float64)
         total.backward()  # type: ignore[no-untyped-call]
-        return sums
+        return told(sums)
 
     def _grads(self) -> list[Tensor]:
         """See TorchEngine._grads."""
         return [p.grad.to_local() for p in self._params if isinstance(p.grad, DTensor)]
 
-    def _meet(self, grads: list[Tensor], local: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _meet(self, grads: list[Tensor], local: Sums) -> tuple[Sums, Tensor, Number]:
         """See TorchEngine._meet. One all-reduce brings the sums and the norm: its square is the sum of the shards' squares."""
-        square = nn.utils.get_total_norm(grads).to(local) ** 2 / self._copy()[1]
-        met = self.reduce(torch.cat([local, square[None]]))
-        return met[:3], met[3].sqrt(), torch.ones_like(met[0])
+        square = nn.utils.get_total_norm(grads).to(self.device, torch.float64) ** 2 / self._copy()[1]
+        met = self.reduce(torch.stack([*map(torch.as_tensor, local), square]))
+        return told(met[:3]), met[3].sqrt(), 1 / met[1]
 
     def pieces(self) -> list[Piece]:
         """See Engine.pieces."""

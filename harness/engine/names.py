@@ -1,11 +1,13 @@
-"""Optimizer state by the names of parameters, so that it outlives the order, the grouping and the world it was saved in."""
+"""Weights and optimizer state by names, so that they outlive the order, the grouping and the world they were saved in."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from harness.engine.pieces import Source
 from harness.plan.errors import UserError
 
 GROUP = "group:"
@@ -58,3 +60,24 @@ def counted(optimizer: Optimizer, group: dict[str, Any]) -> dict[str, int]:
     """What the optimizer added to a group by itself: whole numbers that are no setting."""
     added = {key: value for key, value in group.items() if key not in optimizer.defaults and type(value) is int}
     return {GROUP + key: value for key, value in added.items()}
+
+
+def persistent(model: nn.Module) -> dict[str, Tensor]:
+    """The buffers that belong to a model's state, by name."""
+    kept = model.state_dict(keep_vars=True)
+    return {name: buffer for name, buffer in model.named_buffers() if name in kept}
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and persistent buffers by name; what is tied counts once, under its first name."""
+    return dict(model.named_parameters()) | persistent(model)
+
+
+def check_fit(mine: Mapping[str, tuple[int, ...]], source: Source) -> None:
+    """Raises UserError where the names and shapes of a checkpoint's weights are not those of this model."""
+    theirs = {name.removeprefix("model/"): source.shape(name) for name in source if name.startswith("model/")}
+    for name in sorted({*mine, *theirs}):
+        here, there = mine.get(name), theirs.get(name)
+        if here != there:
+            at = f"the checkpoint's weights do not fit this model: {name} is {there or 'missing'} there, {here or 'missing'} here"
+            raise UserError("recipe", at, "use the recipe and knobs it was trained with, or another run.dir")

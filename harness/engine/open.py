@@ -9,6 +9,10 @@ from harness.plan.plan import Plan
 def open_engine(config: Config, plan: Plan, recipe: Recipe, *, cpu: bool) -> Engine:
     """Model, optimizer and ranks, ready to step. Raises UserError where the backend cannot be had here."""
     match config.backend.name:
+        case "ddp" if plan.processes == 1:
+            from harness.engine.solo import SoloEngine
+
+            return SoloEngine(config, plan, recipe, cpu=cpu)
         case "ddp":
             from harness.engine.ddp import DdpEngine
 

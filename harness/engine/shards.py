@@ -12,8 +12,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from harness.engine.base import check_fit, persistent
-from harness.engine.names import GROUP, counted
+from harness.engine.names import GROUP, check_fit, counted, persistent
 from harness.engine.pieces import Piece, Source, share, whole
 
 

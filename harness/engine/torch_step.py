@@ -1,11 +1,15 @@
 """The end of a step where torch's optimizer lies in this process: normalise, clip, skip or move. Shared by ddp, fsdp and zero0."""
 
+import math
 from abc import abstractmethod
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
 
-from harness.engine.base import BaseEngine
+from harness.engine.base import BaseEngine, Sums
+from harness.engine.ledger import Number
 
 
 class TorchEngine(BaseEngine):
@@ -18,41 +22,83 @@ class TorchEngine(BaseEngine):
         """The gradients as plain tensors, or as this rank's parts of them."""
 
     @abstractmethod
-    def _meet(self, grads: list[Tensor], local: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(the sums [loss, count, stop] over all ranks, the gradient's global norm, what the gradients were divided by).
+    def _meet(self, grads: list[Tensor], local: Sums) -> tuple[Sums, Tensor, Number]:
+        """(the sums over all ranks, the gradient's global norm, what makes it the mean's gradient when multiplied by).
 
         `local` holds this rank's sums. The norm is of the gradient as it lies in `grads`; both are the same on every rank.
         """
 
-    def _finish(self, local: Tensor) -> Tensor:
-        """See BaseEngine._finish."""
+    def _finish(self, local: Sums) -> Tensor:
+        """See BaseEngine._finish. A number that the host knows costs no operation on the device."""
         grads = self._grads()
-        sums, norm, divided = self._meet(grads, local)
-        scale = divided / sums[1]
+        sums, norm, scale = self._meet(grads, local)
         if self._closing:
             self._grad_norms = (
-                torch.stack(torch._foreach_norm(grads)).to(scale) * scale if len(grads) == len(self._params) else None
+                torch.stack(torch._foreach_norm(grads)).to(norm.device) * scale if len(grads) == len(self._params) else None
             )
-        norm = norm * scale
+        norm = norm if _one(scale) else norm * scale
         most = self._most()
-        factor = torch.ones_like(norm) if most is None else (most / (norm + 1e-6)).clamp(max=1.0)
-        good = torch.isfinite(norm) & torch.isfinite(sums[0])
+        factor: Number = 1.0 if most is None else (most / (norm + 1e-6)).clamp(max=1.0)
+        bad = self._bad(norm, sums[0])
         if self._limit is not None and self._limit.skip:
-            spared = good & (norm > self._limit.norm)
-            good, factor = good & ~spared, torch.where(spared, 0.0, factor)
-        torch._foreach_mul_(grads, (scale * factor).to(grads[0].device, self.dtype))
-        self._row(sums, norm, factor, good)
-        self._move(good)
-        self.optimizer.zero_grad(set_to_none=True)
-        return good
+            spared = (bad == 0) & (norm > self._limit.norm)
+            bad, factor = torch.where(spared, 1.0, bad), torch.where(spared, 0.0, factor)
+        change = factor if _one(scale) else scale * factor
+        if isinstance(change, Tensor):
+            torch._foreach_mul_(grads, change.to(grads[0].device, self.dtype))
+        elif not _one(change):
+            torch._foreach_mul_(grads, change)
+        self._row(sums, norm, factor, bad)
+        self._move(bad)
+        for parameter in self._params:
+            parameter.grad = None
+        return bad
 
-    def _move(self, good: Tensor) -> None:
-        """The optimizer's own step, unless `good` (bool, the same on every rank) is false."""
-        if all(g.get("fused") for g in self.optimizer.param_groups):
-            # torch's fused kernels leave weights and moments alone where found_inf is 1, without asking the host
-            self.optimizer.found_inf = (~good).float()  # type: ignore[attr-defined]
+    def _bad(self, norm: Tensor, loss: Number) -> Tensor:
+        """1 where one of both is not finite, else 0: float32 []. torch's own check for the loss scale, which is one kernel."""
+        bad = torch.zeros((), device=norm.device)
+        looked_at = [norm, loss] if isinstance(loss, Tensor) else [norm]
+        torch._amp_foreach_non_finite_check_and_unscale_(looked_at, bad, self._unit_scale)
+        return bad
+
+    @cached_property
+    def _unit_scale(self) -> Tensor:
+        return torch.ones((), device=self.device)
+
+    @cached_property
+    def _fused(self) -> bool:
+        """Whether the optimizer's kernels leave weights and moments alone where found_inf is 1, without asking the host."""
+        return prepare_fused(self.optimizer)
+
+    def _move(self, bad: Tensor) -> None:
+        """The optimizer's own step, unless `bad` ([], the same on every rank) is 1."""
+        if self._fused:
+            self.optimizer.found_inf = bad  # type: ignore[attr-defined]
             self.optimizer.step()
             return
         self.meters.syncs += 1  # on a GPU this waits for the device: optimizers that torch does not fuse have no other way to skip
-        if good:
+        if not bad:
             self.optimizer.step()
+
+
+def prepare_fused(optimizer: Optimizer) -> bool:
+    """Whether all of an optimizer's groups are fused; made safe against a first step that is skipped.
+
+    torch 2.13 makes SGD's momentum buffers without writing to them and lets the first kernel fill them in; one that skips leaves
+    them as they are, and the second step takes what lay in memory for momentum. Zeros give the same first step.
+    """
+    fused = all(group.get("fused") for group in optimizer.param_groups)
+    if fused and isinstance(optimizer, SGD):
+        for group in optimizer.param_groups:
+            for parameter in group["params"] if group["momentum"] and not group["dampening"] else ():
+                optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
+    return fused
+
+
+def _one(number: Number) -> bool:
+    return isinstance(number, float) and number == 1.0
+
+
+def ratio(divided: float, count: Number) -> Number:
+    """`divided` / `count`; nan where the host sees that nothing was counted, as a tensor would give something not finite."""
+    return divided / count if isinstance(count, Tensor) or count else math.nan

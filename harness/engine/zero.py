@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from harness.engine.base import BaseEngine, power_of_two, summed
+from harness.engine.base import BaseEngine, Sums, power_of_two, summed, told
 from harness.engine.deepspeed import accumulate, open_deepspeed, override_loss_scale
 from harness.engine.pieces import Piece, Source, share, whole
 from harness.engine.shards import Shards
@@ -69,7 +69,7 @@ class ZeroEngine(BaseEngine):
         """The recipe's own model; in zero3 its weights are gathered module by module as it runs."""
         return self._unit.model
 
-    def _pass(self, micro: Micro, stop: float, last: bool) -> Tensor:
+    def _pass(self, micro: Micro, stop: float, last: bool) -> Sums:
         """See BaseEngine._pass."""
         total, sums = self._deepspeed(micro, stop)
         self._told = self._told + sums
@@ -79,10 +79,9 @@ class ZeroEngine(BaseEngine):
             total = total * (1 + 0 * loss + 0 * (count / count)).to(total)
         override_loss_scale(self._zero, self._fp16_scale())
         accumulate(self._deepspeed, total / self._expected, last)
-        told: Tensor = sums
-        return told
+        return told(sums)
 
-    def _finish(self, local: Tensor) -> Tensor:
+    def _finish(self, local: Sums) -> Tensor:
         """See BaseEngine._finish. DeepSpeed asks the host whether a step overflowed, so this does too."""
         sums, self._told = self._told, torch.zeros_like(self._told)
         count = float(sums[1])
@@ -92,12 +91,12 @@ class ZeroEngine(BaseEngine):
         self._deepspeed.step()
         norm = torch.as_tensor(self._deepspeed.get_global_grad_norm(), device=self.device, dtype=torch.float64)
         factor = torch.ones_like(norm) if most is None else (most / (norm + 1e-6)).clamp(max=1.0)
-        good = torch.tensor(not self._zero.overflow, device=self.device)
-        self._scale = torch.tensor(self._fp16_scale(), dtype=torch.float64)
-        self._row(sums, norm, factor, good)
+        bad = torch.tensor(float(self._zero.overflow), device=self.device)
+        self._scale = self._fp16_scale()
+        self._row(told(sums), norm, factor, bad)
         self.meters.syncs += 2  # the count above, and whether it overflowed
         self._expected = power_of_two(count)
-        return good
+        return bad
 
     def _held(self) -> list[tuple[str, int, Tensor]]:
         """See BaseEngine._held: the float32 slices."""

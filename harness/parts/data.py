@@ -81,6 +81,8 @@ class Feed:
         self.troubles: list[Trouble] = []
         self._replaced = 0
         self._spare: tuple[Any, int] | None = None
+        kinds = [c.dtype for c in data.columns.values() if c.is_floating_point()] if isinstance(data, Table) else [None]
+        self._at_home = device.type == "cpu" and key_seed is None and all(kind == dtype for kind in kinds)
 
     def steps(self, deals: Iterable[Deal]) -> Iterator[tuple[Deal, list[Micro]]]:
         """The batches of each deal, in order. A data set that is no Table may be read ahead by worker processes."""
@@ -153,6 +155,8 @@ class Feed:
 
         `kept`: the places in the chunk that the batch has; None: all.
         """
+        if self._at_home:
+            return batch
         if self.key_seed is not None:
             if not isinstance(batch, dict):
                 raise UserError("recipe.use", "the recipe augments, but its batch is no dict", "collate into a dict")

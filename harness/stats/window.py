@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from statistics import mean
+from statistics import fmean
 
 from harness.stats.events import Metrics
 from harness.stats.rows import NormRow, RanksRow, Reading
@@ -39,8 +39,8 @@ def training(w: Window) -> Metrics:
         "train/loss": sum(r.loss_sum for r in rows) / items if items else math.nan,
         "train/loss_max_rank": w.reading.loss_max_rank,
         "train/lr": w.lr,
-        "train/grad_norm": mean(r.grad_norm for r in rows),
-        "train/clip_fraction": mean(float(r.clip_factor < 1) for r in rows),
+        "train/grad_norm": fmean([r.grad_norm for r in rows]),
+        "train/clip_fraction": sum([r.clip_factor < 1 for r in rows]) / len(rows),
         "train/param_norm": root(weight),
         "train/update_to_param_ratio": _ratio(*norms.values()),
     }

@@ -1,12 +1,11 @@
 """The journal: events.jsonl in the run folder, one JSON object per line, append-only. The ground truth of a run."""
 
-import dataclasses
 import json
 import math
 from pathlib import Path
 from typing import Any, final
 
-from harness.stats.events import NAMES, Event, Shown, Started
+from harness.stats.events import NAMES, Event, Shown, Started, Stepped
 
 
 def to_line(event: Event) -> dict[str, Any]:
@@ -14,14 +13,20 @@ def to_line(event: Event) -> dict[str, Any]:
 
     Images stay out. JSON has no NaN: a number that is not finite is written as the text "nan", "inf" or "-inf".
     """
+    line, fields = to_fields(event)
+    return line | {name: _plain(value) for name, value in fields.items()}
+
+
+def to_fields(event: Event) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(the line's head, what follows it), numbers as they are."""
     line: dict[str, Any] = {"event": NAMES[type(event)]}
-    fields = {f.name: getattr(event, f.name) for f in dataclasses.fields(event)}
+    fields = dict(vars(event))
     if isinstance(event, Started):
         fields["plan"] = event.plan.to_json()
     fields |= fields.pop("metrics", {})
     if isinstance(event, Shown):
         fields["rows"] = [{k: v for k, v in row.items() if isinstance(v, str | int | float | bool)} for row in event.rows]
-    return line | {name: _plain(value) for name, value in fields.items()}
+    return line, fields
 
 
 def _plain(value: Any) -> Any:
@@ -37,9 +42,13 @@ class Journal:
 
     def __call__(self, event: Event) -> None:
         """Write one line."""
-        line = to_line(event)
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        if line["event"] != "step":
+        line, fields = to_fields(event)
+        try:
+            text = json.dumps(line | fields, allow_nan=False)
+        except ValueError:  # a number is not finite: rare, and so looked for only then
+            text = json.dumps(to_line(event), allow_nan=False)
+        self._file.write(text + "\n")
+        if not isinstance(event, Stepped):
             self._file.flush()
 
     def close(self) -> None:
