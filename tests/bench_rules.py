@@ -1,6 +1,6 @@
 """Digits at k = 1, 4, 16 with rules none and linear, three seeds: what the rule buys. Writes configs/results/digits_rules.json.
 
-Run by `make bench`. Each run is the shipped configs/digits.yaml with another batch, rule and seed, to the same number of samples.
+Run by `make bench-rules`. Each run is the shipped configs/digits.yaml with another batch, rule and seed, to the same number of samples.
 """
 
 import json
@@ -46,7 +46,7 @@ def main(ratios: Sequence[int] = RATIOS, seeds: Sequence[int] = SEEDS) -> None:
             rows.append({"rule": rule, "k": ratio, "batch": 32 * ratio, "accuracy_pct": accuracies})
             print(f"{rule:<8} k {ratio:>3}  accuracy {statistics.mean(accuracies):.2f} +- {spread:.2f} %  {accuracies}", flush=True)
     record = {
-        "command": "make bench",
+        "command": "make bench-rules",
         "run_file": "configs/digits.yaml",
         "machine": f"{platform.machine()}, CPU, 1 thread, torch {torch.__version__}",
         "seconds": round(time.monotonic() - begin, 1),

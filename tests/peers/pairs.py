@@ -1,7 +1,7 @@
 """Two loops timed in turn, milliseconds apart: blocks of the hand loop inside another harness's own data fetch.
 
-What the machine does besides slows both alike, so their ratio stays where each time alone would not. Run as a process of its own:
-`python -m tests.peers.pairs WORK PEER LOG PAIRS BLOCK` prints one JSON line.
+What the machine does besides slows both alike, so their ratio stays where each time alone would not. Run as a process, or as two
+under torchrun: `python -m tests.peers.pairs WORK PEER MODES PAIRS BLOCK` prints a JSON line for each mode of count, plain, log.
 """
 
 import json
@@ -11,11 +11,17 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import redirect_stdout
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from harness.engine.process import join, leave
+from harness.plan.world import place
+from tests.peers import ours
+from tests.peers.counting import counted
+from tests.peers.others import OTHERS
 from tests.peers.work import WORKS, Hand, Work
 
 WARM = 24
@@ -49,29 +55,48 @@ class Timing:
         raise EnoughError
 
 
-def measure(work: Work, peer: str, log: bool, pairs: int, block: int) -> Timing:
-    """Run a harness until all pairs are taken."""
-    torch.set_num_threads(1)
-    timing = Timing(work, pairs, block)
+def run(work: Work, peer: str, feed: ours.Hook, log: bool) -> None:
+    """Run a harness on what `feed` makes of the batches, until they end."""
     with tempfile.TemporaryDirectory() as folder, Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
         try:
             if peer.startswith("widebatch"):
-                from tests.peers import ours
-
-                ours.run(work, timing.feed, Path(folder), log=log, backend=peer.partition("-")[2] or "ddp")
+                ours.run(work, feed, Path(folder), log=log, backend=peer.partition(" ")[2] or "ddp")
             else:
-                from tests.peers.others import OTHERS
-
-                OTHERS[peer](work, timing.feed(work.batches()), Path(folder), log)
+                OTHERS[peer](work, feed(work.batches()), Path(folder), log)
         except EnoughError:
-            return timing
-    raise RuntimeError(f"{peer} ended before its pairs were taken")
+            return
 
 
-def main(work: str, peer: str, log: str, pairs: str, block: str) -> None:
+def counts(work: Work, peer: str) -> dict[str, float]:
+    """What a step of a harness costs in calls, operations and waits, with its log on."""
+    found = []
+
+    def feed(batches: Iterator[Any]) -> Iterator[Any]:
+        fed, cost = counted(batches)
+        found.append(cost)
+        yield from fed
+        raise EnoughError
+
+    run(work, peer, feed, log=True)
+    return asdict(found[0]())
+
+
+def main(name: str, peer: str, modes: str, pairs: str, block: str) -> None:
     """Measure and print."""
-    timing = measure(WORKS[work], peer, log == "log", int(pairs), int(block))
-    print(json.dumps({"peer": peer, "log": log == "log", "block": int(block), "pairs": timing.pairs}))
+    torch.set_num_threads(1)
+    here, work = place(os.environ), WORKS[name]
+    join(cpu=True)
+    for mode in modes.split(","):
+        row: dict[str, Any] = {"work": name, "processes": here.size, "peer": peer, "mode": mode}
+        if mode == "count":
+            row |= counts(work, peer)
+        else:
+            timing = Timing(work, int(pairs), int(block))
+            run(work, peer, timing.feed, mode == "log")
+            row |= {"block": int(block), "pairs": timing.pairs}
+        if here.rank == 0:
+            print(json.dumps(row), flush=True)
+    leave()
 
 
 if __name__ == "__main__":

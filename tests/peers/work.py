@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW, Optimizer
 
 from harness.parts.data import Table
@@ -80,10 +82,11 @@ class Work:
         total, count = self.recipe.loss(model, batch)
         return total / count
 
-    def batches(self, rank: int = 0, ranks: int = 1) -> Iterator[dict[str, Tensor]]:
-        """Batches without end, the ones that a run of ours takes at seed 0."""
+    def batches(self) -> Iterator[dict[str, Tensor]]:
+        """Batches of this rank without end, the ones that a run of ours takes at seed 0."""
         data = self.recipe.data("train")
         assert isinstance(data, Table)
+        rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         order, start = Order(len(data), derive(0, 3)), rank * self.batch
         while True:
             yield data.take(torch.from_numpy(order.take(start, start + self.batch)))
@@ -100,6 +103,8 @@ class Hand:
         self.work, self.batches = work, batches
         self.model = work.model()
         self.optimizer = work.optimizer(self.model)
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            self.model = DistributedDataParallel(self.model, gradient_as_bucket_view=True)
         self.parameters = list(self.model.parameters())
         self.losses: list[Tensor] = []
 
