@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from harness.plan.errors import UserError, did_you_mean
-from launch import branch, dashboard, doctor, export, find_batch, launch, lr_range, plan, report, sweep, train, verify
+from launch import bench, branch, dashboard, doctor, export, find_batch, launch, lr_range, plan, report, sweep, train, verify
 
 COMMANDS: dict[str, ModuleType] = {
     "plan": plan,
@@ -16,6 +16,7 @@ COMMANDS: dict[str, ModuleType] = {
     "sweep": sweep,
     "branch": branch,
     "verify": verify,
+    "bench": bench,
     "doctor": doctor,
     "export": export,
     "report": report,

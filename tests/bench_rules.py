@@ -1,6 +1,6 @@
 """Digits at k = 1, 4, 16 with rules none and linear, three seeds: what the rule buys. Writes configs/results/digits_rules.json.
 
-Run by `make bench-rules`. Each run is the shipped configs/digits.yaml with another batch, rule and seed, to the same number of samples.
+Run by `make bench-rules`. Each run is configs/digits.yaml with another batch, rule and seed, to the same number of samples.
 """
 
 import json
