@@ -13,7 +13,6 @@ import torch
 import torch.distributed as dist
 from accelerate import PartialState
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from harness.engine.engine import DTYPES, Engine, Estimator, Limit, autocast
@@ -180,13 +179,17 @@ class BaseEngine(Engine):
 
     def _held(self) -> list[tuple[str, int, Tensor]]:
         """(name, number of its parameter group, what lies here) of every parameter that is trained."""
-        return [(name, home, local_part(p)) for name, home, p in self._trained]
+        return [(name, home, self._local(p)) for name, home, p in self._trained]
 
     @cached_property
     def _trained(self) -> list[tuple[str, int, nn.Parameter]]:
         """(name, number of its parameter group, itself) of every parameter that is trained."""
         homes = {id(p): number for number, group in enumerate(self.optimizer.param_groups) for p in group["params"]}
         return [(name, homes[id(p)], p) for name, p in self.model.named_parameters() if p.requires_grad]
+
+    def _local(self, tensor: Tensor) -> Tensor:
+        """What of a tensor lies on this rank."""
+        return tensor
 
     def _copies(self) -> int:
         """How many ranks hold the same part of a weight."""
@@ -216,7 +219,7 @@ class BaseEngine(Engine):
     def _moment(self) -> Tensor:
         """Squared norm of what lies here of the optimizer's first moment, where the noise scale is made of it."""
         found = [state.get(k) for state in self.optimizer.state.values() for k in ("exp_avg", "momentum_buffer")]
-        moments = [local_part(m) for m in found if m is not None] if self.estimator == "moments" else []
+        moments = [self._local(m) for m in found if m is not None] if self.estimator == "moments" else []
         return total_norm(moments).to(self.device) ** 2 if moments else torch.zeros((), device=self.device)
 
     def lr_scales(self) -> list[float]:
@@ -290,11 +293,6 @@ def power_of_two(count: float) -> float:
 def layer_label(name: str) -> str:
     """A parameter's name as part of a metric's: letters, digits and _ alone, or W&B cannot filter by it."""
     return "layer_" + "".join(c if c.isalnum() else "_" for c in name)
-
-
-def local_part(tensor: Tensor) -> Tensor:
-    """What of a tensor lies on this rank."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def moments_estimator(plan: Plan, config: Config) -> Estimator:

@@ -100,6 +100,10 @@ class FsdpEngine(TorchEngine):
         self._reshard()
         super().load(source)
 
+    def _local(self, tensor: Tensor) -> Tensor:
+        """See BaseEngine._local."""
+        return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
     def _copies(self) -> int:
         """See BaseEngine._copies."""
         return self._copy()[1]

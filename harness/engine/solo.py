@@ -46,7 +46,7 @@ class SoloEngine(CopyEngine):
             total, counted = self._recipe.loss(self._model, micro.batch)
         if micro.chunk.ghost:
             total, counted = total * 0, 0
-        count = counted.detach() if isinstance(counted, Tensor) else float(counted)
+        count = counted.detach().to(self.dtype) if isinstance(counted, Tensor) else float(counted)
         if self._scaler:
             self._scaler.scale(total / self._divide).backward()  # type: ignore[no-untyped-call]
         elif self._whole:

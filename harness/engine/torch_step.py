@@ -2,7 +2,10 @@
 
 import math
 from abc import abstractmethod
-from functools import cached_property
+from collections.abc import Callable
+from functools import cached_property, partial
+from inspect import unwrap
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,11 +73,15 @@ class TorchEngine(BaseEngine):
         """Whether the optimizer's kernels leave weights and moments alone where found_inf is 1, without asking the host."""
         return prepare_fused(self.optimizer)
 
+    @cached_property
+    def _bare_step(self) -> Callable[[], Any]:
+        return bare_step(self.optimizer)
+
     def _move(self, bad: Tensor) -> None:
         """The optimizer's own step, unless `bad` ([], the same on every rank) is 1."""
         if self._fused:
             self.optimizer.found_inf = bad  # type: ignore[attr-defined]
-            self.optimizer.step()
+            self._bare_step()
             return
         self.meters.syncs += 1  # on a GPU this waits for the device: optimizers that torch does not fuse have no other way to skip
         if not bad:
@@ -93,6 +100,17 @@ def prepare_fused(optimizer: Optimizer) -> bool:
             for parameter in group["params"] if group["momentum"] and not group["dampening"] else ():
                 optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
     return fused
+
+
+def bare_step(optimizer: Optimizer) -> Callable[[], Any]:
+    """The step of one of torch's own optimizers without what torch wraps around it; that of others, or with hooks, as it is.
+
+    The wrappers look for hooks, break graphs that are not compiled, and open a range for the profiler, at every step.
+    """
+    hooks = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks)
+    if not type(optimizer).__module__.startswith("torch.optim") or any(hooks):
+        return optimizer.step
+    return partial(torch.no_grad()(unwrap(type(optimizer).step)), optimizer)
 
 
 def _one(number: Number) -> bool:
