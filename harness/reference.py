@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
-from harness.engine.base import layer_label
 from harness.engine.engine import DTYPES, autocast
+from harness.engine.names import layer_label
 from harness.engine.pieces import Piece, whole
 from harness.parts.data import Data, Table, move
 from harness.parts.optim import build_optimizer

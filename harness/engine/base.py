@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from harness.engine.engine import DTYPES, Engine, Estimator, Limit, autocast
 from harness.engine.ledger import Number, total_norm
 from harness.engine.meters import Meters
-from harness.engine.names import check_fit, load_optimizer, name_optimizer, weights
+from harness.engine.names import check_fit, layer_label, load_optimizer, name_optimizer, weights
 from harness.engine.pieces import Piece, Source, share, whole
 from harness.parts.data import Micro
 from harness.parts.recipe import Recipe, seed_torch
@@ -288,11 +288,6 @@ class BaseEngine(Engine):
 def power_of_two(count: float) -> float:
     """The power of two at or below a count of items. To divide a sum by it rounds nothing, and keeps fp16 in its range."""
     return 2.0 ** math.floor(math.log2(count)) if count >= 1 else 1.0
-
-
-def layer_label(name: str) -> str:
-    """A parameter's name as part of a metric's: letters, digits and _ alone, or W&B cannot filter by it."""
-    return "layer_" + "".join(c if c.isalnum() else "_" for c in name)
 
 
 def moments_estimator(plan: Plan, config: Config) -> Estimator:

@@ -81,3 +81,8 @@ def check_fit(mine: Mapping[str, tuple[int, ...]], source: Source) -> None:
         if here != there:
             at = f"the checkpoint's weights do not fit this model: {name} is {there or 'missing'} there, {here or 'missing'} here"
             raise UserError("recipe", at, "use the recipe and knobs it was trained with, or another run.dir")
+
+
+def layer_label(name: str) -> str:
+    """A parameter's name as part of a metric's: letters, digits and _ alone, or W&B cannot filter by it."""
+    return "layer_" + "".join(c if c.isalnum() else "_" for c in name)
