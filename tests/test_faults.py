@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from launch.supervise import SECOND_S
 from tests.faults.launching import Launch, run_file, wait_for
 from tests.faults.ledger import lost_or_repeated, trained
 
@@ -121,10 +123,7 @@ def test_a_second_signal_ends_the_run_at_once(tmp_path: Path) -> None:
         launch.at_step(1)
         launch.process.terminate()
         wait_for(lambda: (b := launch.beat(1)) and b.stopping, "the first to be heard")
-
-        def ended() -> bool:
-            launch.process.terminate()  # a second is one that comes half a second after the first
-            return launch.process.poll() is not None
-
-        wait_for(ended, "end at the second")
+        heard_s = time.monotonic()
+        wait_for(lambda: time.monotonic() > heard_s + SECOND_S, "time for a second one")
+        launch.process.terminate()
         assert launch.wait() == 128 + signal.SIGTERM

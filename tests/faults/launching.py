@@ -67,7 +67,8 @@ class Launch:
     def beat(self, rank: int) -> Beat | None:
         """The pulse of a rank that is alive, of this launch."""
         beat = read(self.folder / "run" / "logs" / f"rank-{rank}.pulse")
-        return beat if beat and beat.beat_s > self.began_s and process_state(beat.pid) not in ("", "Z") else None
+        mine = beat is not None and beat.beat_s > self.began_s and process_state(beat.pid) not in ("", "Z")
+        return beat if beat and mine and beat.pid in self.left() else None
 
     def at_step(self, step: int) -> list[int]:
         """The pids of all ranks, once each of them is at `step`, or further."""
