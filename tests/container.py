@@ -176,7 +176,8 @@ def check_pods(folder: Path) -> None:
     pods = []
     for number in range(job["spec"]["completions"]):
         name = f"{job['metadata']['name']}-{number}"  # which the kubelet gives the pod, and writes into its /etc/hosts
-        named = ["--rm", "--uts", "private", "--hostname", name, "--add-host", f"{name}:{here}"]
+        # host pids: the pods share one address here, and torchrun tells its agents apart by address and pid
+        named = ["--rm", "--pid", "host", "--uts", "private", "--hostname", name, "--add-host", f"{name}:{here}"]
         pods.append(subprocess.Popen(podman(*container["args"], before=[*named, *options])))
     assert [pod.wait(START_S) for pod in pods] == [0, 0]
     found = losses(claim / "digits" / "events.jsonl")
