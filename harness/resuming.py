@@ -61,6 +61,11 @@ def resume(engine: Engine, config: Config, facts: Facts, folder: Path) -> tuple[
     state = replace(old, restarts=old.restarts + 1, lost_s=old.lost_s + _lost(old, folder))
     text = f"going on from {found.name} at step {state.step}: {before.world_size} -> {facts.world_size} ranks, "
     text += f"global batch {before.global_batch} -> {facts.global_batch}, lr {before.lr:g} -> {facts.lr:g}"
+    had = any(name.startswith("ema/") for name in found.tensors)
+    if had and engine.plan.ema is None:
+        text += "; its average of the weights is dropped, as optim.ema is unset"
+    elif engine.plan.ema is not None and not had:
+        text += "; it has no average of the weights, so that begins here"
     told = [("damaged_checkpoint", f"not used: {complaint}") for complaint in complaints]
     told += [("resumed", text), *(("changed", warning) for warning in warned)]
     return state, [Noticed(state.step, state.samples, code, message) for code, message in told]

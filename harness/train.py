@@ -14,7 +14,7 @@ from harness.adapting import better, follow_noise, on_plateau
 from harness.engine.engine import Engine
 from harness.engine.open import open_engine
 from harness.engine.state import State
-from harness.evaluate import evaluate
+from harness.evaluate import evaluate, sharpness
 from harness.faults import meet, spent, take_up
 from harness.guarding import StopError, act, limit
 from harness.pace import Taken, pace
@@ -252,6 +252,8 @@ class _Run:
             return
         with self.teller.clock.pause("eval"):
             found, examples = evaluate(self.engine, self.recipe, self.config, self.valid)
+            if self.config.eval.sharpness:
+                found["eval/sharpness"] = sharpness(self.engine, self.recipe, self.feed, self.config.eval.sharpness)
         if self.engine.any_rank(bool(self.valid.troubles)):
             self.state, notices = meet(self.state, self.valid, (self.state.step, self.state.samples), valid=True)
             yield from notices

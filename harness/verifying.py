@@ -8,6 +8,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, final
@@ -82,6 +83,10 @@ class Recorder(Engine):
     def sync_buffers(self) -> None:
         """See Engine.sync_buffers."""
         self._inner.sync_buffers()
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """See Engine.averaged."""
+        return self._inner.averaged()
 
     def reduce(self, sums: Tensor) -> Tensor:
         """See Engine.reduce."""

@@ -9,7 +9,7 @@ from launch.markup import Html, element
 
 QUIET = ("checkpoint", "compiled", "complete")
 """Events that are listed but not marked on curves."""
-NOTES = ("resumed", "plateau", "batch", "stop_requested")
+NOTES = ("resumed", "plateau", "batch", "stop_requested", "early_stop", "warm_up")
 """Codes of events that are no trouble."""
 
 
@@ -67,19 +67,37 @@ def _steps(stories: Sequence[Story], name: str, suffix: str = "", *, dash: bool 
     ]
 
 
+EMA = "eval/ema_"
+"""Measures of the weights' running average: dashed, beside those of the weights themselves."""
+TITLES = {
+    "loss": ("Validation loss", "each sample of the split once"),
+    "generalization_gap": ("Generalization gap", "validation loss less training loss"),
+    "sharpness": ("Sharpness", "largest eigenvalue of the loss's Hessian"),
+}
+
+
 def _evaluations(stories: Sequence[Story], end: float) -> list[Chart]:
     """A chart for each measure, the gap last."""
-    names = sorted({name for s in stories for name in s.evals}, key=lambda n: (n.endswith("gap"), n != "eval/loss"))
+    found = {name for s in stories for name in s.evals}
+    names = sorted(found, key=lambda n: (n.endswith(("gap", "sharpness")), n != "eval/loss", n))
     out = []
     for name in names:
-        lines = [Series(s.name, n % COLOURS, points(s.evals[name]), points=True) for n, s in enumerate(stories) if name in s.evals]
-        title, unit = name.partition("/")[2], ""
-        if title.endswith("_pct"):
-            title, unit = title.removesuffix("_pct"), " %"
-        titles = {"loss": "Validation loss", "generalization_gap": "Generalization gap"}
-        note = "validation loss less training loss" if name.endswith("gap") else "each sample of the split once"
-        out.append(Chart(titles.get(title, title.replace("_", " ").capitalize()), note, lines, 0, end, unit=unit))
+        short = name.partition("/")[2]
+        average = EMA + short
+        if name.startswith(EMA) and "eval/" + name.removeprefix(EMA) in found:
+            continue
+        lines = [_measured(s, n, name) for n, s in enumerate(stories) if name in s.evals]
+        lines += [_measured(s, n, average) for n, s in enumerate(stories) if average in s.evals]
+        plain = short.removesuffix("_pct").replace("_", " ").capitalize()
+        title, note = TITLES.get(short, (plain, "each sample of the split once"))
+        out.append(Chart(title, note, lines, 0, end, unit=" %" if short.endswith("_pct") else ""))
     return out
+
+
+def _measured(s: Story, number: int, name: str) -> Series:
+    average = name.startswith(EMA)
+    called = f"{s.name}, averaged weights" if average else s.name
+    return Series(called, number % COLOURS, points(s.evals[name]), dash=average, points=True)
 
 
 def _marks(s: Story, several: bool) -> Iterable[Mark]:

@@ -14,8 +14,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--out", type=Path, required=True, help="a name that ends in .safetensors; any other is a Hugging Face folder"
     )
+    parser.add_argument("--ema", action="store_true", help="the running average of the weights (optim.ema) in their place")
     args = parser.parse_args(argv)
     from harness.engine.export import export
 
-    print(export(args.run, args.out))
+    print(export(args.run, args.out, average=args.ema))
     return 0

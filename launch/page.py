@@ -20,12 +20,12 @@ HEADLINES = ("eval/accuracy_pct", "eval/bits_per_byte", "eval/loss")
 """What a run is judged by, the first that it has."""
 
 
-def page(stories: Sequence[Story], comparison: Comparison | None, more: Sequence[Html] = ()) -> str:
+def page(stories: Sequence[Story], comparison: Comparison | None, more: Sequence[Html] = (), *, title: str = "") -> str:
     """The whole document. `more`: further sections, such as a sweep's."""
     style, script = (files("launch").joinpath(f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
-    title = ", ".join(s.name for s in stories) or "sweep"
+    title = title or ", ".join(s.name for s in stories)
     head = element(
         "head",
         {},
@@ -89,7 +89,7 @@ def _noise(s: Story) -> str:
 
 
 def _status(s: Story) -> Html:
-    kind = {None: "open", "complete": "good", "guard": "bad", "failed": "bad"}.get(s.reason, "warn")
+    kind = {None: "open", "complete": "good", "early_stop": "good", "guard": "bad", "failed": "bad"}.get(s.reason, "warn")
     text = "not ended" if s.reason is None else s.reason.replace("_", " ")
     if s.died and kind != "bad":
         kind, text = "bad", s.died

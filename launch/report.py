@@ -16,6 +16,8 @@ from harness.stats.journal import read_story
 from harness.stats.story import Story
 from launch.page import page
 from launch.report_text import text
+from launch.sweep_section import FILE, read, section
+from launch.sweep_section import text as sweep_text
 
 HELP = "show what runs did: one page for a browser, or text"
 
@@ -23,22 +25,29 @@ HELP = "show what runs did: one page for a browser, or text"
 def main(argv: Sequence[str]) -> int:
     """Raises UserError."""
     args = _parser().parse_args(argv)
-    stories = [_story(run, name) for run, name in zip(args.run, names(args.run), strict=True)]
+    named = list(zip(args.run, names(args.run), strict=True))
+    sweeps = [(name, read(run)) for run, name in named if (run / FILE).is_file()]
+    stories = [_story(run, name) for run, name in named if not (run / FILE).is_file()]
     if args.json:
         print(json.dumps(as_json(stories, comparison(stories)), indent=1, allow_nan=False))
         return 0
     if args.text:
-        print(text(stories, comparison(stories)), end="")
+        told = [text(stories, comparison(stories))] if stories else []
+        print("\n".join([*told, *(sweep_text(name, found) for name, found in sweeps)]), end="")
         return 0
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(page(stories, comparison(stories)), encoding="utf-8")
-    print(f"{args.out}: {', '.join(s.name for s in stories)}")
+    sections = [section(name, found) for name, found in sweeps]
+    document = page(stories, comparison(stories), sections, title=", ".join(name for _, name in named))
+    args.out.write_text(document, encoding="utf-8")
+    print(f"{args.out}: {', '.join(name for _, name in named)}")
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="widebatch report", description=HELP, allow_abbrev=False)
-    parser.add_argument("run", metavar="RUN", type=Path, nargs="+", help="folders that runs wrote; the first is the reference")
+    parser.add_argument(
+        "run", metavar="RUN", type=Path, nargs="+", help="folders of runs, the first being the reference, or of sweeps"
+    )
     parser.add_argument("--out", metavar="FILE", type=Path, default=Path("report.html"), help="the page (default: report.html)")
     parser.add_argument("--text", action="store_true", help="print it for a terminal, write no page")
     parser.add_argument("--json", action="store_true", help="print its numbers as one JSON object, write no page")

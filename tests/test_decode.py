@@ -13,7 +13,7 @@ from harness.plan.config import EXCLUSIVE, Config
 from harness.plan.decode import decode, encode, fields_of, load
 from harness.plan.flags import field_docs
 
-SETTINGS = 98
+SETTINGS = 100
 """The run file does not grow past this: a new setting needs an old one to go."""
 
 BASE = """

@@ -21,6 +21,8 @@ from harness.plan.errors import UserError
 from harness.stats.comparing import comparison
 from harness.stats.journal import read_story
 from harness.stats.story import Story
+from harness.stats.sweep import Results, Row, to_json
+from harness.stats.target import Target
 from harness.stats.thin import Thin
 from launch.markup import VOID
 from launch.page import page
@@ -247,3 +249,38 @@ def test_a_real_browser_runs_the_page_s_script_and_nothing_else(runs: list[Path]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.count('class="tip off"') == done.stdout.count("<figure") >= 8
     assert not re.search(r"CONSOLE|Refused|Uncaught", done.stderr)
+
+
+def swept(folder: Path) -> Path:
+    """A sweep of two rules over four batches: `linear` holds to 128, `none` to 64."""
+    worse = {"linear": {32: 0.1, 64: 0.1, 128: 0.1, 256: 2.0}, "none": {32: 0.1, 64: 0.1, 128: 0.3, 256: 0.6}}
+    target = Target("eval/loss", higher=False, value=0.2)
+    rows = [
+        Row(rule, batch, seed, "complete", 6400 // batch, 6400, loss + seed / 1000, 3200 // batch if loss < 0.2 else None,
+            3200 if loss < 0.2 else None, 90.0, 1.0)
+        for rule, told in worse.items()
+        for batch, loss in told.items()
+        for seed in range(2)
+    ]  # fmt: skip
+    folder.mkdir()
+    tree = to_json(Results(tuple(rows), 32, target), {"command": "widebatch sweep </pre><b>"})
+    (folder / "sweep.json").write_text(json.dumps(tree))
+    return folder
+
+
+def test_a_sweep_is_shown_with_its_verdict(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = swept(tmp_path / "ratios")
+    assert main([str(runs[0]), str(folder), "--out", str(tmp_path / "both.html")]) == 0
+    assert main([str(folder), "--out", str(tmp_path / "alone.html")]) == 0
+    for name in ("both", "alone"):
+        read = Reader((tmp_path / f"{name}.html").read_text())
+        said = " ".join(read.texts)
+        assert "linear: holds up to batch 128" in said
+        assert "perfect scaling up to batch 128" in said
+        assert said.count("steps to loss <= 0.2") >= 1
+    capsys.readouterr()
+    assert main([str(folder), "--text"]) == 0
+    assert "none: holds up to batch 64" in capsys.readouterr().out
+    (folder / "sweep.json").write_text('{"trials": 3}')
+    with pytest.raises(UserError, match=r"sweep.json is no record of a sweep"):
+        main([str(folder)])

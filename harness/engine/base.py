@@ -15,6 +15,7 @@ from accelerate import PartialState
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from harness.engine.average import Average
 from harness.engine.engine import DTYPES, Engine, Estimator, Limit, autocast
 from harness.engine.ledger import Number, total_norm
 from harness.engine.meters import Meters
@@ -59,6 +60,7 @@ class BaseEngine(Engine):
     """One process's part of a step. A subclass sets `optimizer`, and says how a pass runs and how the step ends."""
 
     optimizer: Optimizer
+    average: Average | None = None  # of the weights, where the plan has one and the backend can keep it
 
     def __init__(self, config: Config, plan: Plan, *, cpu: bool) -> None:
         state = PartialState(cpu=cpu)
@@ -118,6 +120,8 @@ class BaseEngine(Engine):
         bad = self._finish(local)
         for buffer, before in zip(self._buffers, kept, strict=True):
             torch.where(bad == 0, buffer, before, out=buffer)
+        if self.average is not None and self.plan.ema is not None:
+            self.average.take(self.plan.ema, bad == 0)
         meters = self.meters
         if self._small is not None and real == self.plan.global_batch // self.processes:
             meters.add_noise(self._small, self._norm, bad)

@@ -25,6 +25,7 @@ class CopyEngine(TorchEngine):
         self._model = prepare_model(recipe.model().to(self.device, self.dtype), recipe, config.compute)
         self.optimizer = recipe.optimizer(self._model, plan) or build_optimizer(plan, recipe, self._model, fused=True)
         self._params = [p for p in self._model.parameters() if p.requires_grad]
+        self._keep_average()
         self._scaler = torch.amp.GradScaler(self.device.type) if config.precision == "fp16" else None
         self._divide = power_of_two(plan.global_batch) if self._scaler else 1.0
         if config.watch.noise_scale and plan.passes > 1 and self._scaler is None:

@@ -82,6 +82,10 @@ class Engine(ABC):
         """Make buffers such as BatchNorm's running statistics the mean over ranks, before evaluation or saving."""
 
     @abstractmethod
+    def averaged(self) -> AbstractContextManager[None]:
+        """Inside, the model's weights are their running average. Only for a plan with `ema`."""
+
+    @abstractmethod
     def reduce(self, sums: Tensor) -> Tensor:
         """The sum of a tensor over all ranks."""
 

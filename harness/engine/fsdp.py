@@ -53,6 +53,7 @@ class FsdpEngine(TorchEngine):
             plan, recipe, self._model, fused=self.device.type == "cuda"
         )
         self._params = [p for p in self._model.parameters() if p.requires_grad]
+        self._keep_average()
 
     @property
     def model(self) -> nn.Module:
@@ -92,12 +93,12 @@ class FsdpEngine(TorchEngine):
 
     def pieces(self) -> list[Piece]:
         """See Engine.pieces."""
-        self._reshard()
+        self._settle()
         return super().pieces()
 
     def load(self, source: Source) -> None:
         """See Engine.load."""
-        self._reshard()
+        self._settle()
         super().load(source)
 
     def _local(self, tensor: Tensor) -> Tensor:
@@ -141,8 +142,11 @@ class FsdpEngine(TorchEngine):
             local.to(like.to_local().device), self._mesh, like.placements, shape=like.shape, stride=like.stride()
         )
 
-    def _reshard(self) -> None:
-        """Put the shards back in place: after an evaluation, which has no backward, the root's weights are still whole."""
+    def _settle(self) -> None:
+        """See TorchEngine._settle: put the shards back in place.
+
+        After an evaluation, which has no backward, the root's weights are still whole.
+        """
         for unit in self._units():
             unit.reshard()
 

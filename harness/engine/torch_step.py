@@ -2,7 +2,8 @@
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property, partial
 from inspect import unwrap
 from typing import Any
@@ -11,8 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
+from harness.engine.average import Average
 from harness.engine.base import BaseEngine, Sums
 from harness.engine.ledger import Number
+from harness.engine.names import persistent, weights
+from harness.engine.pieces import Source
 
 
 class TorchEngine(BaseEngine):
@@ -30,6 +34,47 @@ class TorchEngine(BaseEngine):
 
         `local` holds this rank's sums. The norm is of the gradient as it lies in `grads`; both are the same on every rank.
         """
+
+    def _keep_average(self) -> None:
+        """Begin the average that the plan asks for; to call once the model lies as it will."""
+        if self.plan.ema is not None:
+            self.average = Average(self.model, persistent(self.model))
+
+    def _settle(self) -> None:
+        """Put the weights where they are kept, if a pass has left them elsewhere."""
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """See Engine.averaged."""
+        assert self.average is not None  # noqa: S101  the plan has one
+        self._settle()
+        self.average.swap()
+        try:
+            yield
+        finally:
+            self._settle()
+            self.average.swap()
+
+    def sync_buffers(self) -> None:
+        """See Engine.sync_buffers."""
+        super().sync_buffers()
+        if self.average is not None:
+            self.average.sync(self.processes)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """See BaseEngine._tensors."""
+        return super()._tensors() | {f"ema/{name}": kept for name, kept in self.average or ()}
+
+    def load(self, source: Source) -> None:
+        """See Engine.load. Where the checkpoint has no average, it begins at the checkpoint's weights."""
+        super().load(source)
+        if self.average is not None:
+            self.average.begin()
+            live = weights(self.model)
+            with torch.no_grad():
+                for name, kept in self.average:
+                    if f"ema/{name}" in source:
+                        kept.copy_(self._read(source, f"ema/{name}", live[name]))
 
     def _finish(self, local: Sums) -> Tensor:
         """See BaseEngine._finish. A number that the host knows costs no operation on the device."""

@@ -7,6 +7,8 @@ scale = (loss scaling of fp16) x (global count of items) / (what we divided by b
 A step that is not finite on any rank is made NaN before the last backward; DeepSpeed then skips it, on all ranks, as an overflow.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, final
 
 import torch
@@ -114,6 +116,12 @@ class ZeroEngine(BaseEngine):
         """See Engine.pieces."""
         scale = [whole("scaler/scale", torch.tensor(self._fp16_scale()))] if self.plan.precision == "fp16" else []
         return self._shards.pieces() + share(scale, self.rank, self.processes)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """See Engine.averaged."""
+        raise NotImplementedError("zero1 to zero3 keep no average")  # the plan refuses it
+        yield
 
     def load(self, source: Source) -> None:
         """See Engine.load."""

@@ -27,13 +27,29 @@ def check_backend(config: Config, facts: OptimizerFacts, world: World) -> None:
             at = f"is {_said(value)}, but backend.name: {name} has no such setting"
             raise UserError(f"backend.{setting}", at, f"leave it out, or set backend.name: {' or '.join(owners)}")
     _check_optimizer(config, facts)
+    if config.optim.ema is not None and name in ZERO:
+        at = f"is {config.optim.ema:g}, but {name} moves its weights itself, and keeps no average of them"
+        raise UserError("optim.ema", at, "leave it out, or use backend.name: ddp, fsdp or zero0")
     _check_precision(config)
     _check_offload(config, world)
     if config.compute.compile and name == "zero3":
         at = "is true, but zero3 gathers weights by hooks that no compiled graph can hold"
         raise UserError("compute.compile", at, "leave it out, or use backend.name: fsdp")
+    _check_sharpness(config)
     if backend.shard == "node" and world.nodes == 1:
         raise UserError("backend.shard", "is node, but there is one node", "leave it out, or plan for more --nodes")
+
+
+def _check_sharpness(config: Config) -> None:
+    """Second derivatives need whole weights, and blocks that are not compiled."""
+    if config.eval.sharpness is None:
+        return
+    if config.backend.name not in ("ddp", "zero0"):
+        at = f"is {config.eval.sharpness}, but {config.backend.name} has no rank with whole weights"
+        raise UserError("eval.sharpness", at, "leave it out, or use backend.name: ddp")
+    if config.compute.compile:
+        at = f"is {config.eval.sharpness}, but compiled blocks have no second derivative"
+        raise UserError("eval.sharpness", at, "leave it out, or set compute.compile: false")
 
 
 def _said(value: object) -> str:

@@ -91,6 +91,8 @@ class OptimConfig(Strict):
     """Term added to Adam-like denominators. Unset: the optimizer's own default."""
     weight_decay: NonNegative = 0.0
     """Weight decay, applied to matrices and kernels only, not to norms and biases."""
+    ema: Below1 | None = None
+    """Decay of a running average of the weights per step at batch.reference, such as 0.999. Unset: no average is kept."""
     clip: Positive | None = None
     """Largest global gradient norm; the norm is of the mean loss over the global batch. Unset: no clipping."""
 
@@ -193,6 +195,8 @@ class EvalConfig(Strict):
     """Evaluate each time this many epochs have gone by. Exclusive with eval.every_samples."""
     every_samples: Count | None = None
     """Evaluate each time this many samples have gone by."""
+    sharpness: Count | None = None
+    """Measure sharpness too, the largest eigenvalue of the loss's Hessian, on so many training samples. Costs some 60 passes."""
     metric: str = "eval/loss"
     """What makes an evaluation the best so far, for the plateau rule and the patience: eval/loss or a metric of the recipe."""
     better: Literal["lower", "higher"] = "lower"

@@ -14,7 +14,7 @@ from harness.plan.guard import check_guard
 from harness.plan.lengths import Lengths
 from harness.plan.optimizers import OptimizerFacts, optimizer_facts
 from harness.plan.reasons import reasons
-from harness.plan.rules import Rewrite, Situation, adascale_samples, rewrite, scale_betas, scale_decay
+from harness.plan.rules import Rewrite, Situation, adascale_samples, rewrite, scale_beta, scale_betas, scale_decay
 from harness.plan.schedule import Schedule
 from harness.plan.stages import Stage, stage_at, stages, walk
 from harness.plan.world import World
@@ -44,6 +44,7 @@ class Plan:
     momentum: float | None
     betas: tuple[float, float] | None
     eps: float | None
+    ema: float | None
     clip: float | None
     warmup_samples: int
     warmup_steps: int
@@ -87,7 +88,9 @@ class Plan:
     def at_batch(self, batch: int, micro: int | None = None) -> "Plan":
         """The plan of a stretch of the run with another global batch, by accumulation, in passes of at most `micro` samples."""
         size, accumulate = resplit(batch // self.world_size, micro or self.micro_batch)
-        return replace(self, global_batch=batch, micro_batch=size, accumulate=accumulate, ratio=batch / self.reference_batch)
+        ema = self.ema and scale_beta(self.ema, batch / self.global_batch, "half_life")
+        ratio = batch / self.reference_batch
+        return replace(self, global_batch=batch, micro_batch=size, accumulate=accumulate, ratio=ratio, ema=ema)
 
     @property
     def passes(self) -> int:
@@ -141,6 +144,7 @@ def plan(config: Config, world: World, dataset: int | None = None) -> Plan:
         momentum=config.optim.momentum if config.optim.momentum is not None else facts.momentum,
         betas=new_betas,
         eps=eps and eps * done.eps,
+        ema=config.optim.ema and scale_beta(config.optim.ema, k, "half_life"),
         clip=config.optim.clip,
         warmup_samples=schedule.warmup,
         warmup_steps=warmup_steps,

@@ -30,6 +30,7 @@ def reasons(config: Config, world: World, split: Split, done: Rewrite, facts: Op
         else "none",
         "betas": kept[betas] if facts.betas else f"{config.optim.name} has none",
         "eps": (f"eps x {done.eps:g} by the rule" if done.eps != 1 else "kept") if facts.eps else f"{config.optim.name} has none",
+        "ema": "rho^k: the same half-life in samples (Busbridge et al. 2023, arXiv 2307.13813)",
         "noise_scale": config.scaling.evidence or "scaling.noise_scale",
         "largest_stable_lr": config.scaling.evidence or "scaling.largest_stable_lr",
         "backend": "backend.name",

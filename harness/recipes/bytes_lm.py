@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as fn
 
 from harness.parts.data import Table
+from harness.parts.random import depth_rate, survival
 from harness.parts.recipe import Recipe, Split, Sum
+from harness.plan.config import Below1
 from harness.plan.errors import UserError
 
 VOCABULARY = 256
@@ -30,6 +32,7 @@ class BytesLM(Recipe):
     """Pre-norm GPT: learned positions, causal attention (torch's SDPA), tied embedding, no biases, no dropout by default."""
 
     item: ClassVar[str] = "token"
+    augments: ClassVar[bool] = True
 
     files: str | None = None
     """A folder of text files, or one file. Unset: the modules at the top of the Python standard library."""
@@ -47,6 +50,10 @@ class BytesLM(Recipe):
     """Attention heads; they divide the width."""
     dropout: float = 0.0
     """Share dropped from each block's output."""
+    label_smoothing: Below1 = 0.0
+    """Share of the target spread over all bytes (Szegedy et al. 2016, 1512.00567), in training only."""
+    stochastic_depth: Below1 = 0.0
+    """How often the last branch is left out of a training sample; those before it less often (Huang et al. 2016)."""
 
     def model(self) -> nn.Module:
         """Token ids int64 [n, t] -> logits [n, t, 256]."""
@@ -85,8 +92,12 @@ class BytesLM(Recipe):
         place = torch.arange(1, tokens.shape[1], device=tokens.device)
         real = place < batch["length"][:, None]
         target = tokens[:, 1:].masked_fill(~real, MASKED)
-        logits = model(tokens[:, :-1])
-        total = fn.cross_entropy(logits.flatten(0, 1), target.flatten(), ignore_index=MASKED, reduction="sum")
+        drops = self.stochastic_depth and model.training
+        logits = model(tokens[:, :-1], batch["key"]) if drops else model(tokens[:, :-1])
+        smoothing = self.label_smoothing if model.training else 0.0
+        total = fn.cross_entropy(
+            logits.flatten(0, 1), target.flatten(), ignore_index=MASKED, reduction="sum", label_smoothing=smoothing
+        )
         return total, real.sum()
 
     def metrics(self, model: nn.Module, batch: Any) -> dict[str, Sum]:
@@ -152,9 +163,12 @@ def _gpt2(knobs: BytesLM, weights: dict[str, Tensor]) -> Iterator[tuple[str, Ten
 class Block(nn.Module):
     """Attention and a 4x feed-forward layer, each on a normalised input and added to the stream. [n, t, d] -> [n, t, d]."""
 
-    def __init__(self, knobs: BytesLM) -> None:
+    def __init__(self, knobs: BytesLM, number: int) -> None:
         super().__init__()
         self.heads = knobs.heads
+        self.first = 2 * number
+        rates = [depth_rate(self.first + branch, 2 * knobs.depth, knobs.stochastic_depth) for branch in range(2)]
+        self.rates = rates if knobs.stochastic_depth else []
         self.norm1, self.norm2 = nn.LayerNorm(knobs.width, bias=False), nn.LayerNorm(knobs.width, bias=False)
         self.qkv = nn.Linear(knobs.width, 3 * knobs.width, bias=False)
         self.out = nn.Linear(knobs.width, knobs.width, bias=False)
@@ -162,14 +176,18 @@ class Block(nn.Module):
         self.down = nn.Linear(4 * knobs.width, knobs.width, bias=False)
         self.dropout = nn.Dropout(knobs.dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """One block."""
+    def forward(self, x: Tensor, key: Tensor | None = None) -> Tensor:
+        """One block. With `key` int64 [n] each branch is left out of samples at its rate (stochastic depth)."""
         n, t, d = x.shape
         q, k, v = self.qkv(self.norm1(x)).view(n, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
         mixed = fn.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.dropout(self.out(mixed.transpose(1, 2).reshape(n, t, d)))
-        out: Tensor = x + self.dropout(self.down(fn.gelu(self.up(self.norm2(x)))))
-        return out
+        x = x + self._kept(self.dropout(self.out(mixed.transpose(1, 2).reshape(n, t, d))), 0, key)
+        return x + self._kept(self.dropout(self.down(fn.gelu(self.up(self.norm2(x))))), 1, key)
+
+    def _kept(self, branch: Tensor, number: int, key: Tensor | None) -> Tensor:
+        if key is None or not self.rates:
+            return branch
+        return branch * survival(key, self.first + number, self.rates[number]).to(branch.dtype).view(-1, 1, 1)
 
 
 class Gpt(nn.Module):
@@ -179,18 +197,18 @@ class Gpt(nn.Module):
         super().__init__()
         self.token = nn.Embedding(VOCABULARY, knobs.width)
         self.position = nn.Parameter(torch.empty(knobs.context, knobs.width))
-        self.blocks = nn.ModuleList(Block(knobs) for _ in range(knobs.depth))
+        self.blocks = nn.ModuleList(Block(knobs, number) for number in range(knobs.depth))
         self.norm = nn.LayerNorm(knobs.width, bias=False)
         for name, weight in self.named_parameters():
             into_stream = name.endswith(("out.weight", "down.weight"))
             if weight.ndim > 1:
                 nn.init.normal_(weight, std=0.02 / math.sqrt(2 * knobs.depth) if into_stream else 0.02)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Ids int64 [n, t] -> logits [n, t, 256]."""
+    def forward(self, tokens: Tensor, key: Tensor | None = None) -> Tensor:
+        """Ids int64 [n, t] -> logits [n, t, 256]; `key` int64 [n] of the samples where branches are left out by it."""
         x = self.token(tokens) + self.position[: tokens.shape[1]]
         for block in self.blocks:
-            x = block(x)
+            x = block(x, key)
         return fn.linear(self.norm(x), self.token.weight)
 
 

@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from harness.parts.data import Table
 from harness.parts.recipe import Recipe, Split, Sum
+from harness.plan.config import Below1
 
 VALID_EVERY = 5
 """Every fifth image is for validation: 1,437 to train, 360 to validate."""
@@ -24,6 +25,8 @@ class Digits(Recipe):
     """Channels of the first convolution."""
     dropout: float = 0.0
     """Share of features dropped before the last layer."""
+    label_smoothing: Below1 = 0.0
+    """Share of the target spread over all classes (Szegedy et al. 2016, 1512.00567)."""
 
     def model(self) -> nn.Module:
         """float [n, 1, 8, 8] -> logits [n, 10]."""
@@ -47,8 +50,9 @@ class Digits(Recipe):
         return Table({"image": image[rows], "label": label[rows]})
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Sum:
-        """Cross-entropy, summed over images."""
-        return cross_entropy(model(batch["image"]), batch["label"], reduction="sum"), len(batch["label"])
+        """Cross-entropy with label smoothing, summed over images."""
+        logits, label = model(batch["image"]), batch["label"]
+        return cross_entropy(logits, label, label_smoothing=self.label_smoothing, reduction="sum"), len(label)
 
     def examples(self, model: nn.Module, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
         """The first eight images, what they are and what the model takes them for."""
@@ -61,7 +65,7 @@ class Digits(Recipe):
         return math.log(10)
 
     def metrics(self, model: nn.Module, batch: Any) -> dict[str, Sum]:
-        """Loss and accuracy."""
+        """Loss without smoothing, and accuracy."""
         logits, label = model(batch["image"]), batch["label"]
         right = 100.0 * (logits.argmax(-1) == label).sum()
         return {

@@ -50,17 +50,23 @@ class Images(Recipe):
     """Share of the target spread over all classes (Szegedy et al. 2016, 1512.00567)."""
     mixup: NonNegative = 0.0
     """Alpha of the Beta distribution by which training images are mixed with a neighbour in the micro-batch. 0: not mixed."""
+    stochastic_depth: Below1 = 0.0
+    """How often the ResNet's last block is left out of a training sample; those before it less often (Huang et al. 2016)."""
     workers: Annotated[int, Field(ge=0)] = 0
     """Processes that decode image folders. 0: decode in this one."""
 
     def model(self) -> nn.Module:
         """Images [n, c, h, w] in [-1, 1] -> logits [n, classes]."""
         shape = open_images(self.root, self.size).shape()
+        if self.stochastic_depth and self.net not in BLOCKS:
+            at = f"is {self.stochastic_depth:g}, but {self.net} has none of our residual blocks"
+            raise UserError("recipe.stochastic_depth", at, f"leave it out, or use recipe.net: {' or '.join(BLOCKS)}")
         if self.net.startswith(TIMM):
             model = self._timm(shape)
         elif self.net in BLOCKS:
             width = self.width or RESNET_WIDTH
-            model = resnet(shape, self.net, width=width, norm=self.norm, dropout=self.dropout)
+            drop = self.stochastic_depth
+            model = resnet(shape, self.net, width=width, norm=self.norm, dropout=self.dropout, depth_drop=drop)
         elif self.net == "mlp":
             model = mlp(shape, width=self.width or MLP_WIDTH, norm=self.norm, dropout=self.dropout)
         else:
@@ -87,11 +93,16 @@ class Images(Recipe):
             image = augment(image, batch["key"], flip=self.flip)
         x = scaled(image, model)
         if not self.mixup:
-            return self._cross_entropy(model(x), label).sum(), len(label)
+            return self._cross_entropy(self._logits(model, x, batch), label).sum(), len(label)
         share = symmetric_beta(batch["key"], self.mixup).to(x.dtype)
-        logits = model(mix(x, share))
+        logits = self._logits(model, mix(x, share), batch)
         one, other = self._cross_entropy(logits, label), self._cross_entropy(logits, partner(label))
         return (share * one + (1 - share) * other).sum(), len(label)
+
+    def _logits(self, model: nn.Module, x: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        """In training: with each sample's key where blocks are left out by it."""
+        logits: Tensor = model(x, batch["key"]) if self.stochastic_depth else model(x)
+        return logits
 
     def metrics(self, model: nn.Module, batch: Any) -> dict[str, Sum]:
         """Loss without smoothing, and accuracy."""

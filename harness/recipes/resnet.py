@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as fn
 
+from harness.parts.random import depth_rate, survival
 from harness.plan.errors import UserError
 from harness.recipes.image_files import Shape
 
@@ -73,8 +74,9 @@ class Block(nn.Module):
     convolution (Zhang et al. 2019, 1901.09321).
     """
 
-    def __init__(self, before: int, after: int, stride: int, norm: Norm) -> None:
+    def __init__(self, before: int, after: int, stride: int, norm: Norm, *, number: int = 0, drop: float = 0.0) -> None:
         super().__init__()
+        self.number, self.drop = number, drop
         bias = norm == "none"
         self.conv1 = nn.Conv2d(before, after, 3, stride, padding=1, bias=bias)
         self.norm1 = norm_layer(norm, after)
@@ -86,29 +88,47 @@ class Block(nn.Module):
         last = self.conv2 if norm == "none" else self.norm2
         nn.init.zeros_(last.get_parameter("weight"))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[n, before, h, w] -> [n, after, h / stride, w / stride], rounded up."""
+    def forward(self, x: Tensor, key: Tensor | None = None) -> Tensor:
+        """[n, before, h, w] -> [n, after, h / stride, w / stride], rounded up.
+
+        With `key` int64 [n] the branch is left out of samples at the rate `drop` (stochastic depth).
+        """
         branch = self.norm2(self.conv2(fn.relu(self.norm1(self.conv1(x)))))
+        if key is not None and self.drop:
+            branch = branch * survival(key, self.number, self.drop).to(branch.dtype).view(-1, 1, 1, 1)
         shortcut = fn.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.new))
         return fn.relu(shortcut + branch)
 
 
-def resnet(shape: Shape, name: str, *, width: int, norm: Norm, dropout: float) -> nn.Module:
+@final
+class ResNet(nn.Sequential):
+    """Layers one after another, of which the blocks also take each sample's `key` int64 [n], where one is given."""
+
+    def forward(self, x: Tensor, key: Tensor | None = None) -> Tensor:
+        """[n, c, h, w] -> logits [n, classes]."""
+        for layer in self:
+            x = layer(x, key) if isinstance(layer, Block) else layer(x)
+        return x
+
+
+def resnet(shape: Shape, name: str, *, width: int, norm: Norm, dropout: float, depth_drop: float = 0.0) -> nn.Module:
     """He et al. 2016, 1512.03385, section 4.2: three stages of `width`, 2 and 4 times it; shortcuts without weights.
 
-    [n, c, h, w] -> logits [n, classes]. `name` is a key of BLOCKS.
+    [n, c, h, w] -> logits [n, classes]. `name` is a key of BLOCKS; stochastic depth leaves out the last block at `depth_drop`.
     """
     stem = nn.Conv2d(shape.channels, width, 3, padding=1, bias=norm == "none")
     nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
     layers: list[nn.Module] = [stem, norm_layer(norm, width), nn.ReLU()]
     channels = width
-    for stage in range(3):
-        for number in range(BLOCKS[name]):
-            stride = 2 if stage and not number else 1
-            layers.append(Block(channels, width << stage, stride, norm))
-            channels = width << stage
+    per_stage = BLOCKS[name]
+    for number in range(3 * per_stage):
+        stage, within = divmod(number, per_stage)
+        stride = 2 if stage and not within else 1
+        drop = depth_rate(number, 3 * per_stage, depth_drop)
+        layers.append(Block(channels, width << stage, stride, norm, number=number, drop=drop))
+        channels = width << stage
     pool = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout)]
-    return nn.Sequential(*layers, *pool, nn.Linear(channels, shape.classes))
+    return ResNet(*layers, *pool, nn.Linear(channels, shape.classes))
 
 
 def mlp(shape: Shape, *, width: int, norm: Norm, dropout: float) -> nn.Module:

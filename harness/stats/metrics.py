@@ -64,6 +64,18 @@ METRICS = [
         "eval",
         ("loss", "sum over the validation split / number of items, each sample once", "all", "evaluation"),
         ("accuracy_pct", "and whatever else the recipe's metrics() gives", "all", "evaluation"),
+        (
+            "ema_loss",
+            "the same by the running average of the weights, where optim.ema keeps one; ema_ before every name",
+            "all",
+            "evaluation",
+        ),
+        (
+            "sharpness",
+            "largest eigenvalue of the Hessian of the mean loss over eval.sharpness training samples",
+            "all",
+            "evaluation",
+        ),
         ("generalization_gap", "eval/loss - training loss over as many samples just before", "all", "evaluation"),
     ),
     *_group(

@@ -9,7 +9,21 @@ from harness.stats.thin import Bucket
 
 Losses = list[tuple[int, float]]
 """(samples, mean training loss) of each window."""
-TROUBLES = ("failed", "guard", "nonfinite", "dead", "divergence", "damaged_checkpoint", "checkpoint_failed", "rollback")
+TROUBLES = (
+    "failed",
+    "guard",
+    "nonfinite",
+    "dead",
+    "divergence",
+    "damaged_checkpoint",
+    "checkpoint_failed",
+    "roll_back",
+    "back_off",
+    "erratic",
+    "out_of_memory",
+    "data_worker",
+    "bad_samples",
+)
 """Codes of what went wrong, the most serious first."""
 PARTS = {
     "compute": "computing",

@@ -10,7 +10,7 @@ from harness.plan.plan import Plan
 
 _SHOWN = (
     "world_size", "nodes", "micro_batch", "accumulate", "global_batch", "reference_batch", "ratio", "rule", "reference_lr", "lr",
-    "weight_decay", "momentum", "betas", "eps", "warmup_samples", "warmup_steps", "total_samples", "total_steps", "schedule",
+    "weight_decay", "momentum", "betas", "eps", "ema", "warmup_samples", "warmup_steps", "total_samples", "total_steps", "schedule",
     "noise_scale", "largest_stable_lr", "backend", "precision",
 )  # fmt: skip
 

@@ -1,0 +1,81 @@
+"""Worker of test_average: keeps an average of the weights on the ranks that are here, stops, goes on; rank 0 writes what it said."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness.engine.process import agree, join, leave
+from harness.plan.decode import decode
+from harness.plan.plan import plan
+from harness.plan.world import World, place
+from harness.stats.events import Evaluated, Noticed
+from harness.train import train
+
+RECIPE = """
+from dataclasses import dataclass
+from torch import nn
+from harness.recipes.digits import Digits
+
+@dataclass(frozen=True)
+class Normed(Digits):
+    def model(self):
+        one = nn.Linear(64, self.width)
+        return nn.Sequential(nn.Flatten(), one, nn.BatchNorm1d(self.width), nn.ReLU(), nn.Linear(self.width, 10))
+"""
+"""A net with BatchNorm, whose running statistics differ by rank."""
+STOP, STEPS = 20, 45
+
+
+def config(folder: Path, backend: str, **sections: dict[str, Any]) -> dict[str, Any]:
+    """45 steps at k = 2; in float64, so that layouts agree."""
+    tree: dict[str, dict[str, Any]] = {
+        "recipe": {"use": "digits", "width": 4},
+        "batch": {"reference": 16, "total": 32, "micro": 8},
+        "optim": {"lr": 0.05, "momentum": 0.9, "ema": 0.95},
+        "scaling": {"rule": "none"},
+        "schedule": {"samples": 32 * STEPS},
+        "backend": {"name": backend},
+        "eval": {"every_samples": 320} | ({"sharpness": 50} if backend == "ddp" else {}),
+        "watch": {"wandb": "off"},
+        "run": {"dir": str(folder)},
+    }
+    return {"precision": "fp64"} | {name: tree.get(name, {}) | sections.get(name, {}) for name in {*tree, *sections}}
+
+
+def told(tree: dict[str, Any], until: int | None = None) -> dict[str, Any]:
+    """Train on the processes that are here: the evaluations and notices."""
+    here = place(os.environ)
+    c = decode(tree | {"run": tree["run"] | {"stop_after_steps": until}})
+    events = list(train(c, plan(c, World(here.size, 1, "cpu", here.size)), cpu=True, folder=Path(str(c.run.dir))))
+    return {
+        "eval": {str(e.samples): e.metrics for e in events if isinstance(e, Evaluated)},
+        "notices": [e.message for e in events if isinstance(e, Noticed)],
+    }
+
+
+def main(folder: Path, backends: list[str]) -> None:
+    """Each backend: to STOP steps, then on with the next backend of the list from its checkpoint; and the net with BatchNorm."""
+    torch.set_num_threads(1)
+    join(cpu=True)
+    recipe = folder / "normed.py"
+    results = {}
+    for backend, other in zip(backends, [*backends[1:], backends[0]], strict=True):
+        run = folder / f"{backend}-{place(os.environ).size}"
+        first = told(config(run, backend), STOP)
+        agree("")
+        second = told(config(run, other))
+        results[backend] = {"eval": first["eval"] | second["eval"], "notices": second["notices"]}
+        normed = config(folder / f"normed-{run.name}", backend, recipe={"use": f"{recipe}:Normed", "width": 4})
+        results[f"normed {backend}"] = told(normed)
+        results[f"normed {backend} again"] = told(normed | {"schedule": {"samples": 32 * (STEPS + 1)}})
+    if place(os.environ).rank == 0:
+        (folder / f"told-{place(os.environ).size}.json").write_text(json.dumps(results))
+    leave()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])
