@@ -9,10 +9,10 @@ demo: .venv/.base  ## Train a real model on real data in two processes, with the
 	$(BIN)/widebatch launch configs/digits.yaml --gpus 0 --procs 2
 
 test: .venv/.dev  ## All tests, under 10 minutes on 2 cores.
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-all: test  ## The long ones too: every backend's checkpoints on every world, compiled blocks.
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
 check: .venv/.dev  ## Format, lint and types.
 	$(BIN)/ruff format --check .
