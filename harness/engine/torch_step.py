@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from harness.engine.average import Average
 from harness.engine.base import BaseEngine, Sums
@@ -152,7 +153,8 @@ def bare_step(optimizer: Optimizer) -> Callable[[], Any]:
 
     The wrappers look for hooks, break graphs that are not compiled, and open a range for the profiler, at every step.
     """
-    hooks = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks)
+    own = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks)
+    hooks = (*own, _global_optimizer_pre_hooks, _global_optimizer_post_hooks)
     if not type(optimizer).__module__.startswith("torch.optim") or any(hooks):
         return optimizer.step
     return partial(torch.no_grad()(unwrap(type(optimizer).step)), optimizer)
