@@ -8,6 +8,7 @@ is not finite or is flagged never enters the memory. Measured in tests/test_spik
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import median
 from typing import Any
 
@@ -39,7 +40,7 @@ class Spikes:
         """
         if len(self.memory) < LEAST:
             return [None] * len(values)
-        middle, spread, reach = self._usual()
+        middle, spread, reach = self._usual
         beyond = middle + max(REACH * reach, least)
         return [_score(x, middle, spread, beyond) if math.isfinite(x) else None for x in values]
 
@@ -47,7 +48,7 @@ class Spikes:
         """The value whose score would be `z`; None while there is too little to compare with, or nothing varies."""
         if len(self.memory) < LEAST:
             return None
-        middle, spread, _ = self._usual()
+        middle, spread, _ = self._usual
         return middle + z * spread / 0.6745 if spread else None
 
     def beyond(self) -> float | None:
@@ -55,7 +56,7 @@ class Spikes:
         usual = self.limit(FLAGGED)
         if usual is None:
             return None
-        middle, _, reach = self._usual()
+        middle, _, reach = self._usual
         return max(usual, middle + REACH * reach)
 
     def after(self, values: Sequence[float], least: float = 0.0) -> "Spikes":
@@ -73,6 +74,7 @@ class Spikes:
                 running = 0
         return Spikes(tuple(memory[-MEMORY:]), count, running)
 
+    @cached_property
     def _usual(self) -> tuple[float, float, float]:
         """(median, median deviation, how far the second largest value lies above the median) of the memory."""
         middle = median(self.memory)
