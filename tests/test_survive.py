@@ -61,6 +61,20 @@ def test_no_pulse_is_none_and_half_a_pulse_too(tmp_path: Path) -> None:
     Pulse().tick()
 
 
+def test_who_looks_while_a_pulse_is_written_sees_no_zeros(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from harness.survive.pulse import Pulse\n"
+        "pulse = Pulse(Path(sys.argv[1])); print('there', flush=True)\nwhile True: pulse.tick(); pulse.beat()"
+    )
+    path = tmp_path / "rank-0.pulse"
+    with subprocess.Popen([sys.executable, "-c", code, str(path)], env=environ(), stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "there\n"
+        beats = [read(path) for _ in range(5_000)]
+        writer.kill()
+    assert all(b is not None and b.moved_s > 0 and b.beat_s > 0 for b in beats)
+
+
 @pytest.mark.parametrize(
     ("looks", "kind", "who", "text"),
     [

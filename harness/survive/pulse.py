@@ -62,18 +62,22 @@ class Pulse:
             with path.open("wb+") as f:
                 f.truncate(_SIZE)
                 self._buffer = mmap.mmap(f.fileno(), _SIZE)
-        struct.pack_into("<q", self._buffer, _AT_PID, os.getpid())
-        _END.pack_into(self._buffer, _AT_END, _RUNNING, 0.0, 0, b"")
+        self._put(_AT_PID, struct.pack("<q", os.getpid()))
+        self._put(_AT_END, _END.pack(_RUNNING, 0.0, 0, b""))
         self._write()
         self.beat()
         self._buffer[:4] = _MAGIC
 
+    def _put(self, at: int, data: bytes) -> None:
+        """Write in one copy: pack_into writes zeros first, and who reads then sees a rank that never moved."""
+        self._buffer[at : at + len(data)] = data
+
     def _write(self) -> None:
-        _LOOP.pack_into(self._buffer, _AT_LOOP, time.monotonic(), self._ticks, self._step, self._phase, self._warm)
+        self._put(_AT_LOOP, _LOOP.pack(time.monotonic(), self._ticks, self._step, self._phase, self._warm))
 
     def beat(self) -> None:
         """The process runs."""
-        _BEAT.pack_into(self._buffer, _AT_BEAT, time.monotonic())
+        self._put(_AT_BEAT, _BEAT.pack(time.monotonic()))
 
     def tick(self) -> None:
         """The loop goes on: it begins an optimizer step, or the next batch of an evaluation."""
@@ -113,13 +117,13 @@ class Pulse:
 
     def stopping(self, signal: int) -> None:
         """A signal asked this rank to stop."""
-        _STOP.pack_into(self._buffer, _AT_STOP, signal)
+        self._put(_AT_STOP, _STOP.pack(signal))
 
     def ended(self, status: int, text: str = "") -> None:
         """The rank's end, as an exit status; the first word counts."""
         if _END.unpack_from(self._buffer, _AT_END)[0] == _RUNNING:
             raw = text.encode()[:1000]
-            _END.pack_into(self._buffer, _AT_END, status, time.monotonic(), len(raw), raw)
+            self._put(_AT_END, _END.pack(status, time.monotonic(), len(raw), raw))
 
 
 def read(path: Path) -> Beat | None:
