@@ -118,7 +118,12 @@ def _watch(child: Child, told: Launched, ranks: int, restart: RestartConfig, out
         if fault is not None:
             if fault.kind != "hung":
                 _last_words(told, ranks, output)
-            return first_failure(look(told, ranks)) or fault
+            again = look(told, ranks)  # a hang counts when it is seen twice
+            fault = first_failure(again) or (
+                hung(again, now_s, began_s, restart.hang_s, restart.start_s) if fault.kind == "hung" else fault
+            )
+            if fault is not None:
+                return fault
         if gone is not None and not any(x.alive for x in looks):
             at = f"the process that starts the ranks ended with {gone}, see {told.logs}/launcher.log,"
             return Fault("agent", None, furthest(looks), at)
