@@ -182,7 +182,8 @@ def check_pods(folder: Path) -> None:
     assert [pod.wait(START_S) for pod in pods] == [0, 0]
     found = losses(claim / "digits" / "events.jsonl")
     print(f"2 pods of a manifest, {len(found)} steps: {time.monotonic() - begin:.0f} s", flush=True)
-    assert found == losses(folder / "inside" / "events.jsonl"), "the losses of the two ranks in one container"
+    one = losses(folder / "inside" / "events.jsonl")
+    assert max(abs(a / b - 1) for a, b in zip(found, one, strict=True)) < 1e-4, "the losses of the two ranks in one container"
 
 
 def main() -> int:
