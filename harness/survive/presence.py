@@ -41,7 +41,7 @@ def present(environ: Mapping[str, str], rank: int, *, started: bool) -> Iterator
         if told is not None:  # only now may signals come: the pulse tells the launcher where to
             pulse = Pulse(told.pulse(rank))
             stop.tell(pulse)
-        if started:
+        if started or told is not None:  # accelerate launch gives one process alone no rank
             watch = threading.Thread(target=_watch, args=(pulse, told, os.getppid()), name="presence", daemon=True)
             watch.start()
         yield Presence(pulse, stop, told)

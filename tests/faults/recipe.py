@@ -23,7 +23,7 @@ class Traced(Recipe):
     """Linear regression on numbered samples. The ids of each pass are a line of `LOG/PARENT-RANK.ids`.
 
     `faults` is a list of KIND@PASS:RANK, separated by spaces, each done once in the life of `log` unless it ends in `!`: kill, stop
-    (SIGSTOP), hang (a sleep), raise, memory (a real allocation that fails, at micro-batches larger than 1).
+    (SIGSTOP), hang (a sleep), raise, memory (a real allocation that fails, at micro-batches larger than 2).
     """
 
     log: str
@@ -64,7 +64,7 @@ class Traced(Recipe):
 
     def _do(self, kind: str, fault: str, size: int) -> None:
         if kind == "memory":
-            if size > 1:
+            if size > 2:
                 torch.empty(HUGE, dtype=torch.uint8)
             return
         if not fault.endswith("!"):
