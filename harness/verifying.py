@@ -47,7 +47,7 @@ class Recorder(Engine):
     def __init__(self, inner: Engine) -> None:
         self._inner = inner
         self.plan, self.device, self.dtype = inner.plan, inner.device, inner.dtype
-        self.rank, self.processes, self.estimator = inner.rank, inner.processes, inner.estimator
+        self.rank, self.processes, self.estimator, self.pulse = inner.rank, inner.processes, inner.estimator, inner.pulse
         self.rows: list[list[str]] = []
         self.used: list[list[float]] = []
 

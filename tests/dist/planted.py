@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import harness.engine.copies
+import harness.engine.carried
 import harness.train
-from harness.engine.base import BaseEngine
+from harness.engine.base import BaseEngine, Sums
+from harness.engine.ledger import Number
 from harness.engine.process import join, leave
 from harness.engine.torch_step import TorchEngine
 from harness.parts.data import Micro
@@ -81,10 +82,10 @@ def step_per_process(real: Any) -> Any:
 def full_count(real: Any) -> Any:
     """A short step's gradient is divided as if it had all its passes."""
 
-    def meet(self: TorchEngine, grads: list[Tensor], local: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        sums, norm, divided = real(self, grads, local)
+    def meet(self: TorchEngine, grads: list[Tensor], local: Sums) -> tuple[Sums, Tensor, Number]:
+        sums, norm, scale = real(self, grads, local)
         full = self.plan.global_batch
-        return sums, norm, divided * (sums[1] / full if sums[1] < full else 1.0)
+        return sums, norm, scale * (sums[1] / full if sums[1] < full else 1.0)
 
     return meet
 
@@ -95,9 +96,9 @@ def own_shuffle(real: Any) -> Any:
 
 
 PLANTS: dict[str, tuple[str, Any, str, Any]] = {
-    "mean loss per rank": ("bytes_lm", harness.engine.copies, "summed", mean_per_rank),
+    "mean loss per rank": ("bytes_lm", harness.engine.carried, "summed", mean_per_rank),
     "scheduler per process": ("digits", BaseEngine, "step", step_per_process),
-    "short window": ("digits", harness.engine.copies.CopyEngine, "_meet", full_count),
+    "short window": ("digits", harness.engine.carried.CarriedEngine, "_meet", full_count),
     "wrong shuffle": ("digits", harness.train, "Order", own_shuffle),
 }
 TEXT = {"use": "bytes_lm", "width": 16, "depth": 1, "heads": 2, "context": 32, "max_bytes": 12_000}
