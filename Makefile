@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-all test-container check bench bench-rules lab soak clean
+.PHONY: demo test test-all test-cluster test-container check bench bench-rules lab soak clean
 
 demo: .venv/.base  ## Train a real model on real data in two processes, with the plan, a live line and the result.
 	$(BIN)/widebatch launch configs/digits.yaml --gpus 0 --procs 2
@@ -13,6 +13,9 @@ test: .venv/.dev  ## All tests, under 10 minutes on 2 cores.
 
 test-all: test  ## The long ones too: every backend's checkpoints on every world, compiled blocks.
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
+
+test-cluster: .venv/.dev  ## Minutes on a real Slurm cluster and on several hosts: as root on an idle machine.
+	$(BIN)/python -m pytest -m cluster
 
 check: .venv/.dev  ## Format, lint and types.
 	$(BIN)/ruff format --check .

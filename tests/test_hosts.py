@@ -86,7 +86,7 @@ def test_two_hosts_train_as_one_process_does(hosts: Hosts, tmp_path: Path) -> No
 LONG = ("--checkpoint.every_samples", "200", "--schedule.epochs")
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 @pytest.mark.parametrize("batch", ["total: 8", "per_gpu: 4"])
 def test_a_host_is_lost_and_comes_back(hosts: Hosts, tmp_path: Path, batch: str) -> None:
     run_file(tmp_path, batch)
@@ -127,7 +127,7 @@ def last_tellings(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return kept
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_a_host_that_is_asked_to_stop_leaves_and_loses_nothing(hosts: Hosts, tmp_path: Path) -> None:
     run_file(tmp_path, "total: 8")
     with Runs(hosts, tmp_path, "--procs", "2", "--nodes", "1:2", *MEET, *LONG, "200") as runs:
@@ -140,7 +140,7 @@ def test_a_host_that_is_asked_to_stop_leaves_and_loses_nothing(hosts: Hosts, tmp
     assert trained_ids(tmp_path) == Counter(dict.fromkeys(range(SIZE), 200)), "a stop on request saves first"
 
 
-@pytest.mark.slow  # the patience that a network file system is given
+@pytest.mark.cluster  # the patience that a network file system is given
 def test_a_run_folder_that_is_not_shared_is_said_by_both_hosts(hosts: Hosts, tmp_path: Path) -> None:
     path = run_file(tmp_path, "total: 8")
     (tmp_path / "run").mkdir()

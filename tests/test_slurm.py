@@ -51,7 +51,7 @@ def losses(folder: Path) -> list[float]:
     return [step["train/loss"] for step in journal(folder, "step")]
 
 
-@pytest.mark.parametrize(("nodes", "ranks"), [(2, 2), pytest.param(4, 8, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("nodes", "ranks"), [(2, 2), pytest.param(4, 8, marks=pytest.mark.cluster)])
 def test_a_job_on_several_nodes_trains_as_one_process_does(cluster: Cluster, tmp_path: Path, nodes: int, ranks: int) -> None:
     run_file(tmp_path, "total: 8")
     job = submit(cluster, tmp_path, "--nodes", str(nodes), "--procs", str(ranks))
@@ -153,7 +153,7 @@ def check_whole(folder: Path, epochs: int) -> None:
     assert runs == {(folder / "run" / "wandb_id").read_text()}
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_the_signal_makes_a_checkpoint_and_the_requeued_job_goes_on_from_it(cluster: Cluster, tmp_path: Path) -> None:
     run_file(tmp_path, "total: 8")
     job = submit(cluster, tmp_path, "--nodes", "4", "--procs", "4", *LONG)
@@ -169,7 +169,7 @@ def test_the_signal_makes_a_checkpoint_and_the_requeued_job_goes_on_from_it(clus
     assert held(cluster) == 0
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_scancel_saves_and_nothing_comes_back(cluster: Cluster, tmp_path: Path) -> None:
     run_file(tmp_path, "total: 8")
     job = submit(cluster, tmp_path, "--nodes", "2", "--procs", "2", *LONG)
@@ -183,7 +183,7 @@ def test_scancel_saves_and_nothing_comes_back(cluster: Cluster, tmp_path: Path) 
     assert cluster.job(job)["Restarts"] == "0"
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_a_killed_rank_is_started_again_within_the_job(cluster: Cluster, tmp_path: Path) -> None:
     run_file(tmp_path, "total: 8")
     job = submit(cluster, tmp_path, "--nodes", "2", "--procs", "2", *LONG, "--checkpoint.every_samples", "400")
@@ -196,7 +196,7 @@ def test_a_killed_rank_is_started_again_within_the_job(cluster: Cluster, tmp_pat
     assert journal(tmp_path, "end")[-1]["reason"] == "complete"
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_a_lost_node_queues_the_job_again(cluster: Cluster, tmp_path: Path) -> None:
     run_file(tmp_path, "total: 8")
     job = submit(cluster, tmp_path, "--nodes", "2", "--procs", "2", *LONG, "--checkpoint.every_samples", "400")
@@ -210,7 +210,7 @@ def test_a_lost_node_queues_the_job_again(cluster: Cluster, tmp_path: Path) -> N
     assert journal(tmp_path, "end")[-1]["reason"] == "complete"
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_an_array_runs_each_combination_in_a_folder_of_its_own(cluster: Cluster, tmp_path: Path) -> None:
     run_file(tmp_path, "total: 8")
     arrays = ("--array", "optim.lr=0.01,0.02", "--array", "run.seed=1,2", "--at-once", "2")
@@ -223,7 +223,7 @@ def test_an_array_runs_each_combination_in_a_folder_of_its_own(cluster: Cluster,
     assert trained_ids(tmp_path) == Counter(dict.fromkeys(range(SIZE), 4 * EPOCHS))
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_more_gpus_than_there_are_is_refused_in_one_line(cluster: Cluster, tmp_path: Path) -> None:
     run_file(tmp_path, "total: 8")
     argv = [sys.executable, "-m", "launch", "launch", str(tmp_path / "run.yaml"), "--submit", "--nodes", "2", "--gpus", "8"]
@@ -232,7 +232,7 @@ def test_more_gpus_than_there_are_is_refused_in_one_line(cluster: Cluster, tmp_p
     assert "Requested node configuration is not available" in last
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_bare_srun_starts_workers_that_find_each_other(cluster: Cluster, tmp_path: Path) -> None:
     path = run_file(tmp_path, "total: 8")
     argv = ["srun", "--nodes=3", "--ntasks=3", sys.executable, "-m", "harness", str(path), "--batch.total", "12"]
