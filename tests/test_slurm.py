@@ -104,6 +104,7 @@ def test_what_the_script_makes_of_an_exit_status(cluster: Cluster, tmp_path: Pat
     assert len(started(tmp_path)) == 2 * attempts
 
 
+@pytest.mark.cluster
 def test_when_time_is_short_the_ranks_are_told_and_the_job_comes_back(cluster: Cluster, tmp_path: Path) -> None:
     number = scripted(cluster, tmp_path, None)
     wait_until(lambda: len(started(tmp_path)) == 2, "both ranks")
