@@ -18,12 +18,12 @@ from tests.dist.processes import ROOT, environ
 PATIENCE_S = 240.0
 
 
-def wait_for(condition: Callable[[], Any], what: str, limit_s: float = PATIENCE_S) -> Any:
-    """What `condition` gives as soon as it is true."""
+def wait_for(condition: Callable[[], Any], what: str, limit_s: float = PATIENCE_S, look_s: float = 0.01) -> Any:
+    """What `condition` gives as soon as it is true; it is asked every `look_s`."""
     deadline = time.monotonic() + limit_s
     while not (found := condition()):
         assert time.monotonic() < deadline, f"no {what} within {limit_s:.0f} s"
-        time.sleep(0.01)
+        time.sleep(look_s)
     return found
 
 
@@ -85,9 +85,9 @@ class Launch:
         """The process that started a rank."""
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
-    def wait(self) -> int:
+    def wait(self, limit_s: float = PATIENCE_S) -> int:
         """The launcher's exit status."""
-        return self.process.wait(PATIENCE_S)
+        return self.process.wait(limit_s)
 
     def text(self) -> str:
         """What it has printed so far."""
@@ -107,7 +107,8 @@ class Launch:
 
     def end(self) -> None:
         """Leave nothing behind, whatever the test found."""
-        for pid in [self.process.pid, *self.left()]:
+        launcher = [self.process.pid] if self.process.poll() is None else []
+        for pid in [*launcher, *self.left()]:
             try:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:

@@ -14,6 +14,8 @@ from torch.nn.functional import mse_loss
 from harness.parts.data import Table
 from harness.parts.recipe import Recipe, Split, Sum
 
+PARENT = os.getppid()
+"""As it was at the start: a rank whose launching process is killed gets another parent, and goes on for a few steps."""
 HUGE = 1 << 46
 """Bytes that no machine has."""
 
@@ -49,7 +51,7 @@ class Traced(Recipe):
         """Squared error; in training the ids are written down, before the pass."""
         if model.training:
             rank = os.environ.get("RANK", "0")
-            path = Path(self.log) / f"{os.getppid()}-{rank}.ids"
+            path = Path(self.log) / f"{PARENT}-{rank}.ids"
             with path.open("a") as f:
                 f.write(" ".join(str(i) for i in batch["id"].tolist()) + "\n")
             if self.faults:
@@ -93,4 +95,4 @@ class Starts:
         if type(event).__name__ == "Started":
             folder = Path(event.folder).parent
             order = len(list(folder.glob("*.start")))
-            (folder / f"{order:04d}-{os.getppid()}.start").write_text(str(event.step))
+            (folder / f"{order:04d}-{PARENT}.start").write_text(str(event.step))
