@@ -70,7 +70,7 @@ class Launch:
         mine = beat is not None and beat.beat_s > self.began_s and process_state(beat.pid) not in ("", "Z")
         return beat if beat and mine and beat.pid in self.left() else None
 
-    def at_step(self, step: int) -> list[int]:
+    def at_step(self, step: int, limit_s: float = PATIENCE_S) -> list[int]:
         """The pids of all ranks, once each of them is at `step`, or further."""
 
         def there() -> list[int]:
@@ -78,7 +78,7 @@ class Launch:
             beats = [self.beat(rank) for rank in range(self.ranks)]
             return [b.pid for b in beats if b] if all(b and b.step >= step for b in beats) else []
 
-        pids: list[int] = wait_for(there, f"step {step}")
+        pids: list[int] = wait_for(there, f"step {step}", limit_s)
         return pids
 
     def agent(self, pid: int) -> int:
