@@ -2,7 +2,8 @@
 
 `python -m tests.soak_checkpoints` takes a minute or two, prints a table and writes configs/results/checkpoints.json. Seeds are the
 numbers of the trials. Half of the disks are full from a system call on that the seed chooses, half by the kernel's RLIMIT_FSIZE;
-and 200 saves are killed at a system call. Each of these is a child process.
+and 200 saves are killed at a system call. Each of these is a child process, whose save needs more than there is or lasts: a first
+save, which nothing befalls, tells by which calls it changes the disk.
 """
 
 import json
@@ -21,6 +22,9 @@ from tests.faults.checkpoints import damage, save
 from tests.test_checkpoint import killed_at, same
 
 CORRUPTIONS, DISKS, KILLS = 1000, 100, 200
+ELEMENTS = 900
+LARGEST = 3000
+"""Bytes that no file of a save of so many elements may be limited to and still be whole."""
 OUT = ROOT / "configs" / "results" / "checkpoints.json"
 
 
@@ -34,41 +38,60 @@ def corrupted(whole: Path, folder: Path, seed: int) -> tuple[str, str]:
     return f"{what.split()[0]} in {what.split()[-1].split('-')[0].split('.')[0]}", "fell back" if good else "FAILED"
 
 
-def filled(folder: Path, seed: int) -> tuple[str, str]:
-    """(how the disk was full, outcome) of one trial: a good checkpoint, then a save in a child for whom the disk is full."""
+def calls_of(folder: Path, elements: int) -> list[str]:
+    """The calls by which a save in a child changes the disk, in order."""
+    save(str(folder), 64)
+    reader, writer = os.pipe()
+    if (child := os.fork()) == 0:
+        real = os.write
+        made = install("count", 0)
+        save(str(folder), 128, elements=elements)
+        real(writer, " ".join(made).encode())
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as told:
+        calls = told.read().split()
+    os.waitpid(child, 0)
+    shutil.rmtree(folder)
+    return calls
+
+
+def filled(folder: Path, seed: int, calls: list[str]) -> tuple[str, str]:
+    """(how the disk was full, outcome) of one trial: a good checkpoint, then a save in a child for whom the disk is full.
+
+    `calls` are those of a save: the disk is full before the last of them that needs room.
+    """
     rng = random.Random(seed)  # noqa: S311  to be repeated
+    last = max(number for number, name in enumerate(calls, 1) if name in ("mkdir", "open", "write"))
     save(str(folder), 64)
     by_kernel = bool(seed % 2)
     child = os.fork()
     if child == 0:
         try:
             if by_kernel:
-                most = rng.randrange(0, 3000)
+                most = rng.randrange(0, LARGEST)
                 resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
             else:
-                install("full", rng.randrange(1, 30))
-            save(str(folder), 128, elements=900)
+                install("full", rng.randint(1, last))
+            save(str(folder), 128, elements=ELEMENTS)
         except OSError:
             os._exit(7)
         os._exit(0)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     found, complaints = newest(str(folder))
-    sound = found is not None and not complaints and found.state.samples == (64 if status == 7 else 128)
-    sound = sound and found is not None and same(found, found.state.samples, 300 if status == 7 else 900)
+    sound = status == 7 and found is not None and not complaints and found.state.samples == 64 and same(found, 64)
     shutil.rmtree(folder)
-    kind = "RLIMIT_FSIZE" if by_kernel else "ENOSPC"
-    return f"{kind}, {'refused' if status == 7 else 'room enough'}", "last good loads" if sound and status in (0, 7) else "FAILED"
+    return f"{'RLIMIT_FSIZE' if by_kernel else 'ENOSPC'}, refused", "last good loads" if sound else "FAILED"
 
 
-def killed(folder: Path, seed: int) -> tuple[str, str]:
-    """(what, outcome) of one trial: a save is killed at a system call."""
+def killed(folder: Path, seed: int, calls: list[str]) -> tuple[str, str]:
+    """(what, outcome) of one trial: a save, which makes these calls, is killed at one of them."""
     save(str(folder), 64)
-    over = killed_at(str(folder), 128, 1 + seed % 50)
+    over = killed_at(str(folder), 128, 1 + seed % len(calls))
     found, complaints = newest(str(folder))
-    sound = found is not None and not complaints and same(found, found.state.samples)
-    sound = sound and found is not None and (found.state.samples == 128 or not over)
+    sound = not over and found is not None and not complaints and same(found, found.state.samples)
     shutil.rmtree(folder)
-    return "over before" if over else "killed in a save", "good one loads" if sound else "FAILED"
+    return f"killed at {calls[seed % len(calls)]}", "good one loads" if sound else "FAILED"
 
 
 def main() -> None:
@@ -80,10 +103,12 @@ def main() -> None:
         save(str(folder / "whole"), 128)
         for seed in range(CORRUPTIONS):
             table["corruptions"][corrupted(folder / "whole", folder / "trial", seed)] += 1
+        calls = calls_of(folder / "trial", ELEMENTS)
         for seed in range(DISKS):
-            table["full disks"][filled(folder / "trial", seed)] += 1
+            table["full disks"][filled(folder / "trial", seed, calls)] += 1
+        calls = calls_of(folder / "trial", 300)
         for seed in range(KILLS):
-            table["kills"][killed(folder / "trial", seed)] += 1
+            table["kills"][killed(folder / "trial", seed, calls)] += 1
     rows = []
     for what, counts in table.items():
         for (kind, outcome), number in sorted(counts.items()):
