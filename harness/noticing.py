@@ -1,4 +1,5 @@
-"""What a person should hear of a window, once each: trouble, a batch past the noise scale, a stale checkpoint, a slow window."""
+"""What a person should hear of a window, once each: trouble, a batch past the noise scale, a stale checkpoint, a slow
+window, a rank that is slower than the others."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from harness.stats.events import Metrics, Noticed
 from harness.stats.health import MANY_BAD
 from harness.stats.rows import Reading
 from harness.stats.spikes import FLAGGED
+from harness.stats.straggler import Straggler
 
 STALE = 2
 """Cadences without a checkpoint."""
@@ -55,8 +57,11 @@ class Noticer:
     engine: Engine
     _said: set[str] = field(default_factory=set)
     _rates: deque[float] = field(default_factory=lambda: deque(maxlen=SLOW_WINDOWS))
+    _straggler: Straggler = field(default_factory=Straggler)
 
-    def notices(self, plan: Plan, state: State, metrics: Metrics, wrong: dict[Trouble, str], saved_at: int) -> Iterator[Noticed]:
+    def notices(
+        self, plan: Plan, state: State, reading: Reading, metrics: Metrics, wrong: dict[Trouble, str], saved_at: int
+    ) -> Iterator[Noticed]:
         """The notices of a window. `saved_at`: samples at the last checkpoint."""
         found: dict[str, str] = {code: text for code, text in wrong.items() if code in ("divergence", "dead", "erratic")}
         ratio, noise = metrics["batch/critical_ratio"], state.noise
@@ -75,6 +80,10 @@ class Noticer:
             if len(self._rates) == SLOW_WINDOWS and rate < SLOW * median(self._rates):
                 found["slow"] = f"{rate:,.0f} samples/s, and {median(self._rates):,.0f} before: something holds the run up"
             self._rates.append(rate)
+        self._straggler, slow = self._straggler.after(reading.ranks, len(reading.steps), sum(reading.laps_s))
+        if slow and (code := f"straggler {self._straggler.rank}") not in self._said:
+            self._said.add(code)
+            yield Noticed(state.step, state.samples, "straggler", slow + _where(plan, self._straggler.rank))
         for code, text in found.items():
             if code not in self._said:
                 self._said.add(code)
@@ -83,3 +92,8 @@ class Noticer:
     def forget(self) -> None:
         """After the guard has acted: trouble that comes back is said again."""
         self._said -= {"divergence", "dead", "erratic"}
+
+
+def _where(plan: Plan, rank: int) -> str:
+    """The node of a rank, where there are several."""
+    return f" (node {rank * plan.nodes // plan.processes})" if plan.nodes > 1 else ""

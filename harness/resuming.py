@@ -16,8 +16,9 @@ from harness.plan.config import Config
 from harness.plan.errors import UserError
 from harness.plan.plan import Plan
 from harness.saving import place
+from harness.stats.clock import Age
 from harness.stats.events import Noticed
-from harness.stats.past import last_window
+from harness.stats.past import began, last_window, starts
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,7 @@ def resume(engine: Engine, config: Config, facts: Facts, folder: Path) -> tuple[
     except (TypeError, AttributeError) as e:
         raise UserError("run.dir", f"{found.name} in {where} is of another version ({e})", "give another run.dir") from e
     engine.load(found.tensors)
-    old = recall(folder, found.state)
-    state = replace(old, restarts=old.restarts + 1, lost_s=old.lost_s + _lost(old, folder))
+    state = _again(recall(folder, found.state), folder)
     text = f"going on from {found.name} at step {state.step}: {before.world_size} -> {facts.world_size} ranks, "
     text += f"global batch {before.global_batch} -> {facts.global_batch}, lr {before.lr:g} -> {facts.lr:g}"
     had = any(name.startswith("ema/") for name in found.tensors)
@@ -89,7 +89,26 @@ def _compared(before: Facts, now: Facts, where: str) -> list[str]:
     return warned
 
 
-def _lost(state: State, folder: Path) -> float:
-    """Seconds of training that the journal tells of after the checkpoint that is gone back to."""
-    last = last_window(folder / "events.jsonl")
-    return max(float(last.get("progress/trained_s", state.trained_s)) - state.trained_s, 0.0)
+def anew(folder: Path) -> State:
+    """Where a run without a checkpoint stands, whether or not it was started before."""
+    journal = folder / "events.jsonl"
+    return _again(State(began=began(journal)), folder) if starts(journal) else State()
+
+
+def _again(state: State, folder: Path) -> State:
+    """The state that is gone back to, with what the journal tells of the starts until now."""
+    journal = folder / "events.jsonl"
+    last, restarts = last_window(journal), max(state.restarts + 1, starts(journal))
+    nowhere = max(float(last.get("progress/trained_s", 0.0)) - state.trained_s, 0.0)
+    return replace(state, restarts=restarts, lost_s=max(state.lost_s, float(last.get("reliability/lost_s", 0.0)) + nowhere))
+
+
+def aged(state: State) -> tuple[Age, list[Noticed]]:
+    """How old the run is that goes on from this state, and what there is to tell of it."""
+    if not state.restarts:
+        return Age(), []
+    age = Age.of(state.began, state.trained_s + state.lost_s)
+    if age.before_s is not None or state.began is None:
+        return age, []
+    text = "the clock is set back: it cannot be known how long ago the run began, nor reliability/goodput_pct"
+    return age, [Noticed(state.step, state.samples, "clock", text)]

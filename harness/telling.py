@@ -1,7 +1,6 @@
 """What a run says of a window: the state moved past its steps, and every metric, from one reading of all ranks."""
 
 import math
-import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -20,7 +19,7 @@ from harness.plan.config import Config
 from harness.plan.guard import Trouble
 from harness.plan.hardware import peak_tflops
 from harness.plan.plan import Plan
-from harness.stats.clock import Clock
+from harness.stats.clock import Age, Clock
 from harness.stats.events import Event, Metrics, Noticed, Stepped, Windowed
 from harness.stats.noise import NoiseScale
 from harness.stats.rows import Reading, StepRow
@@ -43,6 +42,7 @@ class Teller:
     feed: Feed
     valid_samples: int
     clock: Clock = field(default_factory=Clock)
+    age: Age = field(default_factory=Age)
     saved_s: float | None = None
     saved_bytes: int | None = None
     saved_at_s: float = 0.0
@@ -86,6 +86,7 @@ class Teller:
             health=state.health.after(losses, trained["train/update_to_param_ratio"] if taken[-1].lr else None),
             noise=self._noise(state, reading),
             trained_s=state.trained_s + seconds,
+            began=self.age.began,
         )
         metrics = self.progress(state) | trained | self._groups(taken[-1].lr)
         metrics |= throughput(window, self._costs()) | memory(reading.ranks) | skew(reading.ranks)
@@ -93,7 +94,7 @@ class Teller:
         events.append(Windowed(state.step, state.samples, metrics))
         worst = max((z for z in (*scores, *norm_scores) if z is not None), default=None)
         wrong = troubles(self.recipe, self.plan, state, reading, worst)
-        events += self.noticer.notices(self.plan, state, metrics, wrong, self.saved_at_samples)
+        events += self.noticer.notices(self.plan, state, reading, metrics, wrong, self.saved_at_samples)
         return state, events, wrong
 
     def progress(self, state: State) -> Metrics:
@@ -196,10 +197,10 @@ class Teller:
         }
 
     def _reliability(self, state: State) -> Metrics:
-        age = time.time() - state.began
+        age_s = self.age.seconds
         return {
             "reliability/restarts": float(state.restarts),
-            "reliability/goodput_pct": 100 * state.trained_s / age if age > 0 else None,
+            "reliability/goodput_pct": 100 * state.trained_s / age_s if age_s else None,
             "reliability/lost_s": state.lost_s,
             "reliability/checkpoint_block_s": self.saved_s,
             "reliability/checkpoint_age_s": self.clock.train_s - self.saved_at_s,

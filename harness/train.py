@@ -27,7 +27,7 @@ from harness.plan.errors import UserError, did_you_mean
 from harness.plan.guard import Trouble, policy
 from harness.plan.order import Deal, Order, deals, derive
 from harness.plan.plan import Plan
-from harness.resuming import facts_of, resume
+from harness.resuming import aged, anew, facts_of, resume
 from harness.saving import Saver, Saves, Unsaved
 from harness.stats.events import Ended, Evaluated, Event, Metrics, Noticed, Shown, Started
 from harness.survive.pulse import Pulse
@@ -66,7 +66,8 @@ def train(
     notices = list(run.resume())
     size = sum(p.numel() for p in engine.model.parameters())
     state = run.state
-    yield Started(plan, encode(config), str(folder or ""), state.step, state.samples, size, str(engine.device), engine.estimator)
+    told = (size, str(engine.device), engine.estimator, state.began)
+    yield Started(plan, encode(config), str(folder or ""), state.step, state.samples, *told)
     yield from notices
     yield from (Noticed(state.step, state.samples, w.code, w.message) for w in plan.warnings)
     try:
@@ -93,7 +94,7 @@ class _Run:
     engine: Engine
     folder: Path | None
     stop: Callable[[], bool]
-    state: State = field(default_factory=lambda: State(began=time.time()))
+    state: State = field(default_factory=State)
     teller: Teller = field(init=False)
     feed: Feed = field(init=False)
     valid: Feed = field(init=False)
@@ -110,10 +111,13 @@ class _Run:
         facts = facts_of(self.config, self.plan, self.recipe, self.feed.data)
         state, notices = resume(self.engine, self.config, facts, self.folder)
         if state is not None:
-            self.state, self.teller.saved_at_samples = state, state.samples
+            self.teller.saved_at_samples = state.samples
             take_up(state, self.feed, self.valid)
+        self.state = state or anew(self.folder)
+        self.teller.age, of_age = aged(self.state)
+        self.state = replace(self.state, began=self.teller.age.began)
         self.saver = Saver(self.engine, self.config, self.folder, self.teller, asdict(facts), state)
-        yield from notices
+        yield from notices + of_age
 
     def steps(self) -> Iterator[Event]:
         """All steps from where the state stands to the end of the run."""

@@ -1,6 +1,7 @@
 """Faults in real runs: ranks, launching processes and launchers are killed, stopped, starved; what is left must be right."""
 
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -11,16 +12,20 @@ from typing import Any
 import pytest
 
 from launch.supervise import SECOND_S
+from tests.dist.processes import ROOT
+from tests.faults.clock import set_clock
 from tests.faults.launching import Launch, run_file, wait_for
 from tests.faults.ledger import lost_or_repeated, trained
 
+BUSY = r"it is busy for (\S+) ms a step, the others for (\S+) ms"
+SITE = ROOT / "tests" / "faults" / "site"
 LONG: dict[str, Any] = {"epochs": 10_000}
 
 
 @contextmanager
-def launching(path: Path, *flags: str, ranks: int = 2) -> Iterator[Launch]:
+def launching(path: Path, *flags: str, ranks: int = 2, env: dict[str, str] | None = None) -> Iterator[Launch]:
     """A launch of which nothing is left."""
-    launch = Launch(path, ranks, *flags)
+    launch = Launch(path, ranks, *flags, env=env)
     try:
         yield launch
         assert launch.left() == []
@@ -116,6 +121,57 @@ def test_a_killed_launching_process_costs_a_restart_and_no_step(tmp_path: Path, 
         assert launch.wait() == 75, launch.text()
         starts, ends = launch.journal("start"), launch.journal("end")
         assert starts[1]["step"] == ends[0]["step"]
+
+
+def test_a_kill_before_any_checkpoint_is_a_restart_and_a_slow_rank_is_named(tmp_path: Path, whole: dict[int, float]) -> None:
+    slow = {"slow_rank": 1, "slow_ms": 40, "faults": "kill@9:1"}
+    with launching(run_file(tmp_path, epochs=3, checkpoint={"every_samples": 800}, recipe=slow)) as launch:
+        assert launch.wait() == 0, launch.text()
+        windows, starts = launch.journal("window"), launch.journal("start")
+        told = [n["message"] for n in launch.journal("notice") if n["code"] == "straggler"]
+    assert [s["step"] for s in starts] == [0, 0], "from the beginning: nothing was saved"
+    assert windows[-1]["reliability/restarts"] == 1
+    assert windows[-1]["reliability/lost_s"] > 0
+    assert 0 < windows[-1]["reliability/goodput_pct"] <= 100
+    assert {step: loss for step, loss in whole.items() if step <= 24} == launch.losses()
+    assert told
+    for text in told:
+        found = re.fullmatch(rf"rank 1 holds the others up: {BUSY}; that is (\d+) % of the time, for 3 windows", text)
+        assert found, told
+        assert float(found[1]) >= 40 > 0.8 * float(found[2])
+        assert int(found[3]) > 10
+
+
+@pytest.mark.parametrize("hours", [-1, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_clock_that_jumps_by_an_hour_steers_nothing(tmp_path: Path, whole: dict[int, float], hours: int) -> None:
+    """Back and forth while a run trains, and once more between two starts: only how long ago it began cannot be known then."""
+    clock, env = tmp_path / "clock", {"PYTHONPATH": f"{ROOT}{os.pathsep}{SITE}", "CLOCK": str(tmp_path / "clock")}
+    set_clock(clock, 0)
+    path = run_file(tmp_path, pace_ms=60, restart={"hang_s": 20}, checkpoint={"every_samples": None, "every_minutes": 0.01})
+    with launching(path, env=env) as launch:
+        for step, seconds in ((4, 3600 * hours), (8, -3600 * hours), (12, 0)):
+            launch.at_step(step)
+            set_clock(clock, seconds)
+        pids = launch.at_step(16)
+        os.kill(pids[1], signal.SIGKILL)
+        set_clock(clock, 3600 * hours)
+        assert launch.wait() == 0, launch.text()
+        restarts = [n["message"] for n in launch.journal("notice") if n["code"] == "restarted"]
+        told = [n["message"] for n in launch.journal("notice") if n["code"] == "clock"]
+        windows, saves = launch.journal("window"), launch.journal("checkpoint")
+        assert launch.losses() == whole
+    assert len(restarts) == 1, "no rank seemed to hang"
+    assert restarts[0].startswith("rank 1 was killed"), restarts
+    assert len(saves) > 2, "the cadence goes by no wall clock"
+    before = [w["reliability/goodput_pct"] for w in windows if w["reliability/restarts"] == 0]
+    after = [w["reliability/goodput_pct"] for w in windows if w["reliability/restarts"] == 1]
+    assert all(0.5 < found <= 100 for found in before[2:]), "nothing of three jumps is seen in it"
+    if hours > 0:
+        assert all(0 < found < 1 for found in after), "for an hour nobody trained, as far as anyone can tell"
+        assert told == []
+    else:
+        assert set(after) == {None}
+        assert told == ["the clock is set back: it cannot be known how long ago the run began, nor reliability/goodput_pct"]
 
 
 def test_a_second_signal_ends_the_run_at_once(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from harness.stats.ranks import MOST_RANKS, busiest, highs_of, met, sums_of, who
 from harness.stats.rows import HostRow, RanksRow
+from harness.stats.straggler import Straggler
 from harness.stats.window import skew
 
 SECONDS = st.floats(0, 1e6, width=32)
@@ -58,3 +59,26 @@ def test_waits_memory_and_counts_meet_as_the_table_of_metrics_says() -> None:
 def test_a_backend_that_cannot_tell_waiting_names_nobody() -> None:
     assert set(skew(meet([row(wait=math.nan), row(wait=math.nan)])).values()) == {None}
     assert skew(meet([row()]))["reliability/rank_skew_pct"] == 0
+
+
+def words(*windows: RanksRow) -> list[str]:
+    """What is said of each of some windows of 10 steps in 2 seconds."""
+    known, said = Straggler(), []
+    for window in windows:
+        known, text = known.after(window, 10, 2.0)
+        said.append(text)
+    return said
+
+
+def test_a_rank_that_is_slow_three_times_in_a_row_is_named_with_what_it_costs() -> None:
+    slow = meet([row(0.5), row(0.5), row(1.5), row(0.5)])
+    text = "rank 2 holds the others up: it is busy for 150 ms a step, the others for 50 ms; that is 50 % of the time, for 3 windows"
+    assert words(slow, slow, slow) == ["", "", text]
+
+
+def test_one_slow_window_another_slow_rank_or_a_short_delay_is_chance() -> None:
+    first, second, even = meet([row(1.5), row(0.5)]), meet([row(0.5), row(1.5)]), meet([row(0.5), row(0.6)])
+    assert words(first, first, even, first, first, second, second) == [""] * 7
+    assert words(*[even] * 5) == [""] * 5
+    assert words(*[meet([row(1.5, math.nan), row(0.5, math.nan)])] * 5) == [""] * 5, "waiting is not told from work there"
+    assert words(*[meet([row(1.5)])] * 5) == [""] * 5, "a rank alone"

@@ -19,8 +19,8 @@ class State:
     `scheduled` samples of the schedule have gone by: steps that moved no weight do not count, and AdaScale counts by its gain.
     `growth` times the planned batch is trained at now, at `growth_lr` times the rate, in passes of at most `micro` samples.
     `trained_s` seconds of training led here, `lost_s` more led nowhere; the run `began` at this time (Unix, so that it outlives a
-    machine). The best evaluation so far was at `best_at` samples. `bad_samples` are the ids of training samples that cannot be
-    read, `bad_valid` those of the validation split.
+    machine; None where the clock was set back and nobody can tell). The best evaluation so far was at `best_at` samples.
+    `bad_samples` are the ids of training samples that cannot be read, `bad_valid` those of the validation split.
     """
 
     step: int = 0
@@ -35,7 +35,7 @@ class State:
     restarts: int = 0
     trained_s: float = 0.0
     lost_s: float = 0.0
-    began: float = 0.0
+    began: float | None = None
     plateau: Plateau = field(default_factory=Plateau)
     noise: NoiseScale = field(default_factory=NoiseScale)
     losses: Spikes = field(default_factory=Spikes)

@@ -1,8 +1,10 @@
-"""Training time apart from everything else: a monotonic clock whose pauses have names."""
+"""Time of a run: training apart from everything else, by a monotonic clock whose pauses have names; and how old the run is."""
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Self, final
 
 
 class Clock:
@@ -43,3 +45,35 @@ class Clock:
             yield
         finally:
             self.pauses[name] = self.pauses.get(name, 0.0) + time.monotonic() - begin
+
+
+@final
+@dataclass(frozen=True)
+class Age:
+    """How long ago a run first began. `before_s`: what it was at the start of this process, None where that cannot be known.
+
+    Within a process the monotonic clock counts. Between two processes there is only the wall clock, so `began` is told anew by the
+    clock of the moment: a clock that is set while a process runs changes nothing, and one that is set between two processes adds
+    what it was set by, or, where it was set back so far that the run would be younger than what is known of it, makes the age
+    unknown.
+    """
+
+    before_s: float | None = 0.0
+    _since: float = field(default_factory=time.monotonic)
+
+    @classmethod
+    def of(cls, began: float | None, least_s: float) -> Self:
+        """Of a run that began at this time (Unix), and is known to have lasted at least so many seconds."""
+        age_s = None if began is None else time.time() - began
+        return cls(None if age_s is None or age_s < least_s else age_s)
+
+    @property
+    def seconds(self) -> float | None:
+        """The age now."""
+        return None if self.before_s is None else self.before_s + time.monotonic() - self._since
+
+    @property
+    def began(self) -> float | None:
+        """When the run first began, by the wall clock of now (Unix)."""
+        age_s = self.seconds
+        return None if age_s is None else time.time() - age_s

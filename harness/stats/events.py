@@ -17,7 +17,8 @@ Metrics = dict[str, float | None]
 class Started:
     """The run begins, or goes on at `samples`. `config` is the resolved run file as plain data.
 
-    `estimator` says how the gradient noise scale is measured: passes, ranks, moments or none.
+    `estimator` says how the gradient noise scale is measured: passes, ranks, moments or none. The run first `began` at that time,
+    by this machine's clock (Unix); None where it cannot be known.
     """
 
     plan: Plan
@@ -28,6 +29,7 @@ class Started:
     parameters: int
     device: str
     estimator: str = "none"
+    began: float | None = None
 
 
 @dataclass(frozen=True)

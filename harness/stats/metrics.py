@@ -144,8 +144,13 @@ METRICS = [
     ),
     *_group(
         "reliability",
-        ("restarts", "times the run went on from a checkpoint", "rank 0", "run"),
-        ("goodput_pct", "training time that counted / time since the run first began, restarts included", "rank 0", "run"),
+        ("restarts", "times the run was started again", "rank 0", "run"),
+        (
+            "goodput_pct",
+            "training time that counted / time since the run first began, restarts included; null where clocks do not agree",
+            "rank 0",
+            "run",
+        ),
         ("lost_s", "training time after the checkpoint that a restart went back to", "rank 0", "run"),
         ("checkpoint_block_s", "seconds that the last checkpoint held training up", "rank 0", "checkpoint"),
         ("checkpoint_age_s", "training time since the last checkpoint", "rank 0", "run"),

@@ -35,7 +35,7 @@ WAITING = 10_000
 GROUPS = ("train", "eval", "batch", "throughput", "memory", "stability", "reliability", "pause")
 ALERTS = (
     "nonfinite", "spike", "divergence", "dead", "past_noise_scale", "slow", "checkpoint_failed", "stale_checkpoint",
-    "damaged_checkpoint", "resumed", "bad_samples", "data_worker",
+    "damaged_checkpoint", "resumed", "bad_samples", "data_worker", "straggler",
     "erratic", "spared", "back_off", "warm_up", "roll_back", "batch", "out_of_memory",
 )  # fmt: skip
 """Notices that W&B also sends as alerts, each code at most once in ALERT_EVERY_S."""

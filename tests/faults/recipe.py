@@ -33,6 +33,9 @@ class Traced(Recipe):
     faults: str = ""
     pace_ms: float = 0.0
     """Milliseconds that each pass takes at least, as long as there is no file `LOG/fast`."""
+    slow_rank: int = -1
+    slow_ms: float = 0.0
+    """Milliseconds that each pass takes longer on one rank."""
 
     def model(self) -> nn.Module:
         """[n, 4] -> [n, 1]."""
@@ -62,6 +65,8 @@ class Traced(Recipe):
                         self._do(kind, fault, len(batch["id"]))
             if self.pace_ms and not (Path(self.log) / "fast").exists():
                 time.sleep(self.pace_ms / 1000)
+            if rank == str(self.slow_rank):
+                time.sleep(self.slow_ms / 1000)
         return mse_loss(model(batch["x"]), batch["y"], reduction="sum"), len(batch["id"])
 
     def _do(self, kind: str, fault: str, size: int) -> None:

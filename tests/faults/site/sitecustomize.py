@@ -1,5 +1,6 @@
 """Python runs this at its start where tests put the folder on PYTHONPATH."""
 
-from tests.faults.calls import from_environment
+from tests.faults import calls, clock
 
-from_environment()
+calls.from_environment()
+clock.from_environment()
