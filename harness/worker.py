@@ -1,6 +1,7 @@
 """One process of a run: reads the run file, plans for the world it finds, trains, and tells the watchers (on rank 0)."""
 
 import json
+import shlex
 import sys
 import time
 import traceback
@@ -20,6 +21,7 @@ from harness.plan.config import Config
 from harness.plan.decode import encode
 from harness.plan.errors import UserError
 from harness.plan.lengths import needs_dataset
+from harness.plan.names import new_folder
 from harness.plan.plan import Plan, plan
 from harness.plan.world import Place, World, place
 from harness.plan.zero import deepspeed_json
@@ -64,7 +66,7 @@ def work(
     join(cpu, config.restart.start_s)
     with ExitStack() as stack:
         stack.callback(leave)
-        folder = Path(agree(config.run.dir or f"runs/{name}-{datetime.now():%Y%m%d-%H%M%S}"))
+        folder = Path(agree(config.run.dir or new_folder(name, datetime.now())))
         if here.nodes > 1:
             check_shared(folder, here.rank)
         lock = FolderLock(folder)
@@ -88,7 +90,7 @@ def work(
             return _left_behind(e, here.rank, presence.launched)
         status = EXIT[ended.reason]
         if status == STOPPED and here.rank == 0:
-            print(f"to go on: widebatch train {folder / 'run.yaml'}")
+            print(f"to go on: widebatch train {shlex.quote(str(folder / 'run.yaml'))}")
         presence.pulse.ended(status, ended.message)
         if status == STOPPED:
             presence.stop.over()

@@ -10,6 +10,7 @@ from harness.plan.config import Config
 from harness.plan.errors import UserError
 from harness.plan.flags import Parser
 from harness.plan.lengths import needs_dataset
+from harness.plan.names import new_folder
 from harness.plan.world import World
 from launch.local import gpu_count
 
@@ -79,7 +80,7 @@ def dataset(config: Config) -> int | None:
 
 def run_folder(config: Config, run: Path) -> Path:
     """Where the run lives: as the run file says, else a new folder."""
-    return Path(config.run.dir or f"runs/{run.stem}-{datetime.now():%Y%m%d-%H%M%S}").resolve()
+    return Path(config.run.dir or new_folder(run.stem, datetime.now())).resolve()
 
 
 def check_here(world: World) -> None:

@@ -11,10 +11,11 @@ from pathlib import Path
 
 from harness.plan.config import Config
 from harness.plan.errors import UserError
+from harness.plan.names import checked
 from harness.plan.plan import plan
 from harness.plan.world import World
 from launch.command import Command
-from launch.names import HOST, WORD, checked, checked_path
+from launch.names import HOST, WORD, checked_path
 
 JOIN_S = 600
 """How long hosts wait for each other."""

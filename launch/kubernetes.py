@@ -12,8 +12,8 @@ from typing import Any, Literal
 import yaml
 
 from harness.plan.errors import UserError
+from harness.plan.names import checked
 from harness.plan.world import World
-from launch.names import checked
 
 Kind = Literal["job", "jobset", "trainjob"]
 Tree = dict[str, Any]

@@ -1,5 +1,6 @@
 """widebatch launch RUN.yaml: the plan and the run folder in this process, training in others."""
 
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -78,5 +79,5 @@ def main(argv: Sequence[str]) -> int:
     if at is not None:
         return run(command)
     ranks = f"--gpus 0 --procs {world.size}" if world.device == "cpu" else f"--gpus {world.size}"
-    again = f"widebatch launch {folder}/run.yaml {ranks}"
+    again = f"widebatch launch {shlex.quote(f'{folder}/run.yaml')} {ranks}"
     return supervise(command, folder, planned.processes, planned.micro_batch, config.restart, again)

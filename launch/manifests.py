@@ -8,6 +8,7 @@ from pathlib import Path
 from harness.plan.config import Config
 from harness.plan.decode import load
 from harness.plan.errors import UserError
+from harness.plan.names import checked
 from harness.plan.plan import plan
 from harness.plan.world import World
 from harness.watch.table import print_plan
@@ -15,7 +16,6 @@ from launch.asking import dataset, run_folder
 from launch.folder import run_files, write
 from launch.hosts import check_worlds
 from launch.kubernetes import RUN, RUNS, SECRET_KEY, Pods, manifests
-from launch.names import checked
 
 GROUP, FILE = "kubernetes", "kubernetes.yaml"
 

@@ -3,10 +3,9 @@
 Quoting is not enough: a newline in a job name ends the `#SBATCH` line, and what follows is shell.
 """
 
-import re
 from pathlib import Path
 
-from harness.plan.errors import UserError
+from harness.plan.names import checked
 
 WORD = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
 """A name of a job, network interface, account ..."""
@@ -18,13 +17,6 @@ PATH = r"/[A-Za-z0-9._/@+=,-]{0,4000}"
 """An absolute path without blanks, quotes and the patterns of any tool."""
 HOST = r"[A-Za-z0-9]([A-Za-z0-9.-]{0,252}[A-Za-z0-9])?|\[[0-9A-Fa-f:.]{2,45}\]"
 """A host name, an IPv4 address, or an IPv6 address in brackets."""
-
-
-def checked(setting: str, value: str, allowed: str, remedy: str) -> str:
-    """`value`, if the whole of it is `allowed` (a regular expression). Raises UserError."""
-    if re.fullmatch(allowed, value, re.ASCII) is None:
-        raise UserError(setting, f"is {value!r}", remedy)
-    return value
 
 
 def checked_path(setting: str, path: Path) -> str:

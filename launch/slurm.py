@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.plan.errors import UserError
+from harness.plan.names import checked
 from harness.plan.world import World
-from launch.names import TIME, WORD, WORDS, checked, checked_path
+from launch.names import TIME, WORD, WORDS, checked_path
 
 WAIT_S = 120
 """How long the other tasks may take to end after the first has: the time to write a last checkpoint and finish W&B."""

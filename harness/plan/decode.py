@@ -17,6 +17,7 @@ from pydantic_core import ErrorDetails
 
 from harness.plan.config import EXCLUSIVE, Config, RecipeConfig
 from harness.plan.errors import UserError, did_you_mean
+from harness.plan.names import PROJECT, checked, checked_folder
 
 T = TypeVar("T")
 MAX_BYTES = 1_000_000
@@ -120,7 +121,11 @@ def decode(tree: Mapping[str, Any]) -> Config:
         tree.setdefault(name, {})
     _refuse_strangers("", tree)
     tree["recipe"] = _split_knobs(tree.get("recipe", {}))
-    return check(_adapter(), json.dumps(tree, allow_nan=True), prefix="", at=tree)
+    config = check(_adapter(), json.dumps(tree, allow_nan=True), prefix="", at=tree)
+    checked("watch.project", config.watch.project, PROJECT, "give a name of letters, digits, blanks and . _ - only")
+    if config.run.dir is not None:
+        checked_folder("run.dir", config.run.dir)
+    return config
 
 
 def check(adapter: TypeAdapter[T], text: str, prefix: str, at: Mapping[str, Any]) -> T:

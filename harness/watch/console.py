@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from shlex import quote
 from typing import assert_never, final
 
 from rich.console import Console
@@ -131,7 +132,7 @@ class Terminal:
             f"[bold]where[/bold]  step {event.step:,}, {event.samples:,} samples",
             *(f"[bold]before[/bold] step {n.step:,} \\[{n.code}] {escape(n.message)}" for n in bad[-3:]),
             "[bold]done[/bold]   a step that is not finite moves no weight; the last checkpoint is as it was",
-            f"[bold]go on[/bold]  widebatch train {escape(self._folder)}/run.yaml"
+            f"[bold]go on[/bold]  widebatch train {escape(quote(f'{self._folder}/run.yaml'))}"
             + " --optim.lr LOWER" * (event.reason == "guard"),
         ]
         title = "the guard stopped the run" if event.reason == "guard" else "the run failed"
