@@ -17,12 +17,13 @@ test-all: test  ## The long ones too: every backend's checkpoints on every world
 test-cluster: .venv/.dev  ## Minutes on a real Slurm cluster and on several hosts: as root on an idle machine.
 	$(BIN)/python -m pytest -m cluster
 
-check: .venv/.dev  ## Format, lint and types.
+check: .venv/.dev  ## Format, lint, types, and known vulnerabilities where the registry answers.
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/hadolint docker/Dockerfile
 	$(BIN)/shellcheck docker/entrypoint docker/stop-ranks .ci/run
+	$(BIN)/python -m tests.audit
 
 test-container: .venv/.dev  ## The image, built with buildah and run with podman: as root on Debian, see tests/container.py.
 	$(BIN)/python -m tests.container
