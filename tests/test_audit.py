@@ -7,7 +7,6 @@ from packaging.specifiers import SpecifierSet
 
 from tests.audit import bounds, judge
 
-
 RAISE = "raise its pin in constraints.txt, and its bound in pyproject.toml"
 
 
