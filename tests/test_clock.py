@@ -9,7 +9,7 @@ import pytest
 
 from harness.engine.state import State
 from harness.resuming import aged, anew
-from harness.stats.clock import Age
+from harness.stats.clock import Age, Clock
 from harness.stats.past import starts
 
 
@@ -46,3 +46,15 @@ def test_every_start_that_the_journal_tells_of_counts(tmp_path: Path) -> None:
     state = anew(written(tmp_path, start, window, start))
     assert (state.restarts, state.lost_s, state.trained_s) == (6, 4.0, 0.0)
     assert aged(state)[0].seconds == pytest.approx(100, abs=5)
+
+
+def test_training_time_stands_still_in_a_pause_and_never_goes_back() -> None:
+    clock = Clock()
+    before = clock.train_s
+    with clock.pause("checkpoint"):
+        first = clock.train_s
+        while clock.wall_s < first + 0.02:
+            pass
+        assert clock.train_s == first >= before
+    assert clock.train_s >= first
+    assert clock.pauses["checkpoint"] >= 0.02

@@ -17,6 +17,8 @@ from tests.faults.clock import set_clock
 from tests.faults.launching import Launch, run_file, wait_for
 from tests.faults.ledger import lost_or_repeated, trained
 
+CANARY = "5ec4e7" * 6 + "abcd"
+"""A key of W&B that must not be seen anywhere."""
 BUSY = r"it is busy for (\S+) ms a step, the others for (\S+) ms"
 SITE = ROOT / "tests" / "faults" / "site"
 LONG: dict[str, Any] = {"epochs": 10_000}
@@ -125,7 +127,10 @@ def test_a_killed_launching_process_costs_a_restart_and_no_step(tmp_path: Path, 
 
 def test_a_kill_before_any_checkpoint_is_a_restart_and_a_slow_rank_is_named(tmp_path: Path, whole: dict[int, float]) -> None:
     slow = {"slow_rank": 1, "slow_ms": 40, "faults": "kill@9:1"}
-    with launching(run_file(tmp_path, epochs=3, checkpoint={"every_samples": 800}, recipe=slow)) as launch:
+    path = run_file(tmp_path, epochs=3, checkpoint={"every_samples": 800}, recipe=slow, watch={"wandb": "offline"})
+    with launching(path, env={"WANDB_API_KEY": CANARY}) as launch:
+        launch.at_step(2)
+        argv = launch.argv()
         assert launch.wait() == 0, launch.text()
         windows, starts = launch.journal("window"), launch.journal("start")
         told = [n["message"] for n in launch.journal("notice") if n["code"] == "straggler"]
@@ -134,6 +139,10 @@ def test_a_kill_before_any_checkpoint_is_a_restart_and_a_slow_rank_is_named(tmp_
     assert windows[-1]["reliability/lost_s"] > 0
     assert 0 < windows[-1]["reliability/goodput_pct"] <= 100
     assert {step: loss for step, loss in whole.items() if step <= 24} == launch.losses()
+    assert b"accelerate" in argv, "the processes were there"
+    assert CANARY.encode() not in argv
+    assert [f for f in tmp_path.rglob("*.wandb") if f.stat().st_size]
+    assert not [f for f in tmp_path.rglob("*") if f.is_file() and CANARY.encode() in f.read_bytes()], "a secret in a file"
     assert told
     for text in told:
         found = re.fullmatch(rf"rank 1 holds the others up: {BUSY}; that is (\d+) % of the time, for 3 windows", text)

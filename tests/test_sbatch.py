@@ -103,6 +103,7 @@ def test_a_dry_run_prints_every_plan_and_the_script_and_writes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_API_KEY", "a-key-of-mine")
     argv = ["launch", str(ROOT / "configs" / "digits.yaml"), "--slurm", "--gpus", "16", "--nodes", "2", "--dry-run"]
     assert main([*argv, "--array", "optim.lr=0.02,0.04", "--run.dir", "here"]) == 0
     out = capsys.readouterr().out
@@ -110,6 +111,7 @@ def test_a_dry_run_prints_every_plan_and_the_script_and_writes_nothing(
     assert f"run={tmp_path}/here/$SLURM_ARRAY_TASK_ID" in out
     assert "run 1: optim.lr 0.04" in out
     assert f"# {tmp_path}/here/1/run.yaml" in out
+    assert "a-key-of-mine" not in out
     assert not list(tmp_path.iterdir())
 
 

@@ -13,6 +13,7 @@ class Clock:
     def __init__(self) -> None:
         self._begin = time.monotonic()
         self._mark = 0.0
+        self._paused_s: float | None = None
         self.pauses: dict[str, float] = {}
 
     @property
@@ -22,8 +23,9 @@ class Clock:
 
     @property
     def train_s(self) -> float:
-        """Seconds since the clock was made, less all pauses."""
-        return self.wall_s - sum(self.pauses.values())
+        """Seconds since the clock was made, less all pauses. It stands still in a pause."""
+        now_s = self.wall_s if self._paused_s is None else self._paused_s
+        return now_s - sum(self.pauses.values())
 
     def lap(self) -> float:
         """Training seconds since the last lap."""
@@ -39,12 +41,13 @@ class Clock:
 
     @contextmanager
     def pause(self, name: str) -> Iterator[None]:
-        """Time inside is not training time, but `name`'s."""
-        begin = time.monotonic()
+        """Time inside is not training time, but `name`'s. Pauses do not nest."""
+        begin = self._paused_s = self.wall_s
         try:
             yield
         finally:
-            self.pauses[name] = self.pauses.get(name, 0.0) + time.monotonic() - begin
+            self._paused_s = None
+            self.pauses[name] = self.pauses.get(name, 0.0) + self.wall_s - begin
 
 
 @final

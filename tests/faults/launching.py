@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,14 @@ class Launch:
                         found.append(int(entry.name))
                 except OSError:
                     continue
+        return found
+
+    def argv(self) -> bytes:
+        """The command lines of all its processes."""
+        found = b""
+        for pid in [self.process.pid, *self.left()]:
+            with suppress(OSError):  # gone meanwhile
+                found += Path(f"/proc/{pid}/cmdline").read_bytes()
         return found
 
     def end(self) -> None:
