@@ -11,8 +11,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
 
-import yaml
-
 from harness.engine.process import agree, join, leave, out_of_memory, set_limit, use_cpu
 from harness.engine.shared import check_shared
 from harness.parts.recipe import load_recipe
@@ -23,6 +21,7 @@ from harness.plan.errors import UserError
 from harness.plan.lengths import needs_dataset
 from harness.plan.names import new_folder
 from harness.plan.plan import Plan, plan
+from harness.plan.text import to_yaml
 from harness.plan.world import Place, World, place
 from harness.plan.zero import deepspeed_json
 from harness.stats.events import Ended, Event, Noticed, Started, Windowed
@@ -205,7 +204,7 @@ def _watchers(
     tree["run"] |= {"dir": str(folder.resolve()), "stop_after_steps": None}
     if config.checkpoint.dir and "://" not in config.checkpoint.dir:
         tree["checkpoint"]["dir"] = str(Path(config.checkpoint.dir).resolve())
-    (folder / "run.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+    (folder / "run.yaml").write_text(to_yaml(tree))
     (folder / "plan.json").write_text(json.dumps(planned.to_json(), indent=1))
     if planned.backend.startswith("zero"):
         (folder / "deepspeed.json").write_text(json.dumps(deepspeed_json(planned, config.backend), indent=1))

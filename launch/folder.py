@@ -5,18 +5,17 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-import yaml
-
 from harness.plan.config import Config
 from harness.plan.decode import encode
 from harness.plan.plan import Plan
+from harness.plan.text import to_yaml
 from harness.plan.zero import deepspeed_json
 
 
 def run_files(config: Config, plan: Plan) -> dict[str, str]:
     """The run and its plan as files: name -> text."""
     files = {
-        "run.yaml": yaml.safe_dump(encode(config), sort_keys=False),
+        "run.yaml": to_yaml(encode(config)),
         "plan.json": json.dumps(plan.to_json(), indent=1),
     }
     if plan.backend.startswith("zero"):

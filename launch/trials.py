@@ -8,11 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from harness.plan.config import Config
 from harness.plan.decode import decode, encode, load, read_yaml
 from harness.plan.errors import UserError
+from harness.plan.text import to_yaml
 from harness.plan.world import World
 from harness.stats.outcome import Outcome, outcome
 from launch.command import Command
@@ -73,7 +72,7 @@ def write(trials: Sequence[Trial]) -> None:
                 raise UserError("--out", at, "give another folder, or remove that one")
         else:
             one.folder.mkdir(parents=True, exist_ok=True)
-            path.write_text(yaml.safe_dump(tree, sort_keys=False))
+            path.write_text(to_yaml(tree))
 
 
 def _differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -139,4 +138,4 @@ def one_device() -> World:
 def run_file(config: Config, why: str) -> str:
     """A run file to use, with the reason on top and no run folder in it."""
     tree = encode(replace(config, run=replace(config.run, dir=None)))
-    return f"# {why}\n" + yaml.safe_dump(tree, sort_keys=False)
+    return f"# {why}\n" + to_yaml(tree)

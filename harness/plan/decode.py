@@ -18,10 +18,10 @@ from pydantic_core import ErrorDetails
 from harness.plan.config import EXCLUSIVE, Config, RecipeConfig
 from harness.plan.errors import UserError, did_you_mean
 from harness.plan.names import PROJECT, checked, checked_folder
+from harness.plan.text import FLOAT
 
 T = TypeVar("T")
 MAX_BYTES = 1_000_000
-_FLOAT = re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+")
 
 
 class _Loader(yaml.SafeLoader):
@@ -52,7 +52,7 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("true|True|TRUE|false|False|FALSE"), list("tTfF"))
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+.0123456789"))
 
 
 _WANTED = {
