@@ -25,21 +25,21 @@ def main(argv: Sequence[str]) -> int:
     add_settings(parser)
     try:
         os.environ.update(variables(os.environ))
-        rank = place(os.environ).rank
+        here = place(os.environ)
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
         return USER
-    with present(os.environ, rank, started="RANK" in os.environ) as presence:
+    with present(os.environ, here, started="RANK" in os.environ) as presence:
         try:
             args, settings = parse(parser, argv)
             if args.ranks:
-                check_world(place(os.environ), args.ranks)
+                check_world(here, args.ranks)
             config = load(args.run, settings)
             from harness.worker import work
 
             return work(config, args.run.stem, os.environ, presence, show_plan=not args.no_plan)
         except UserError as e:
-            where = f"rank {rank}: " if rank else ""
+            where = f"rank {here.rank}: " if here.rank else ""
             presence.pulse.ended(USER, f"{where}{e}")
             if presence.launched is None:
                 print(f"error: {where}{e}", file=sys.stderr)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from harness.plan.decode import load
 from harness.plan.errors import UserError
+from harness.plan.world import ALONE
 from harness.survive.exits import EXIT, USER
 from harness.survive.presence import present
 from harness.worker import work
@@ -16,7 +17,7 @@ def main(argv: Sequence[str]) -> int:
     """Run them all; a run that the guard stopped does not end the series, any other end but a complete one does."""
     for path in map(Path, argv):
         try:
-            with present(os.environ, 0, started=False) as presence:
+            with present(os.environ, ALONE, started=False) as presence:
                 status = work(load(path), path.stem, os.environ, presence, show_plan=False)
         except UserError as e:
             print(f"error: {e}", file=sys.stderr)

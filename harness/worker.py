@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from harness.engine.process import agree, join, leave, out_of_memory, set_limit, use_cpu
+from harness.engine.rendezvous import StoppedError
 from harness.engine.shared import check_shared
 from harness.parts.recipe import load_recipe
 from harness.plan.code import load_attribute
@@ -28,7 +29,7 @@ from harness.stats.events import Ended, Event, Noticed, Started, Windowed
 from harness.survive.exits import EXIT, FAILED, MEMORY, STOPPED
 from harness.survive.judge import Look, first_failure
 from harness.survive.launched import Launched
-from harness.survive.lock import FolderLock
+from harness.survive.lock import PATIENCE_S, FolderLock
 from harness.survive.presence import Presence, process_state
 from harness.survive.pulse import read
 from harness.train import train
@@ -37,7 +38,7 @@ Watcher = Callable[[Event], None]
 NEWS_S = 1.0
 """How long the news may take that another rank failed before this one."""
 SPARE_S = 30.0
-"""Under our launcher a collective may take so much longer than a rank may hang: the launcher sees more, and speaks first."""
+"""Under a launcher of ours that sees all ranks a collective may take so much longer than a rank may hang: it speaks first."""
 
 
 def work(
@@ -60,9 +61,13 @@ def work(
     dataset = len(load_recipe(config.recipe).data("train")) if needs_dataset(config) and not config.recipe.samples else None
     planned = plan(config, world, dataset)
     custom = [load_attribute("watch.use", named) for named in config.watch.use]
-    hang_s = config.restart.hang_s + (SPARE_S if presence.launched else 0.0)
+    hang_s = config.restart.hang_s + (SPARE_S if presence.launched and not presence.launched.several else 0.0)
     presence.pulse.on_warm = lambda warm: set_limit(hang_s if warm else config.restart.start_s)
-    join(cpu, config.restart.start_s)
+    try:
+        join(cpu, config.restart.start_s, presence.stop)
+    except StoppedError:
+        presence.pulse.ended(STOPPED)
+        return STOPPED
     with ExitStack() as stack:
         stack.callback(leave)
         folder = Path(agree(config.run.dir or new_folder(name, datetime.now())))
@@ -86,7 +91,7 @@ def work(
         except BaseException as e:
             if presence.launched is None:
                 raise
-            return _left_behind(e, here.rank, presence.launched)
+            return _left_behind(e, presence.launched.own(here), presence.launched)
         status = EXIT[ended.reason]
         if status == STOPPED and here.rank == 0:
             print(f"to go on: widebatch train {shlex.quote(str(folder / 'run.yaml'))}")
@@ -101,7 +106,8 @@ def _sit(lock: FolderLock, presence: Presence) -> None:
     """Take the run folder. Raises UserError."""
     if presence.launched is None:
         lock.take("launcher", "a run")
-    lock.take("trainer")
+    several = presence.launched is not None and presence.launched.several  # the one before may end on another host just now
+    lock.take("trainer", patience_s=PATIENCE_S if several else 0.0)
 
 
 def _take(lock: FolderLock, folder: Path, rank: int, presence: Presence) -> None:
@@ -162,7 +168,7 @@ def _told(events: Iterator[Event], here: Place, planned: Plan, presence: Presenc
 
 def _culprit(text: str, here: Place, presence: Presence) -> str:
     """Who failed first, in words: this rank, or the one whose loss it noticed."""
-    if presence.launched is not None:
+    if presence.launched is not None and not presence.launched.several:
         deadline, fault = time.monotonic() + NEWS_S, None
         while time.monotonic() < deadline and (fault is None or fault.rank == here.rank):
             beats = [(rank, read(presence.launched.pulse(rank))) for rank in range(here.size)]

@@ -4,6 +4,7 @@ Hosts may come and go between the fewest and the most that `--nodes` allows: the
 """
 
 import argparse
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -92,6 +93,11 @@ def hosts_command(python: str, folder: Path, world: World, at: Meeting, *, asked
         if asked:
             environ["NCCL_SOCKET_IFNAME"] = at.interface
     return Command(argv, environ | ({"ACCELERATE_USE_CPU": "true"} if world.device == "cpu" else {}))
+
+
+def host_logs(folder: Path) -> Path:
+    """Where this host's ranks, of the run in `folder`, write their logs; and where its launcher is locked."""
+    return folder / "logs" / os.uname().nodename
 
 
 def smaller_worlds(world: World, fewest: int) -> Iterator[World]:

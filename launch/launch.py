@@ -11,11 +11,11 @@ from harness.plan.plan import plan
 from harness.survive.lock import PATIENCE_S, FolderLock
 from harness.watch.table import print_plan
 from launch.asking import AGAINST, add_world, asked_world, check_here, dataset, run_folder, run_parser
+from launch.attend import attend
 from launch.command import accelerate_file, worker_command
 from launch.evidence import add_from, measured_flags
 from launch.folder import run_files, write
-from launch.hosts import add_hosts, check_worlds, hosts_command, meeting
-from launch.local import run
+from launch.hosts import add_hosts, check_worlds, host_logs, hosts_command, meeting
 from launch.manifests import add_k8s, check_k8s, write_manifests
 from launch.submit import add_slurm, check_slurm, submit
 from launch.supervise import supervise
@@ -58,11 +58,12 @@ def main(argv: Sequence[str]) -> int:
     planned = plan(config, world, size)
     folder = run_folder(config, args.run)
     config = replace(config, run=replace(config.run, dir=str(folder)))
-    if not args.dry_run and at is None:
-        lock = FolderLock(folder)
+    if not args.dry_run:
+        lock = FolderLock(folder if at is None else host_logs(folder))
         lock.take("launcher", "widebatch launch")
-        lock.take("trainer", patience_s=PATIENCE_S)
-        lock.give("trainer")  # to rank 0, when it is there
+        if at is None:
+            lock.take("trainer", patience_s=PATIENCE_S)
+            lock.give("trainer")  # to rank 0, when it is there
     files = run_files(config, planned)
     if at is None:
         files["accelerate.yaml"] = accelerate_file(planned, world)
@@ -77,7 +78,7 @@ def main(argv: Sequence[str]) -> int:
     if args.dry_run:
         return 0
     if at is not None:
-        return run(command)
+        return attend(command, folder, world.size // world.nodes, config.restart)
     ranks = f"--gpus 0 --procs {world.size}" if world.device == "cpu" else f"--gpus {world.size}"
     again = f"widebatch launch {shlex.quote(f'{folder}/run.yaml')} {ranks}"
     return supervise(command, folder, planned.processes, planned.micro_batch, config.restart, again)

@@ -109,6 +109,10 @@ class Child:
         """The same, when it has ended."""
         return self._process.wait()
 
+    def signal(self, number: int) -> None:
+        """Send it a signal, if it is still there."""
+        self._process.send_signal(number)
+
 
 def start(command: Command, environ: Mapping[str, str], log: Path) -> Child:
     """Start a command in a session of its own, its own words appended to `log`.

@@ -27,7 +27,8 @@ LAST_WORDS_S = 5.0
 """How long the other ranks of one that failed may take to say so in journal and W&B."""
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 SECOND_S = 0.5
-_STATUS = {"user": USER, "guard": GUARD, "memory": MEMORY}
+STATUS = {"user": USER, "guard": GUARD, "memory": MEMORY}
+"""Of what another start would not better."""
 
 
 @final
@@ -67,7 +68,7 @@ def supervise(command: Command, folder: Path, ranks: int, micro: int, restart: R
     """Run `command` to the end of the run in `folder`; the exit status. `again` is how a person would start it once more."""
     logs = folder / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    restarts, cause = Restarts(restart.budget, micro, checkpoint=_newest(folder)), ""
+    restarts, cause = Restarts(restart.budget, micro, checkpoint=newest(folder)), ""
     with Output(logs / "rank-0.log") as output, Stop() as stop:
         while True:
             told = Launched(os.getpid(), str(logs), output.path, cause)
@@ -75,11 +76,11 @@ def supervise(command: Command, folder: Path, ranks: int, micro: int, restart: R
             end = _attempt(replace(command, argv=argv), told, ranks, restart, output, stop)
             if isinstance(end, int):
                 return end
-            after = restarts.after(end, _newest(folder))
+            after = restarts.after(end, newest(folder))
             if isinstance(after, str) or stop.asked:
                 return _give_up(end, "a stop was asked for" if stop.asked else str(after), told, again)
             restarts, cause = after, after.words(end)
-            print(f"{_error(end, told)}note: {cause}", file=sys.stderr, flush=True)
+            print(f"{words_of(end, told)}note: {cause}", file=sys.stderr, flush=True)
 
 
 def _attempt(command: Command, told: Launched, ranks: int, restart: RestartConfig, output: Output, stop: Stop) -> int | Fault:
@@ -93,7 +94,7 @@ def _attempt(command: Command, told: Launched, ranks: int, restart: RestartConfi
         end = _watch(child, told, ranks, restart, output, stop)
     finally:
         well = isinstance(end, int) and not stop.twice
-        _sweep(child, output, LAST_WORDS_S if well else 0.0)
+        sweep(child, output, LAST_WORDS_S if well else 0.0)
     return end
 
 
@@ -136,7 +137,7 @@ def _last_words(told: Launched, ranks: int, output: Output) -> None:
         output.pump(LOOK_S)
 
 
-def _sweep(child: Child, output: Output, patience_s: float) -> None:
+def sweep(child: Child, output: Output, patience_s: float) -> None:
     """End every process of an attempt; they may take so long to leave by themselves."""
     deadline = time.monotonic() + patience_s
     while left := members(os.getpid()):
@@ -150,12 +151,12 @@ def _sweep(child: Child, output: Output, patience_s: float) -> None:
         continue
 
 
-def _newest(folder: Path) -> str:
+def newest(folder: Path) -> str:
     """The name of the newest committed checkpoint; names sort by age."""
     return max((path.name for path in (folder / "checkpoints").glob("samples-*")), default="")
 
 
-def _error(end: Fault, told: Launched) -> str:
+def words_of(end: Fault, told: Launched) -> str:
     """The traceback of the rank that failed first, where it left one."""
     path = None if end.rank is None or end.kind == "memory" else told.error(end.rank)
     return path.read_text() if path is not None and path.exists() else ""
@@ -166,6 +167,6 @@ def _give_up(end: Fault, why: str, told: Launched, again: str) -> int:
     if end.kind == "user":
         print(f"error: {end.text}", file=sys.stderr)
     elif end.kind != "guard":  # which rank 0 has explained
-        text = f"{_error(end, told)}error: {end}; not started again: {why}\nlogs of all ranks: {told.logs}\nto go on: {again}"
+        text = f"{words_of(end, told)}error: {end}; not started again: {why}\nlogs of all ranks: {told.logs}\nto go on: {again}"
         print(text, file=sys.stderr)
-    return _STATUS.get(end.kind, FAILED)
+    return STATUS.get(end.kind, FAILED)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from harness.plan.decode import load
 from harness.plan.errors import UserError
 from harness.plan.flags import add_settings, parse
+from harness.plan.world import ALONE
 from harness.survive.presence import present
 from launch.asking import AGAINST, run_parser
 from launch.evidence import add_from, measured_flags
@@ -30,5 +31,5 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("--simulate-world", f"is {args.simulate_world}", "give at least 1")
     from harness.worker import work
 
-    with present(os.environ, 0, started=False) as presence:
+    with present(os.environ, ALONE, started=False) as presence:
         return work(config, args.run.stem, os.environ, presence, simulate=args.simulate_world)

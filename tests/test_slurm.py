@@ -67,7 +67,7 @@ def test_a_job_on_several_nodes_trains_as_one_process_does(cluster: Cluster, tmp
 
 
 WORKER = """#!/bin/sh
-trap 'exit 75' USR1
+trap 'exit 75' USR1 HUP
 echo $SLURM_PROCID $SLURM_RESTART_COUNT >> {folder}/started
 [ -e {folder}/over ] && exit 0
 if [ -e {folder}/status ]; then exit $(cat {folder}/status); fi

@@ -2,6 +2,7 @@
 
 import gc
 import os
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -23,15 +24,16 @@ def use_cpu(wished: bool) -> bool:
     return wished or not torch.cuda.is_available()
 
 
-def join(cpu: bool, limit_s: float = LIMIT_S) -> None:
+def join(cpu: bool, limit_s: float = LIMIT_S, stop: Callable[[], bool] = lambda: False) -> None:
     """Join the process group that the launcher's environment describes, over gloo or NCCL; alone, do nothing. Raises UserError.
 
-    A collective that takes longer than `limit_s` seconds is an error, and not a wait for ever.
+    A collective that takes longer than `limit_s` seconds is an error, and not a wait for ever. Raises StoppedError where a
+    `stop` was asked for before all ranks were there.
     """
     named = interface(os.environ, cpu=cpu)
     if named is not None:
         os.environ[VARIABLE] = named
-    meet("gloo" if cpu else "nccl", limit_s)
+    meet("gloo" if cpu else "nccl", limit_s, stop)
     PartialState(cpu=cpu, timeout=timedelta(seconds=limit_s))
 
 

@@ -5,8 +5,10 @@ torch's own listens on every interface, and whoever reaches it may write to it.
 
 import os
 import socket
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from datetime import timedelta
+from typing import final
 
 import torch.distributed as dist
 
@@ -14,22 +16,85 @@ from harness.plan.world import place
 
 _WAITING = 4096
 """Ranks that may knock at once."""
+_COUNT = "ranks that are here"
+_LOOK_S = (0.02, 1.0)
+"""Pause between two looks for the others: at first, and at most."""
 
 
-def meet(backend: str, limit_s: float, environ: Mapping[str, str] = os.environ) -> None:
+@final
+class StoppedError(Exception):
+    """A stop was asked for before the ranks had come together."""
+
+
+def _never() -> bool:
+    return False
+
+
+def meet(backend: str, limit_s: float, stop: Callable[[], bool] = _never, environ: Mapping[str, str] = os.environ) -> None:
     """Make the default process group over such a store, by RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
 
-    Does nothing for one rank, nor where torchrun's agents keep the store (TORCHELASTIC_USE_AGENT_STORE). Raises DistStoreError
-    where rank 0 is not there in time.
+    Does nothing for one rank, nor where torchrun's agents keep the store (TORCHELASTIC_USE_AGENT_STORE). The wait is in Python:
+    in torch's no signal is heard, and a rank whose peers do not come would have to be killed. Raises DistStoreError where the
+    others are not there in time, StoppedError where `stop` said so meanwhile.
     """
     here = place(environ)
     if here.size == 1 or environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" or dist.is_initialized():
         return
     host, port, limit = environ["MASTER_ADDR"], int(environ["MASTER_PORT"]), timedelta(seconds=limit_s)
+    patience = _Patience(time.monotonic() + limit_s, stop)
     listening = _listen(host, port) if here.rank == 0 else None
+    if here.rank:
+        while not _open(host, port):
+            patience.wait(f"no answer from rank 0 at {host}:{port}")
     fd = None if listening is None else listening.detach()
-    store = dist.TCPStore(host, port, here.size, here.rank == 0, limit, master_listen_fd=fd)  # type: ignore[attr-defined]
+    store = dist.TCPStore(  # type: ignore[attr-defined]
+        host, port, here.size, here.rank == 0, limit, wait_for_workers=False, master_listen_fd=fd
+    )
+    _gather(store.add, here.size, patience)
     dist.init_process_group(backend, store=store, rank=here.rank, world_size=here.size, timeout=limit)
+
+
+@final
+class _Patience:
+    """Waits, a little longer each time, until a deadline or a stop."""
+
+    def __init__(self, deadline_s: float, stop: Callable[[], bool]) -> None:
+        self._deadline_s, self._stop, self._pause_s = deadline_s, stop, _LOOK_S[0]
+
+    def over(self) -> bool:
+        """Whether a stop was asked for."""
+        return self._stop()
+
+    def wait(self, missing: str) -> None:
+        """Raises StoppedError, and DistStoreError, which says what is `missing`."""
+        if self._stop():
+            raise StoppedError
+        if time.monotonic() > self._deadline_s:
+            raise dist.DistStoreError(f"timed out: {missing}")
+        time.sleep(self._pause_s)
+        self._pause_s = min(1.5 * self._pause_s, _LOOK_S[1])
+
+
+def _gather(add: Callable[[str, int], int], size: int, patience: _Patience) -> None:
+    """Until all are there. Who leaves takes back its word, unless it was the last one that the others waited for."""
+    here = add(_COUNT, 1)
+    while here < size:
+        if patience.over():
+            if add(_COUNT, -1) < size - 1:
+                raise StoppedError
+            add(_COUNT, 1)
+            return
+        patience.wait(f"{here} of {size} ranks are there")
+        here = add(_COUNT, 0)
+
+
+def _open(host: str, port: int) -> bool:
+    """Whether somebody listens there."""
+    try:
+        socket.create_connection((host, port), 1.0).close()
+    except OSError:
+        return False
+    return True
 
 
 def _listen(host: str, port: int) -> socket.socket | None:

@@ -52,10 +52,14 @@ class Place:
     nodes: int
 
 
+ALONE = Place(0, 0, 1, 1)
+"""Of a process that nobody started."""
+
+
 def place(environ: Mapping[str, str]) -> Place:
     """This process's place, by the variables of torchrun, accelerate launch or deepspeed. One that nobody started is alone."""
     if "RANK" not in environ:
-        return Place(0, 0, 1, 1)
+        return ALONE
     size = int(environ.get("WORLD_SIZE", "1"))
     local = int(environ.get("LOCAL_WORLD_SIZE") or environ.get("LOCAL_SIZE") or size)
     return Place(int(environ["RANK"]), int(environ.get("LOCAL_RANK", "0")), size, max(size // local, 1))

@@ -12,7 +12,7 @@ SILENT_S = 3.0
 """A beat this old is that of a process that does not run: stopped, or starved."""
 _LOST_PEER = re.compile(r"connection (closed|reset|refused)|broken pipe|peer|timed out|socket|NCCL|remote process", re.IGNORECASE)
 
-Kind = Literal["failed", "memory", "killed", "hung", "user", "guard", "agent"]
+Kind = Literal["failed", "lost", "memory", "killed", "hung", "user", "guard", "agent"]
 _KINDS: dict[int, Kind] = {FAILED: "failed", USER: "user", GUARD: "guard", MEMORY: "memory"}
 _ENDED_WELL = (0, STOPPED)
 
@@ -29,7 +29,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Fault:
-    """What went wrong, with which rank (None: not one alone), at which optimizer step."""
+    """What went wrong, with which rank (None: not one alone), at which optimizer step. `lost`: a rank that lost another one."""
 
     kind: Kind
     rank: int | None
@@ -55,7 +55,7 @@ def first_failure(looks: Sequence[Look]) -> Fault | None:
             kind = _KINDS.get(beat.status, "failed")
             words = beat.text if kind in ("user", "guard", "memory") else f"failed: {beat.text}"
             late = kind == "failed" and bool(_LOST_PEER.search(beat.text))
-            found.append((late, beat.ended_s, Fault(kind, look.rank, beat.step, words)))
+            found.append((late, beat.ended_s, Fault("lost" if late else kind, look.rank, beat.step, words)))
     return min(found, key=lambda f: f[:2])[2] if found else None
 
 

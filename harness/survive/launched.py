@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import final
 
+from harness.plan.world import Place
+
 VARIABLE = "WIDEBATCH_LAUNCHED"
 
 
@@ -14,13 +16,19 @@ VARIABLE = "WIDEBATCH_LAUNCHED"
 class Launched:
     """By which process, with which folder for logs and pulses, and where rank 0's output goes (a FIFO or a terminal).
 
-    `cause` says why the ranks were started again; empty at the first start.
+    `cause` says why the ranks were started again; empty at the first start. `several`: this is one of several launchers, each of
+    which knows the ranks of its own host, by their rank on it.
     """
 
     launcher: int
     logs: str
     output: str
     cause: str = ""
+    several: bool = False
+
+    def own(self, here: Place) -> int:
+        """The rank by which this launcher knows a process."""
+        return here.local_rank if self.several else here.rank
 
     def environ(self) -> dict[str, str]:
         """The variable that says it."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import final
 
+from harness.plan.world import Place
 from harness.survive.launched import Launched, launched
 from harness.survive.output import redirect
 from harness.survive.pulse import Pulse
@@ -31,15 +32,15 @@ class Presence:
 
 
 @contextmanager
-def present(environ: Mapping[str, str], rank: int, *, started: bool) -> Iterator[Presence]:
-    """Be present as `rank`. `started`: a launcher of any kind is the parent, and this process ends when it is gone."""
+def present(environ: Mapping[str, str], here: Place, *, started: bool) -> Iterator[Presence]:
+    """Be present as the rank that stands `here`. `started`: a launcher of any kind is the parent; this process ends with it."""
     told = launched(environ)
     if told is not None:
-        redirect(told, rank)
+        redirect(told, told.own(here))
     pulse = Pulse()
     with StopFlag() as stop:
         if told is not None:  # only now may signals come: the pulse tells the launcher where to
-            pulse = Pulse(told.pulse(rank))
+            pulse = Pulse(told.pulse(told.own(here)))
             stop.tell(pulse)
         if started or told is not None:  # accelerate launch gives one process alone no rank
             watch = threading.Thread(target=_watch, args=(pulse, told, os.getppid()), name="presence", daemon=True)

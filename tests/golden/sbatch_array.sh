@@ -18,20 +18,34 @@
 export OMP_NUM_THREADS="${SLURM_CPUS_PER_TASK:-1}"
 export GLOO_SOCKET_IFNAME=ib0 NCCL_SOCKET_IFNAME=ib0
 run=/data/runs/digits/$SLURM_ARRAY_TASK_ID
-# Slurm tells this script when time is short. It tells the ranks, which save and end, and queues the job again.
-trap 'again=yes; scancel --signal=USR1 "$SLURM_JOB_ID"' USR1
+# Slurm tells this script when time is short. It tells the ranks, until they have saved, and queues the job again.
+again=no
+trap 'again=yes' USR1
 
 for attempt in 0 1; do
     srun --kill-on-bad-exit=0 --wait=120 --cpus-per-task=12 \
         /opt/env/bin/python -m harness "$run/run.yaml" --no-plan --ranks 16 &
-    ranks=$!
+    ranks=$! told=0
+    while kill -0 $ranks 2>/dev/null; do
+        if [ "$again" = no ]; then wait $ranks; continue; fi
+        case $((told++)) in
+        0) scancel --signal=USR1 "$SLURM_JOB_ID" ;;
+        *0) scancel --signal=HUP "$SLURM_JOB_ID" ;;  # a rank that was not up yet has not heard; this one may come twice
+        esac
+        sleep 1
+    done
     wait $ranks; status=$?
-    while kill -0 $ranks 2>/dev/null; do wait $ranks; status=$?; done  # the trap has interrupted the wait
     case $status in
     0 | 2 | 3 | 4) exit $status ;;  # complete, a mistake of the user, the guard, out of memory: not again
     esac
     if [ "$again" = yes ]; then
-        [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ] && scontrol requeue "$SLURM_JOB_ID"
+        for _ in 1 2 3 4 5; do  # the controller may be busy
+            case "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" in
+            RUNNING) scontrol requeue "$SLURM_JOB_ID" && exit $status ;;
+            ?*) exit $status ;;  # cancelled meanwhile
+            esac
+            sleep 2
+        done
         exit $status
     fi
     [ $status = 75 ] && exit $status  # stopped on request, with a checkpoint

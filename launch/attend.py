@@ -1,0 +1,159 @@
+"""This host's part of a run on several: its ranks are watched and stopped on request, and torchrun starts them again.
+
+Each host has such a watch of its own, and knows the ranks of that host alone. What ends a rank ends the others', for they lose it;
+so a fault is answered once, where it arose: with restarts while they help, else by leaving.
+"""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import final
+
+from harness.plan.config import RestartConfig
+from harness.survive.exits import FAILED, STOPPED
+from harness.survive.judge import Fault, Look, first_failure, furthest, hung
+from harness.survive.launched import Launched
+from launch.command import Command
+from launch.hosts import host_logs
+from launch.local import Child, start
+from launch.processes import kill, look
+from launch.restarts import Restarts
+from launch.supervise import LAST_WORDS_S, LOOK_S, STATUS, Stop, newest, sweep, words_of
+from launch.terminal import Output
+
+NEWS_S = 1.0
+"""How long this host's other ranks may take to say how they ended, before one of them is named as the first."""
+SPARE_S = 30.0
+"""A collective that takes too long ends by itself, with an error. A rank that still stands so much later is in none."""
+END_S = 300.0
+"""How long ranks and torchrun may take to leave after a stop."""
+
+
+def attend(command: Command, folder: Path, ranks: int, restart: RestartConfig) -> int:
+    """Run `command`, a torchrun with `ranks` ranks on this host, to the end of its part of the run in `folder`; the exit status."""
+    logs = host_logs(folder)
+    with Output(logs / "rank-0.log") as output, Stop() as stop:
+        told = Launched(os.getpid(), str(logs), output.path, several=True)
+        for rank in range(ranks):
+            told.pulse(rank).unlink(missing_ok=True)
+            told.error(rank).unlink(missing_ok=True)
+        child = start(command, told.environ(), logs / "launcher.log")
+        restarts = Restarts(restart.budget, micro=1, checkpoint=newest(folder))
+        watch = Watch(child, told, ranks, folder, restart, restarts, output)
+        try:
+            return watch.run(stop)
+        finally:
+            sweep(child, output, 0.0 if stop.twice else LAST_WORDS_S)
+
+
+@final
+@dataclass
+class Watch:
+    """The ranks of this host under one torchrun. `answered`: the processes whose end has been answered."""
+
+    child: Child
+    told: Launched
+    ranks: int
+    folder: Path
+    restart: RestartConfig
+    restarts: Restarts
+    output: Output
+    answered: set[int] = field(default_factory=set)
+    left: bool = False
+
+    def run(self, stop: Stop) -> int:
+        """Watch to the end of this host's part; the exit status."""
+        while True:
+            self.output.pump(LOOK_S)
+            gone = self.child.poll()  # before the look: who ended meanwhile has said so by then
+            looks = look(self.told, self.ranks)
+            if stop.twice:
+                return 128 + stop.twice
+            if stop.asked:
+                self._leave()
+            if gone is not None and not any(x.alive for x in looks):
+                return self._ended(gone, looks, stop)
+            fault = None if stop.asked else self._fault(looks)
+            status = None if fault is None else self._answer(fault, looks)
+            if status is not None:
+                return status
+
+    def _fault(self, looks: Sequence[Look]) -> Fault | None:
+        """What went wrong that has not been answered. Ranks that stand still are ended, for torchrun to see: they are in no
+        collective, which would have ended by itself."""
+        fault = first_failure([x for x in looks if x.beat is not None and x.beat.pid not in self.answered])
+        if fault is not None or not any(x.beat for x in looks):
+            return fault
+        limits = self.restart.hang_s + SPARE_S, self.restart.start_s + SPARE_S
+        fault = hung(looks, time.monotonic(), 0.0, *limits)
+        for pid in _running(looks) if fault is not None else ():
+            kill(pid, signal.SIGKILL)
+        return fault
+
+    def _answer(self, fault: Fault, looks: Sequence[Look]) -> int | None:
+        """Say what happened, once; the exit status where to start again is of no use."""
+        pids = {x.beat.pid for x in looks if x.beat is not None}
+        deadline = time.monotonic() + NEWS_S
+        while fault.kind != "hung" and time.monotonic() < deadline:
+            self.output.pump(LOOK_S)
+            fault = first_failure([x for x in look(self.told, self.ranks) if x.beat is not None and x.beat.pid in pids]) or fault
+        self.answered |= pids
+        if fault.kind == "lost":
+            self._say(f"note: {_at(fault)}; the hosts meet again")
+            return None
+        after = self.restarts.after(fault, newest(self.folder))
+        if fault.kind == "memory":
+            after = "every host must be given a smaller --batch.micro"
+        if isinstance(after, str):
+            self._leave()
+            return self._give_up(fault, after)
+        self.restarts = after
+        self._say(f"{words_of(fault, self.told)}note: {_at(fault)}; restart {after.used} of {after.budget}")
+        return None
+
+    def _leave(self) -> None:
+        """Tell torchrun, once, that this host goes: it tells the ranks, which save, and then leaves the others."""
+        if not self.left:
+            self.left = True
+            self.child.signal(signal.SIGTERM)
+
+    def _ended(self, gone: int, looks: Sequence[Look], stop: Stop) -> int:
+        """The exit status, torchrun and all ranks having ended."""
+        statuses = {x.beat.status for x in looks if x.beat is not None}
+        if gone == 0 or statuses == {0}:
+            return 0
+        if statuses == {STOPPED} or (stop.asked and not statuses):
+            if not stop.asked:
+                self._say("note: stopped with a checkpoint on another host's request, and the hosts did not meet again")
+            return STOPPED
+        at = f"the process that starts the ranks ended with {gone}, see {self.told.logs}/launcher.log,"
+        return self._give_up(first_failure(looks) or Fault("agent", None, furthest(looks), at), "torchrun has given up")
+
+    def _give_up(self, fault: Fault, why: str) -> int:
+        """Say what ended this host's part, once; the exit status."""
+        deadline = time.monotonic() + END_S
+        while (self.child.poll() is None or _running(look(self.told, self.ranks))) and time.monotonic() < deadline:
+            self.output.pump(LOOK_S)
+        if fault.kind == "user":
+            self._say(f"error: {fault.text}")
+        elif fault.kind != "guard":  # which rank 0 has explained
+            again = f"logs of this host's ranks: {self.told.logs}\nto go on: the same command"
+            self._say(f"{words_of(fault, self.told)}error: {_at(fault)}; not started again: {why}\n{again}")
+        return STATUS.get(fault.kind, FAILED)
+
+    def _say(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+
+def _running(looks: Sequence[Look]) -> list[int]:
+    """The processes that have not ended."""
+    return [x.beat.pid for x in looks if x.beat is not None and x.alive and x.beat.status is None]
+
+
+def _at(fault: Fault) -> str:
+    """A fault and its host: ranks are known by their number on it."""
+    return f"on {os.uname().nodename} {'' if fault.rank is None else 'local '}{fault}"
