@@ -1,10 +1,12 @@
 """Starting processes on this machine, and what is on it. The one file that knows subprocess."""
 
 import os
+import re
 import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from types import FrameType
 from typing import final
@@ -12,14 +14,22 @@ from typing import final
 from harness.plan.errors import UserError
 from launch.command import Command
 
+_GPU = re.compile(r"[0-9]+|(GPU|MIG)-[0-9A-Fa-f/-]+")
+"""A GPU by its number or its UUID."""
 GRACE_S = 60.0
 """How long workers may go on after their launcher ended: the time to save a checkpoint."""
+
+
+def visible_gpus(visible: str) -> list[str]:
+    """The GPUs that CUDA_VISIBLE_DEVICES names, as CUDA reads it: up to the first that is none; none where one comes twice."""
+    found = list(takewhile(_GPU.fullmatch, (name.strip() for name in visible.split(","))))
+    return found if len(set(found)) == len(found) else []
 
 
 def gpu_count(visible: str | None) -> int:
     """GPUs of this machine: those CUDA_VISIBLE_DEVICES leaves (`visible`), else all that nvidia-smi lists."""
     if visible is not None:
-        return len([d for d in visible.split(",") if d.strip() and d.strip() != "-1"])
+        return len(visible_gpus(visible))
     try:
         out = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=20, check=False)  # noqa: S607
     except (FileNotFoundError, subprocess.TimeoutExpired):

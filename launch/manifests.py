@@ -1,6 +1,7 @@
 """widebatch launch --k8s: the plan, and the manifests of the run in its folder. `kubectl apply` is the user's."""
 
 import argparse
+import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -81,7 +82,7 @@ def write_manifests(args: argparse.Namespace, settings: Mapping[str, str], world
     print_plan(planned)
     if pods.secret:
         print(f"\nthe key, once: kubectl create secret generic {pods.secret} --from-env-file=FILE   ({SECRET_KEY}=... in FILE)")
-    print(f"\n$ kubectl apply -f {folder / FILE}")
+    print(f"\n$ kubectl apply -f {shlex.quote(str(folder / FILE))}")
     return 0
 
 

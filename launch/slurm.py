@@ -92,7 +92,7 @@ def sbatch_script(job: Job, world: World, folder: Path, python: str) -> str:
         "        for _ in 1 2 3 4 5; do  # the controller may be busy",
         '            case "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" in',
         '            RUNNING) scontrol requeue "$SLURM_JOB_ID" && exit $status ;;',
-        '            ?*) exit $status ;;  # cancelled meanwhile',
+        "            ?*) exit $status ;;  # cancelled meanwhile",
         "            esac",
         "            sleep 2",
         "        done",

@@ -16,7 +16,7 @@ from harness.plan.world import World
 from harness.stats.outcome import Outcome, outcome
 from launch.command import Command
 from launch.jobs import Job, run_jobs
-from launch.local import gpu_count
+from launch.local import gpu_count, visible_gpus
 
 JOURNAL, RUN_FILE = "events.jsonl", "run.yaml"
 STOPPED = 75
@@ -123,8 +123,7 @@ def places(at_once: int) -> Callable[[int], Mapping[str, str]]:
     """The environment by place: a GPU each in turn, or an equal share of the CPU's cores where the user has not said."""
     gpus = gpu_count(os.environ.get("CUDA_VISIBLE_DEVICES"))
     if gpus:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(str(n) for n in range(gpus))
-        names = [d.strip() for d in visible.split(",") if d.strip()]
+        names = visible_gpus(os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(str(n) for n in range(gpus))))
         return lambda place: {"CUDA_VISIBLE_DEVICES": names[place % len(names)]}
     threads = str(max((os.cpu_count() or 1) // at_once, 1))
     return lambda place: {} if "OMP_NUM_THREADS" in os.environ or at_once == 1 else {"OMP_NUM_THREADS": threads}

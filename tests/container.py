@@ -21,6 +21,8 @@ ROOT = Path(__file__).parent.parent
 BASE, IMAGE = "localhost/widebatch-base:bookworm", "localhost/widebatch:test"
 LEAST_TOOLS = ("buildah", "podman", "crun", "mmdebstrap", "unshare")
 SECRET = "a-key-that-must-not-be-in-the-image"  # noqa: S105  made up
+LIMITS = '[containers]\ndefault_ulimits = ["nofile=4096:4096", "nproc=4096:4096"]\n'
+"""The containers.conf of the test."""
 START_S = 600
 """How long a run in the container may take to its first window, on a busy machine."""
 FEW_STEPS = ("--run.dir", "/work/run", "--run.stop_after_steps", "20", "--watch.wandb", "off")
@@ -189,8 +191,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="widebatch-container-") as text:
         folder = Path(text)
         folder.chmod(0o755)
-        limits = '[containers]\ndefault_ulimits = ["nofile=4096:4096", "nproc=4096:4096"]\n'
-        (folder / "containers.conf").write_text(limits)
+        (folder / "containers.conf").write_text(LIMITS)
         os.environ["CONTAINERS_CONF"] = str(folder / "containers.conf")
         os.chdir(ROOT)
         build(folder)

@@ -1,10 +1,14 @@
 """What accelerate is given: pure text, compared with golden files."""
 
+import re
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from harness.plan.decode import load
 from harness.plan.errors import UserError
@@ -12,7 +16,8 @@ from harness.plan.plan import plan
 from harness.plan.world import Device, World
 from launch.cli import main
 from launch.command import accelerate_file, worker_command
-from launch.hosts import Meeting, check_worlds, hosts_command
+from launch.hosts import Meeting, check_worlds, hosts_command, meeting
+from launch.local import gpu_count, visible_gpus
 from tests.dist.processes import ROOT
 
 GOLDEN = ROOT / "tests" / "golden"
@@ -43,6 +48,63 @@ def test_a_batch_that_a_smaller_world_cannot_split_is_refused_before_anything_st
     check_worlds(config, World(32, 4), 2, None)
     with pytest.raises(UserError, match=r"batch.total: with 5 nodes 40 ranks are left, and 96 does not split over 40 GPUs"):
         check_worlds(config, World(48, 6), 3, None)
+
+
+ANY = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=30)
+
+
+@given(python=ANY, folder=ANY, interface=ANY)
+@example(python="/opt/py; id", folder="a b/$(id)", interface="eth0\nid")
+def test_what_is_printed_means_to_a_shell_what_is_run(python: str, folder: str, interface: str) -> None:
+    command = worker_command(python, folder, World(2, 1, "cpu"))
+    command = replace(command, environ={**command.environ, "GLOO_SOCKET_IFNAME": interface})
+    environ = [f"{name}={value}" for name, value in command.environ.items()]
+    assert shlex.split(str(command)) == [*environ, *command.argv]
+
+
+NASTY = st.one_of(ANY, st.from_regex(r"[a-z0-9.]{1,4}[\n\r;$`'\" #&|<>(){}*?%:/\u2028-]{1,3}[a-z0-9]{0,3}", fullmatch=True))
+
+
+@given(rendezvous=NASTY, interface=NASTY)
+@example(rendezvous="n1:29400\n", interface="eth0")
+@example(rendezvous="--help:1", interface="eth0")
+@example(rendezvous="127.0.0.1:29400", interface="lo\n")
+@example(rendezvous="127.0.0.1:٣", interface="lo")
+def test_a_meeting_place_is_refused_or_known_as_a_whole(rendezvous: str, interface: str) -> None:
+    with pytest.raises(UserError) as caught:
+        meeting(rendezvous, interface, 2, "/run")
+    assert "\n" not in str(caught.value)
+    if caught.value.problem.startswith("is "):
+        return  # refused as a word, before anything is asked
+    host, _, port = rendezvous.rpartition(":")
+    assert re.fullmatch(r"[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]", host)
+    assert port.isascii()
+    assert port.isdecimal()
+
+
+@given(folder=NASTY)
+@example(folder="a\n")
+@example(folder="--rdzv-conf=x")
+def test_a_run_folder_of_several_hosts_is_refused_or_one_argument(folder: str) -> None:
+    path = Path("/data") / f"x{folder}"
+    try:
+        command = hosts_command("python", path, World(4, 2, "cpu"), MEETING, asked=False)
+    except UserError:
+        return
+    assert re.fullmatch(r"/[A-Za-z0-9._/@+=,-]*", str(path))
+    assert f"{path}/run.yaml" in command.argv
+
+
+@pytest.mark.parametrize(
+    ("visible", "expected"),
+    [
+        ("", []), ("0", ["0"]), ("2,0", ["2", "0"]), ("0,-1,1", ["0"]), ("-1", []), ("NoDevFiles", []), ("0,,1", ["0"]),
+        ("0, 1", ["0", "1"]), ("0,0", []), ("GPU-8932f937-d72c,1", ["GPU-8932f937-d72c", "1"]), ("1\n,x", ["1"]),
+    ],
+)  # fmt: skip
+def test_gpus_are_counted_as_cuda_reads_the_variable(visible: str, expected: list[str]) -> None:
+    assert visible_gpus(visible) == expected
+    assert gpu_count(visible) == len(expected)
 
 
 def test_a_path_with_spaces_stays_one_argument() -> None:

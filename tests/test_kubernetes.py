@@ -84,24 +84,28 @@ def test_a_world_that_may_shrink_says_so() -> None:
     assert args[args.index("--nodes") + 1] == "2:4"
 
 
+ALLOWED = {"name": LABEL, "image": IMAGE, "claim": SUBDOMAIN, "secret": SUBDOMAIN, "namespace": LABEL}
 NASTY = st.one_of(st.text(max_size=60), st.from_regex(rf"{LABEL}\n", fullmatch=True), st.from_regex(LABEL, fullmatch=True))
 
 
 @settings(deadline=None, max_examples=40)
-@given(name=NASTY, image=NASTY, claim=NASTY, secret=NASTY)
-@example(name="a\n", image="a", claim="a", secret="a")  # noqa: S106
-@example(name="a", image="x:y\nkind: Pod", claim="a", secret="a")  # noqa: S106
-@example(name="a", image="a", claim="a: b", secret="a")  # noqa: S106
-@example(name="٣", image="a", claim="a", secret="a")  # noqa: S106
-def test_a_name_is_one_as_a_whole_or_refused(name: str, image: str, claim: str, secret: str) -> None:
+@given(field=st.sampled_from(sorted(ALLOWED)), value=NASTY)
+@example(field="name", value="a\n")
+@example(field="image", value="x:y\nkind: Pod")
+@example(field="claim", value="a: b")
+@example(field="namespace", value="kube\n")
+@example(field="secret", value="a{}")
+@example(field="name", value="٣")
+def test_a_name_is_one_as_a_whole_or_refused(field: str, value: str) -> None:
+    names: dict[str, str] = {"name": "a", "image": "a", "claim": "a", field: value}
     try:
-        pods = Pods(name=name, image=image, claim=claim, secret=secret)
+        pods = Pods(**names)  # type: ignore[arg-type]
     except UserError:
         return
-    for value, allowed in ((name, LABEL), (image, IMAGE), (claim, SUBDOMAIN), (secret, SUBDOMAIN)):
-        assert re.fullmatch(allowed, value, re.ASCII)
-        assert value.isascii()
-        assert not set(value) & set("\n\r\t \"'{}[]#&*!|>%`$\\")
+    for given_, allowed in ((names[name], ALLOWED[name]) for name in names):
+        assert re.fullmatch(allowed, given_, re.ASCII)
+        assert given_.isascii()
+        assert not set(given_) & set("\n\r\t \"'{}[]#&*!|>%`$\\")
     trees = list(yaml.safe_load_all(manifests("job", pods, World(16, 2), 2, FILES)))
     assert [tree["kind"] for tree in trees] == ["ConfigMap", "Service", "Job"]
 

@@ -171,6 +171,19 @@ def test_the_signal_makes_a_checkpoint_and_the_requeued_job_goes_on_from_it(clus
 
 
 @pytest.mark.cluster
+def test_a_job_that_a_more_urgent_one_displaces_loses_nothing(cluster: Cluster, tmp_path: Path) -> None:
+    run_file(tmp_path, "total: 8")
+    job = submit(cluster, tmp_path, "--nodes", "4", "--procs", "4", *LONG)
+    wait_until(lambda: told(tmp_path, "window"), "the first steps")
+    urgent = cluster.urgent(tmp_path)
+    cluster.wait_for(urgent, "COMPLETED")
+    assert journal(tmp_path, "end")[-1]["reason"] == "stop_requested"
+    assert cluster.wait_for(job, "COMPLETED")["Restarts"] == "1"
+    check_whole(tmp_path, MANY)
+    assert held(cluster) == 0
+
+
+@pytest.mark.cluster
 def test_scancel_saves_and_nothing_comes_back(cluster: Cluster, tmp_path: Path) -> None:
     run_file(tmp_path, "total: 8")
     job = submit(cluster, tmp_path, "--nodes", "2", "--procs", "2", *LONG)
