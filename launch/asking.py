@@ -30,13 +30,13 @@ def add_world(parser: argparse.ArgumentParser) -> None:
         "GPUs over all nodes (default: as many on each as this machine has); 0: CPU ranks, see --procs; "
         "several, 1,2,4,8: a table of plans"
     )
-    parser.add_argument("--gpus", type=_counts, metavar="N", help=gpus)
+    parser.add_argument("--gpus", type=counts, metavar="N", help=gpus)
     parser.add_argument("--procs", type=int, default=1, help="CPU ranks with --gpus 0, to try a run without GPUs")
     nodes = "machines that the GPUs are spread over evenly; 2:4: start with 2, at most 4, and go on when some come or go"
     parser.add_argument("--nodes", type=_nodes, default=(1, 1), metavar="N[:M]", help=nodes)
 
 
-def _counts(text: str) -> tuple[int, ...]:
+def counts(text: str) -> tuple[int, ...]:
     """`8`, or `1,2,4,8`."""
     try:
         return tuple(int(part) for part in text.split(","))

@@ -22,8 +22,8 @@ MOST_RUNS = 10_000
 GROUP = "slurm"
 
 
-def add_slurm(parser: argparse.ArgumentParser) -> None:
-    """The flags of this file."""
+def add_slurm(parser: argparse.ArgumentParser, *, arrays: bool = True) -> None:
+    """The flags of this file; without `arrays` those of a command that makes its own."""
     group = parser.add_argument_group(GROUP)
     group.add_argument("--slurm", action="store_true", help=f"write {SCRIPT} into the run folder, start nothing")
     group.add_argument("--submit", action="store_true", help="and submit it")
@@ -36,10 +36,10 @@ def add_slurm(parser: argparse.ArgumentParser) -> None:
     signal = "seconds before the time limit at which the run saves and is queued again (default: 120)"
     group.add_argument("--signal-s", type=int, metavar="S", default=120, help=signal)
     group.add_argument("--restarts", type=int, metavar="N", default=3, help="how often failed workers start again (default: 3)")
-    array = (
-        "a job array with a run for each value; given again, for each combination: --array optim.lr=0.1,0.2 --array run.seed=0,1"
-    )
-    group.add_argument("--array", metavar="SETTING=V,V", action="append", default=[], help=array)
+    if arrays:
+        each = "a job array with a run for each value; given again, for each combination"
+        array = f"{each}: --array optim.lr=0.1,0.2 --array run.seed=0,1"
+        group.add_argument("--array", metavar="SETTING=V,V", action="append", default=[], help=array)
     group.add_argument("--at-once", type=int, metavar="N", help="how many runs of the array may be going at the same time")
 
 
@@ -55,12 +55,9 @@ def check_slurm(parser: argparse.ArgumentParser, args: argparse.Namespace) -> bo
     return wanted
 
 
-def submit(args: argparse.Namespace, settings: Mapping[str, str], world: World) -> int:
-    """Plan every run, write the folder and the script, submit it if asked to. Raises UserError."""
-    members = list(combinations(args.array))
-    config = load(args.run, {**settings, **members[0]})
-    folder = run_folder(config, args.run)
-    job = Job(
+def asked_job(args: argparse.Namespace, tasks: int) -> Job:
+    """The job of so many runs that the flags describe. Raises UserError."""
+    return Job(
         name=args.job_name or args.run.stem,
         partition=args.partition,
         time=args.time,
@@ -69,10 +66,17 @@ def submit(args: argparse.Namespace, settings: Mapping[str, str], world: World) 
         cpus_per_task=args.cpus_per_task,
         signal_s=args.signal_s,
         restarts=args.restarts,
-        interface=args.interface,
-        tasks=len(members),
+        tasks=tasks,
         at_once=args.at_once,
     )
+
+
+def submit(args: argparse.Namespace, settings: Mapping[str, str], world: World) -> int:
+    """Plan every run, write the folder and the script, submit it if asked to. Raises UserError."""
+    members = list(combinations(args.array))
+    config = load(args.run, {**settings, **members[0]})
+    folder = run_folder(config, args.run)
+    job = replace(asked_job(args, len(members)), interface=args.interface)
     script = sbatch_script(job, world, folder, sys.executable)
     size = dataset(config)
     files: dict[Path, dict[str, str]] = {}
@@ -93,10 +97,15 @@ def _write(files: Mapping[Path, dict[str, str]], folder: Path, script: str, args
         write(place, texts, dry=args.dry_run)
         if not args.dry_run:
             (place / "logs").mkdir(exist_ok=True)  # Slurm makes no folder for its log, and the job would die without a word
-    write(folder, {SCRIPT: script}, dry=args.dry_run)
+    return send(script, folder, submit=args.submit and not args.dry_run, dry=args.dry_run)
+
+
+def send(script: str, folder: Path, *, submit: bool, dry: bool = False) -> int:
+    """Write the script into a folder, or print it; say how to submit it, or do so. Raises UserError."""
+    write(folder, {SCRIPT: script}, dry=dry)
     command = ["sbatch", str(folder / SCRIPT)]
     print("$ " + " ".join(command), flush=True)
-    if args.submit and not args.dry_run:
+    if submit:
         print(answer(command, "--submit", "run this where Slurm's sbatch is, or give --slurm to write the script only"))
     return 0
 

@@ -19,7 +19,9 @@ from harness.stats.figure import Curve, Panel
 from harness.stats.outcome import Outcome
 from harness.stats.sweep import Results, largest_held, row, table, to_json, verdict
 from harness.stats.target import Target, direction, read_target
-from launch.asking import dataset, run_parser
+from launch.asking import counts, dataset, run_parser
+from launch.submit import add_slurm, check_slurm
+from launch.sweep_job import submit_trials
 from launch.trials import Trial, one_device, run_file, run_trials, trial, write
 
 HELP = "train at many batches under many rules: how far may the batch be raised, and by which rule"
@@ -51,8 +53,10 @@ def main(argv: Sequence[str]) -> int:
     """Raises UserError."""
     parser = run_parser("sweep", HELP)
     _add_flags(parser)
+    add_slurm(parser, arrays=False)
     add_settings(parser)
     args, settings = parse(parser, argv)
+    slurm = check_slurm(parser, args)
     config = load(args.run, settings)
     out = args.out or Path("runs") / f"{args.run.stem}-sweep"
     grid = _grid(args, config)
@@ -62,9 +66,12 @@ def main(argv: Sequence[str]) -> int:
     shared = _shared(runs, plans)
     trials = list({t.name: t for t in shared.values()}.values())
     write(trials)
+    waiting = [t for t in trials if t.outcome() is None] if args.list or slurm else []
     if args.list:
-        print("\n".join(str(t.command) for t in trials if t.outcome() is None))
+        print("\n".join(str(t.command) for t in waiting))
         return 0
+    if slurm:
+        return submit_trials(args, waiting, out)
     print(f"{len(grid)} points, {len(trials)} runs of their own, in {out}", flush=True)
     complete = _run(trials, args.jobs, args.chain)
     told = {p: found for p in grid if (found := shared[p].outcome()) is not None}
@@ -88,6 +95,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--chain", type=int, default=1, help=chain)
     parser.add_argument("--out", type=Path, help="folder of the sweep (default runs/NAME-sweep); what is done there is kept")
     parser.add_argument("--list", action="store_true", help="print the command of each run not done yet, start nothing")
+    parser.add_argument("--gpus", type=counts, metavar="N", help="GPUs of each run in a Slurm job: 1, or 0 for the CPU")
 
 
 def batches(text: str) -> list[int]:

@@ -238,6 +238,22 @@ def test_an_array_runs_each_combination_in_a_folder_of_its_own(cluster: Cluster,
 
 
 @pytest.mark.cluster
+def test_a_sweep_runs_as_an_array_and_the_same_command_shows_its_results(cluster: Cluster, tmp_path: Path) -> None:
+    run_file(tmp_path, "total: 8")
+    argv = [sys.executable, "-m", "launch", "sweep", str(tmp_path / "run.yaml"), "--recipe.samples", str(SIZE), "--out", "swept"]
+    argv += ["--batches", "8,16", "--rules", "linear", "--seeds", "1", "--batch.micro", "2"]
+    found = re.search(r"Submitted batch job (\d+)", cluster.ask(*argv, "--submit", "--gpus", "0", cwd=tmp_path))
+    assert found
+    for task in range(2):
+        cluster.wait_for(f"{found.group(1)}_{task}", "COMPLETED")
+    assert trained_ids(tmp_path) == Counter(dict.fromkeys(range(SIZE), 2 * EPOCHS))
+    told = cluster.ask(*argv, cwd=tmp_path)
+    assert "linear: holds up to batch" in told
+    assert trained_ids(tmp_path) == Counter(dict.fromkeys(range(SIZE), 2 * EPOCHS)), "nothing was trained again"
+    assert "every run is done" in cluster.ask(*argv, "--submit", "--gpus", "0", cwd=tmp_path)
+
+
+@pytest.mark.cluster
 def test_more_gpus_than_there_are_is_refused_in_one_line(cluster: Cluster, tmp_path: Path) -> None:
     run_file(tmp_path, "total: 8")
     argv = [sys.executable, "-m", "launch", "launch", str(tmp_path / "run.yaml"), "--submit", "--nodes", "2", "--gpus", "8"]

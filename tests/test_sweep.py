@@ -205,6 +205,27 @@ def test_a_sweep_trains_each_point_once_and_goes_on_with_more(tmp_path: Path) ->
     assert "holds a trial with another optim.momentum" in told
 
 
+def test_as_a_job_array_task_i_is_the_i_th_listed_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from launch.cli import main
+
+    run = str(ROOT / "configs" / "digits.yaml")
+    grid = ["sweep", run, "--out", str(tmp_path), "--batches", "32,128", "--seeds", "2", "--rules", "linear"]
+    assert main([*grid, "--list"]) == 0
+    listed = [Path(word) for word in capsys.readouterr().out.split() if word.endswith("run.yaml")]
+    assert main([*grid, "--slurm", "--gpus", "1", "--partition", "gpu", "--at-once", "3"]) == 0
+    script = (tmp_path / "array" / "job.sbatch").read_text()
+    assert f"sbatch {tmp_path}/array/job.sbatch" in capsys.readouterr().out
+    assert "#SBATCH --array=0-3%3\n" in script
+    assert f"run={tmp_path}/array/$SLURM_ARRAY_TASK_ID\n" in script
+    assert "#SBATCH --gpus-per-node=1\n" in script
+    tasks = [tmp_path / "array" / str(i) / "run.yaml" for i in range(4)]
+    assert [t.resolve() for t in tasks] == listed
+    assert all((t.parent / "logs").is_dir() for t in tasks)
+    for flags, told in (([], "--gpus: missing"), (["--gpus", "2"], "--gpus: is for each run of a sweep")):
+        assert main([*grid, "--slurm", *flags]) == 2
+        assert told in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("flags", "told"),
     [

@@ -142,12 +142,18 @@ class Cluster:
         """What the controller knows about a job."""
         return dict(part.split("=", 1) for part in self.ask("scontrol", "-o", "show", "job", number).split() if "=" in part)
 
+    def _steps(self) -> int:
+        """Processes of Slurm, on all hosts, that belong to a job."""
+        pids = [pid for i in range(1, self.hosts.count + 1) for pid in self.hosts.pids(i)]
+        return sum(_name(pid) in ("srun", "slurmstepd", "slurm_script") for pid in pids)
+
     def wait_for(self, number: str, state: str, limit_s: float = 300) -> dict[str, str]:
-        """Wait for a job's state; the two minutes that Slurm lets a requeued job wait are cut short."""
+        """Wait for a job's state. The two minutes that Slurm lets a requeued job wait are cut short when nothing of it is left:
+        what ends the old steps would end the new ones, which have the same names."""
 
         def there() -> dict[str, str] | None:
             found = self.job(number)
-            if found["JobState"] == "PENDING" and found["Reason"] == "BeginTime":
+            if found["JobState"] == "PENDING" and found["Reason"] == "BeginTime" and not self._steps():
                 self._run(["scontrol", "update", f"jobid={number}", "StartTime=now"])
             return found if found["JobState"] == state else None
 
@@ -156,3 +162,10 @@ class Cluster:
         except AssertionError as e:
             raise AssertionError(f"{e}: {self.job(number)}") from e
         return found
+
+
+def _name(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
