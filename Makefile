@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-all test-cluster test-container check bench bench-rules lab soak clean
+.PHONY: demo test test-all test-cluster test-container check bench bench-launch bench-rules lab soak clean
 
 demo: .venv/.base  ## Train a real model on real data in two processes, with the plan, a live line and the result.
 	$(BIN)/widebatch launch configs/digits.yaml --gpus 0 --procs 2
@@ -16,6 +16,9 @@ test-all: test  ## The long ones too: every backend's checkpoints on every world
 
 test-cluster: .venv/.dev  ## Minutes on a real Slurm cluster and on several hosts: as root on an idle machine.
 	$(BIN)/python -m pytest -m cluster
+
+bench-launch: .venv/.dev  ## One launch of each kind beside one process, a job displaced; rewrites their record. As root, after test-container.
+	$(BIN)/python -m tests.bench_launch
 
 check: .venv/.dev  ## Format, lint, types, and known vulnerabilities where the registry answers.
 	$(BIN)/ruff format --check .
@@ -37,11 +40,12 @@ bench-rules: .venv/.base  ## Digits at k = 1, 4, 16 with and without the linear 
 lab: .venv/.base  ## Sweeps on real data, three seeds, about 40 minutes of one core; rewrites configs/results/sweep_*.json.
 	$(BIN)/python -m tests.bench_lab
 
-soak: .venv/.dev  ## The long counts: 1,000 damaged checkpoints, 100 full disks, 200 killed saves, 200 kills, 100 SIGTERMs; rewrites their records.
+soak: .venv/.dev  ## The long counts: 1,000 damaged checkpoints, 100 full disks, 200 killed saves, 200 kills, 100 SIGTERMs, lost hosts; rewrites their records.
 	$(BIN)/python -m tests.soak_checkpoints
 	$(BIN)/python -m tests.soak_kills
 	$(BIN)/python -m tests.soak_sigterm
 	$(BIN)/python -m tests.bench_signals
+	$(BIN)/python -m tests.soak_hosts --write
 
 clean:  ## Remove what the targets above made.
 	rm -rf .venv .venv-peers build dist .mypy_cache .ruff_cache .hypothesis *.egg-info
