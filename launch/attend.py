@@ -53,7 +53,7 @@ def attend(command: Command, folder: Path, ranks: int, restart: RestartConfig) -
 @final
 @dataclass
 class Watch:
-    """The ranks of this host under one torchrun. `answered`: the processes whose end has been answered."""
+    """The ranks of this host under one torchrun. `answered`: the processes whose end has been answered; `ended`: by us."""
 
     child: Child
     told: Launched
@@ -63,6 +63,7 @@ class Watch:
     restarts: Restarts
     output: Output
     answered: set[int] = field(default_factory=set)
+    ended: set[int] = field(default_factory=set)
     left: bool = False
 
     def run(self, stop: Stop) -> int:
@@ -86,12 +87,14 @@ class Watch:
         """What went wrong that has not been answered. Ranks that stand still are ended, for torchrun to see: they are in no
         collective, which would have ended by itself."""
         fault = first_failure([x for x in looks if x.beat is not None and x.beat.pid not in self.answered])
-        if fault is not None or not any(x.beat for x in looks):
+        if fault is not None:
             return fault
         limits = self.restart.hang_s + SPARE_S, self.restart.start_s + SPARE_S
-        fault = hung(looks, time.monotonic(), 0.0, *limits)
-        for pid in _running(looks) if fault is not None else ():
+        standing = [x for x in looks if x.beat is not None and x.beat.pid not in self.ended]
+        fault = hung(standing, time.monotonic(), 0.0, *limits) if standing else None
+        for pid in _running(standing) if fault is not None else ():
             kill(pid, signal.SIGKILL)
+            self.ended.add(pid)
         return fault
 
     def _answer(self, fault: Fault, looks: Sequence[Look]) -> int | None:
