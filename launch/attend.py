@@ -43,9 +43,9 @@ def attend(command: Command, folder: Path, ranks: int, restart: RestartConfig) -
             told.error(rank).unlink(missing_ok=True)
         child = start(command, told.environ(), logs / "launcher.log")
         restarts = Restarts(restart.budget, micro=1, checkpoint=newest(folder))
-        watch = Watch(child, told, ranks, folder, restart, restarts, output)
+        watch = Watch(child, told, ranks, folder, restart, restarts, output, stop)
         try:
-            return watch.run(stop)
+            return watch.run()
         finally:
             sweep(child, output, 0.0 if stop.twice else LAST_WORDS_S)
 
@@ -62,23 +62,24 @@ class Watch:
     restart: RestartConfig
     restarts: Restarts
     output: Output
+    stop: Stop
     answered: set[int] = field(default_factory=set)
     ended: set[int] = field(default_factory=set)
     left: bool = False
 
-    def run(self, stop: Stop) -> int:
+    def run(self) -> int:
         """Watch to the end of this host's part; the exit status."""
         while True:
             self.output.pump(LOOK_S)
             gone = self.child.poll()  # before the look: who ended meanwhile has said so by then
             looks = look(self.told, self.ranks)
-            if stop.twice:
-                return 128 + stop.twice
-            if stop.asked:
+            if self.stop.twice:
+                return 128 + self.stop.twice
+            if self.stop.asked:
                 self._leave()
             if gone is not None and not any(x.alive for x in looks):
-                return self._ended(gone, looks, stop)
-            fault = None if stop.asked else self._fault(looks)
+                return self._ended(gone, looks)
+            fault = None if self.stop.asked else self._fault(looks)
             status = None if fault is None else self._answer(fault, looks)
             if status is not None:
                 return status
@@ -124,14 +125,15 @@ class Watch:
             self.left = True
             self.child.signal(signal.SIGTERM)
 
-    def _ended(self, gone: int, looks: Sequence[Look], stop: Stop) -> int:
+    def _ended(self, gone: int, looks: Sequence[Look]) -> int:
         """The exit status, torchrun and all ranks having ended."""
         statuses = {x.beat.status for x in looks if x.beat is not None}
         if gone == 0 or statuses == {0}:
             return 0
-        if statuses == {STOPPED} or (stop.asked and not statuses):
-            if not stop.asked:
-                self._say("note: stopped with a checkpoint on another host's request, and the hosts did not meet again")
+        if self.stop.asked and statuses <= {STOPPED}:
+            return STOPPED
+        if statuses == {STOPPED} and gone > 0:
+            self._say("note: stopped with a checkpoint, as another host asked, and the hosts did not meet again")
             return STOPPED
         at = f"the process that starts the ranks ended with {gone}, see {self.told.logs}/launcher.log,"
         return self._give_up(first_failure(looks) or Fault("agent", None, furthest(looks), at), "torchrun has given up")
@@ -139,8 +141,10 @@ class Watch:
     def _give_up(self, fault: Fault, why: str) -> int:
         """Say what ended this host's part, once; the exit status."""
         deadline = time.monotonic() + END_S
-        while (self.child.poll() is None or _running(look(self.told, self.ranks))) and time.monotonic() < deadline:
+        while not self.stop.twice and time.monotonic() < deadline:
             self.output.pump(LOOK_S)
+            if self.child.poll() is not None and not _running(look(self.told, self.ranks)):
+                break
         if fault.kind == "user":
             self._say(f"error: {fault.text}")
         elif fault.kind != "guard":  # which rank 0 has explained
