@@ -1,5 +1,6 @@
 """Ranks listen on the address they were given, and find the interface that leads to it."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -9,7 +10,11 @@ import pytest
 
 from harness.engine.network import addresses, interface, toward
 from harness.plan.errors import UserError
+from harness.survive.launched import Launched
+from harness.survive.pulse import read
 from tests.dist.processes import ROOT, environ
+from tests.faults.launching import wait_for
+from tests.test_resume import run_file
 
 TWO_NODES = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
 
@@ -31,6 +36,22 @@ def test_ranks_listen_on_the_address_of_the_rendezvous_only(tmp_path: Path) -> N
     told = [rank.communicate(timeout=120)[0] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0]
     assert told[0].split() == ["listening", "0100007F"]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_waits_for_others_hears_a_stop(tmp_path: Path, rank: int) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    told = Launched(os.getpid(), str(tmp_path), "/dev/null")
+    meeting = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    meeting |= {"RANK": str(rank), "LOCAL_RANK": str(rank), **told.environ()}
+    argv = [sys.executable, "-m", "harness", str(run_file(tmp_path, "total: 8"))]
+    with subprocess.Popen(argv, env=environ() | meeting) as worker:
+        wait_for(lambda: read(told.pulse(rank)), "its pulse")
+        worker.terminate()
+        assert worker.wait(timeout=120) == 75
+    assert not (tmp_path / "run").exists()
 
 
 def test_one_node_needs_no_interface() -> None:
