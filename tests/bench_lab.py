@@ -8,7 +8,7 @@ critical  steps to a loss at seven batches: the critical batch by fit, beside th
 adam      a byte language model with Adam at k = 4, 16, 64
 digits    the rules on scikit-learn's digits, up to the whole data set as one batch
 beginners batch 32 at lr 0.001, 128 at 0.01, 512 at 0.1: the three examples that no rule connects
-adascale  samples spent and accuracy reached where linear fails
+adascale  accuracy reached where linear fails, samples spent; and what as many samples give without it
 """
 
 import json
@@ -34,13 +34,13 @@ EXPERIMENTS = {
     "critical": "digits.yaml --batches 16..1024 --rules none,sqrt,linear --target eval/loss<=0.2 --batch.micro 16 "
     "--schedule.epochs 40 --schedule.shape constant --scaling.warmup_epochs 1 --eval.every_samples 359 "
     "--checkpoint.every_epochs 40",
-    "adascale": "digits.yaml --batches 32,128,512 --rules linear,sqrt,adascale+scaling.warmup_epochs=0 "
-    f"--metric eval/accuracy_pct {ONCE}",
+    "adascale": "fashion_mlp.yaml --batches 64,1024,4096 --metric eval/accuracy_pct "
+    "--rules linear,sqrt,adascale+batch.micro=64,sqrt+schedule.epochs=22",
     "fashion": "fashion_mlp.yaml --batches 64,256,1024,4096 --rules none,linear+scaling.warmup_epochs=0,linear,sqrt "
     "--metric eval/accuracy_pct",
-    "adam": "bytes_lm.yaml --batches 4,16,64,256 --rules linear,sqrt,adam --batch.reference 4 --optim.lr 1e-3 --recipe.width 48 "
-    "--recipe.depth 2 --recipe.heads 2 --recipe.context 32 --schedule.samples 24000 --scaling.warmup_samples 4000 "
-    "--eval.every_samples 24000 --checkpoint.every_samples 24000",
+    "adam": "bytes_lm.yaml --batches 4,16,64,256 --rules linear,sqrt,adam --batch.reference 4 --recipe.width 48 --recipe.depth 2 "
+    "--recipe.heads 2 --recipe.context 32 --schedule.samples 48000 --scaling.warmup_samples 8000 "
+    "--eval.every_samples 48000 --checkpoint.every_samples 48000",
 }
 
 

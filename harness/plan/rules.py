@@ -109,8 +109,10 @@ def adascale_gain(noise_scale: float, reference_batch: float, k: float) -> float
     """AdaScale's gain r in [1, k]: reference steps that one step at ratio k is worth (2007.05105, section 3.2).
 
     With s2 the variance of a gradient at the reference batch and m2 the squared mean gradient, r = (s2 + m2) / (s2/k + m2), and
-    s2/m2 = noise scale / reference batch.
+    s2/m2 = noise scale / reference batch. Noise alone, an infinite noise scale, gives k.
     """
+    if math.isinf(noise_scale):
+        return k
     return (noise_scale / reference_batch + 1) / (noise_scale / (reference_batch * k) + 1)
 
 

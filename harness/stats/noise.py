@@ -65,10 +65,14 @@ class NoiseScale:
         return self.trace / self.square if self.weight and self.square > 0 and self.trace >= 0 else None
 
     def gain(self, reference_batch: int, ratio: float) -> float | None:
-        """AdaScale's gain r in [1, k] for the ratio k: reference steps that one step is worth (Johnson et al. 2020, 2007.05105)."""
-        if self.samples is None:
+        """AdaScale's gain r in [1, k] for the ratio k: reference steps that one step is worth (Johnson et al. 2020, 2007.05105).
+
+        k where noise hides the gradient, 1 where no noise is seen: estimates below 0 count as 0. None before the first window.
+        """
+        square, trace = max(self.square, 0.0), max(self.trace, 0.0)
+        if not square and not trace:
             return None
-        return adascale_gain(self.samples, reference_batch, ratio)
+        return adascale_gain(trace / square if square else math.inf, reference_batch, ratio)
 
     @staticmethod
     def from_json(tree: Mapping[str, Any]) -> "NoiseScale":

@@ -62,6 +62,11 @@ class Cell:
         return [r.value for r in self.rows if r.value is not None]
 
     @property
+    def lengths(self) -> list[int]:
+        """The samples that they took."""
+        return [r.samples for r in self.rows if r.value is not None]
+
+    @property
     def died(self) -> int:
         """Those that the guard stopped, or whose metric is not finite."""
         return len(self.rows) - len(self.values)
@@ -223,15 +228,23 @@ def table(results: Results) -> str:
     """The metric at the end by rule and batch, and with a target the steps and samples that the best rule took to it."""
     head = [f"{results.target.metric}, batch", *(f"{b:,}" for b in results.batches)]
     body = [[rule, *(_text(results.cell(rule, b)) for b in results.batches)] for rule in results.rules]
-    spent = {b: max((r.samples for r in results.rows if r.batch == b), default=0) for b in results.batches}
-    if len(set(spent.values())) > 1:
-        body.append(["most samples spent", *(f"{spent[b]:,}" for b in results.batches)])
+    body += _spent(results)
     if results.target.value is not None:
         best = results.best()
         body.append([f"steps to {results.target}", *(_best(best.get(b), "steps") for b in results.batches)])
         body.append(["samples to it", *(_best(best.get(b), "samples") for b in results.batches)])
         body.append(["by rule", *(best[b][0] if b in best else "-" for b in results.batches)])
     return aligned([head, *body])
+
+
+def _spent(results: Results) -> list[list[str]]:
+    """A line for each rule with its mean samples, where rules or batches differ in them by more than a batch; else none."""
+    cells = {rule: [results.cell(rule, b) for b in results.batches] for rule in results.rules}
+    means = {rule: [mean(c.lengths) if c.lengths else None for c in found] for rule, found in cells.items()}
+    told = [m for found in means.values() for m in found if m is not None]
+    if not told or max(told) - min(told) <= max(results.batches):
+        return []
+    return [[f"samples, {rule}", *("-" if m is None else f"{m:,.0f}" for m in found)] for rule, found in means.items()]
 
 
 def _text(cell: Cell) -> str:
