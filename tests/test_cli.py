@@ -1,6 +1,7 @@
 """The command line: plan and --help without torch, JSON for programs, mistakes in one line with status 2."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -123,3 +124,15 @@ def test_a_mistake_is_one_line_with_setting_and_remedy_and_status_2(
     assert fragment in line
     assert ";" in line
     assert not list(tmp_path.iterdir()), "a mistake leaves nothing behind"
+
+
+@pytest.mark.parametrize(("argv", "status"), [(["plan", DIGITS, "--json"], 141), (["--help"], 141), (["plan", "x"], 2)])
+def test_a_reader_that_leaves_early_ends_a_command_without_a_word(argv: list[str], status: int) -> None:
+    """As `widebatch ... | head` does, here before the first line."""
+    read, written = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "launch", *argv]
+    done = subprocess.run(command, stdout=written, stderr=subprocess.PIPE, text=True, env=environ(), cwd=ROOT, check=False)
+    os.close(written)
+    assert done.returncode == status, done.stderr
+    assert ("Traceback" in done.stderr, bool(done.stderr)) == (False, status == 2)
