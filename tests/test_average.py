@@ -77,40 +77,47 @@ def test_the_weights_are_back_after_they_were_swapped(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """One rank without a stop; two ranks of ddp and fsdp, each of which goes on from the other's checkpoint."""
+    """One rank without a stop; two ranks of ddp and fsdp, each of which goes on from the other's checkpoint, and of zero0."""
     folder = tmp_path_factory.mktemp("averages")
     (folder / "normed.py").write_text(RECIPE)
-    run_ranks(2, ["tests.dist.averages", str(folder), "ddp", "fsdp"], folder)
+    run_ranks(2, ["tests.dist.averages", str(folder), "ddp,fsdp", "zero0"], folder)
     results: dict[str, dict[str, Any]] = json.loads((folder / "told-2.json").read_text())
     return results | {"whole": told(config(folder / "whole", "ddp"))}
 
 
-@pytest.mark.parametrize("backend", ["ddp", "fsdp"])
-def test_two_ranks_of_every_backend_and_a_resume_keep_the_average_of_one(runs: dict[str, dict[str, Any]], backend: str) -> None:
+BACKENDS = [("ddp", 1e-9), ("fsdp", 1e-9), ("zero0", 1e-4)]
+"""And how near to one rank: zero0 computes in float32."""
+
+
+@pytest.mark.parametrize(("backend", "near"), BACKENDS)
+def test_two_ranks_of_every_backend_and_a_resume_keep_the_average_of_one(
+    runs: dict[str, dict[str, Any]], backend: str, near: float
+) -> None:
     whole, here = runs["whole"]["eval"], runs[backend]["eval"]
     for samples in ("640", "960", str(32 * STEPS)):
         for name in ("eval/loss", "eval/ema_loss", "eval/ema_accuracy_pct"):
-            assert here[samples][name] == pytest.approx(whole[samples][name], rel=1e-9), (samples, name)
+            assert here[samples][name] == pytest.approx(whole[samples][name], rel=near), (samples, name)
     assert whole["640"]["eval/ema_loss"] != whole["640"]["eval/loss"]
     assert whole[str(32 * STEPS)]["eval/ema_loss"] < 0.8 * whole["320"]["eval/ema_loss"], "nothing was learnt"
 
 
-def test_two_ranks_agree_with_one_on_the_sharpness(runs: dict[str, dict[str, Any]]) -> None:
-    """Of 50 samples, which two ranks hold unequally."""
-    whole, here = runs["whole"]["eval"], runs["ddp"]["eval"]
-    assert here["320"]["eval/sharpness"] == pytest.approx(whole["320"]["eval/sharpness"], rel=1e-6)
+@pytest.mark.parametrize(("backend", "near"), [("ddp", 1e-6), ("zero0", 2e-3)])
+def test_two_ranks_agree_with_one_on_the_sharpness(runs: dict[str, dict[str, Any]], backend: str, near: float) -> None:
+    """Of 50 samples, which two ranks hold unequally. In float32 the iteration may stop one product earlier or later."""
+    whole, here = runs["whole"]["eval"], runs[backend]["eval"]
+    assert here["320"]["eval/sharpness"] == pytest.approx(whole["320"]["eval/sharpness"], rel=near)
     assert whole["320"]["eval/sharpness"] != whole["960"]["eval/sharpness"]
 
 
-@pytest.mark.parametrize("backend", ["ddp", "fsdp"])
-def test_batchnorm_s_statistics_are_averaged_along_and_saved(runs: dict[str, dict[str, Any]], backend: str) -> None:
+@pytest.mark.parametrize(("backend", "near"), BACKENDS)
+def test_batchnorm_s_statistics_are_averaged_along_and_saved(runs: dict[str, dict[str, Any]], backend: str, near: float) -> None:
     """One step more, from the checkpoint: both evaluations go on from where they were."""
     before = runs[f"normed {backend}"]["eval"][str(32 * STEPS)]
     after = runs[f"normed {backend} again"]["eval"][str(32 * (STEPS + 1))]
     assert after["eval/ema_loss"] == pytest.approx(before["eval/ema_loss"], rel=0.1)
     assert before["eval/ema_loss"] < 1.5
     reference = runs["normed ddp"]["eval"][str(32 * STEPS)]
-    assert before["eval/ema_loss"] == pytest.approx(reference["eval/ema_loss"], rel=1e-9)
+    assert before["eval/ema_loss"] == pytest.approx(reference["eval/ema_loss"], rel=near)
 
 
 def test_a_checkpoint_without_an_average_begins_one_and_one_that_is_dropped_is_said(tmp_path: Path) -> None:

@@ -213,6 +213,7 @@ def test_on_a_gpu_fsdp_fuses_only_what_takes_shards(name: str, fused: bool) -> N
         ({"backend": {"name": "zero1"}, "optim": {"name": "adagrad", "lr": 0.1}}, "optim.name: is adagrad, whose weight decay"),
         ({"backend": {"name": "fsdp"}, "precision": "fp16"}, "precision: is fp16, and fsdp has no loss scale"),
         ({"backend": {"name": "zero3"}, "compute": {"compile": True}}, "compute.compile: is true, but zero3 gathers weights"),
+        ({"backend": {"name": "zero0"}, "precision": "fp64"}, "precision: is fp64, and zero0 sends no float64"),
         ({"backend": {"name": "zero3"}, "precision": "fp64"}, "precision: is fp64, and zero3 keeps its weights in float32"),
     ],
 )

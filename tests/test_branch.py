@@ -28,6 +28,7 @@ def test_the_largest_safe_ratio_has_no_worse_one_below_it() -> None:
     assert largest_safe(branches(1.0, 1.005, 1.009, 1.02), eps=0.01).ratio == 4
     assert largest_safe(branches(1.0, 1.05, 1.0), eps=0.01).ratio == 1
     assert largest_safe(branches(1.0, 0.9, None), eps=0.01).ratio == 2
+    assert largest_safe(branches(1.0, 0.9, 1.0), eps=0.01).ratio == 2, "no worse than every smaller batch, not than the first"
     with pytest.raises(ValueError, match="base"):
         largest_safe(branches(None, 1.0), eps=0.01)
     assert [r[-1] for r in rows(branches(1.0, 1.005, 1.05, None), eps=0.01)] == ["", "safe", "safe", "worse", "died"]

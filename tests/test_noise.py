@@ -79,6 +79,13 @@ def test_the_gain_runs_from_1_to_k() -> None:
     assert clear.gain(32, 8.0) == pytest.approx(1.0, rel=1e-4)
 
 
+def test_the_gain_is_k_where_noise_hides_the_gradient() -> None:
+    """Estimates below 0 count as 0, as in the paper: late in training the squared gradient is lost in the noise of its estimate."""
+    assert NoiseScale(-0.01, 1.0, 1.0).gain(32, 8.0) == 8.0
+    assert NoiseScale(1.0, -0.01, 1.0).gain(32, 8.0) == 1.0
+    assert NoiseScale(-0.01, -0.01, 1.0).gain(32, 8.0) is None
+
+
 def test_the_engine_s_sums_are_those_of_one_example_at_a_time() -> None:
     """Over one epoch at fixed weights the mean small and big squares give the trace that per-example gradients have."""
     c = decode(

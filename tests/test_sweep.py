@@ -132,6 +132,17 @@ def test_the_record_gives_the_results_back_and_the_table_shows_them() -> None:
     assert "steps to accuracy_pct >= 90" in text
 
 
+def test_the_table_tells_samples_where_rules_differ_in_them() -> None:
+    results = swept(
+        {("linear", 32): [98.0, 98.0], ("linear", 512): [97.0, None], ("adascale", 32): [98.0], ("adascale", 512): [98.0]}
+    )
+    assert "samples" not in table(results)
+    more = tuple(replace(r, samples=300_000) if (r.rule, r.batch) == ("adascale", 512) else r for r in results.rows)
+    lines = table(replace(results, rows=more)).splitlines()
+    assert lines[-2].split() == ["samples,", "linear", "64,000", "64,000"]
+    assert lines[-1].split() == ["samples,", "adascale", "64,000", "300,000"]
+
+
 def test_plots_are_files_or_text_and_which_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = panels(curve(100, 60_000, [32, 128, 512]))
     pytest.importorskip("matplotlib", reason="extra report is not installed")

@@ -1,10 +1,11 @@
 """What a rank will need of memory, before there is one: a step on fake tensors, which have shapes and no contents.
 
 torch's memory tracker (torch.distributed._tools) follows every storage through forward, backward and optimizer step; for fsdp the
-model is sharded over a fake process group of the planned world. What DeepSpeed keeps is by formula (configs/results/memory.json).
+model is sharded over a fake process group of the planned world; what DeepSpeed holds is played beside it.
 Tensors alone: the context of a GPU, cuDNN's workspaces and the allocator's gaps come on top.
 """
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,11 +17,13 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
 from torch.distributed._tools.mem_tracker import MemTracker
+from torch.optim import Optimizer
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from harness.engine.base import summed
-from harness.engine.engine import DTYPES
+from harness.engine.engine import AUTOCAST, DTYPES
 from harness.engine.fsdp import fsdp_mesh, shard_model
+from harness.engine.predict_zero import ZeroMemory
 from harness.parts.compute import prepare_model
 from harness.parts.data import Data, Micro, Table, move
 from harness.parts.optim import build_optimizer
@@ -31,6 +34,7 @@ from harness.plan.order import Chunk, keys
 from harness.plan.plan import Plan, plan
 from harness.plan.world import World
 
+SLICED = ("zero1", "zero2", "zero3")
 PASSES = 2
 """Passes of a step that is accumulated: more take no more memory."""
 
@@ -53,8 +57,7 @@ def predict(config: Config, world: World) -> Memory:
     planned = plan(config, world, len(data))
     with _group(world.size):
         try:
-            traced = _traced(config, planned, recipe, data)
-            return _in_zero(traced, planned) if planned.backend in ("zero1", "zero2", "zero3") else traced
+            return _traced(config, planned, recipe, data)
         except (NotImplementedError, RuntimeError, TypeError, AttributeError) as e:
             at = f"the recipe does not run on shapes alone ({type(e).__name__}: {str(e).strip().splitlines()[0] if str(e) else ''})"
             raise UserError("--predict", at, "measure instead: widebatch find-batch, without --predict") from e
@@ -68,28 +71,58 @@ def _traced(config: Config, planned: Plan, recipe: Recipe, data: Data) -> Memory
     mesh = fsdp_mesh("cpu", planned.world_size, copies) if sharded else None
     with FakeTensorMode() as fake:
         micro = Micro(_faked(batch, fake), Chunk(0, planned.micro_batch))
-        model = prepare_model(_built(recipe, DTYPES[config.precision]), recipe, replace(config.compute, compile=False))
+        model = prepare_model(_built(recipe, _type(planned, config)), recipe, replace(config.compute, compile=False))
         if mesh is not None:
             shard_model(model, recipe, config, mesh)
         optimizer = recipe.optimizer(model, planned) or build_optimizer(planned, recipe, model, fused=False)
+        zero = ZeroMemory(model, optimizer, planned, config.backend) if planned.backend in SLICED else None
         tracker: Any = FSDPMemTracker(model, optimizer) if sharded else MemTracker()
-        tracker.track_inputs((micro.batch,)) if sharded else tracker.track_external(model, optimizer, micro.batch)
-        passes = min(planned.accumulate, PASSES)
-        kept = planned.backend == "ddp" and planned.processes > 1
-        with tracker:
+        external = (model, optimizer, micro.batch, *(zero.external() if zero else ()))
+        tracker.track_inputs((micro.batch,)) if sharded else tracker.track_external(*external)
+        with tracker, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the tracker's, about gradients that are gone already
             for number in range(2):
-                for _ in range(passes):
-                    total, _sums = summed(recipe, model, micro, 0.0, config, torch.float64)
-                    total.backward()  # type: ignore[no-untyped-call]
-                    del total, _sums
-                    tracker.reset_mod_stats()
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=not kept)
+                _step(config, planned, recipe, model, micro, optimizer, zero, tracker)
                 if number == 0:
                     state = _total(tracker.get_tracker_snapshot("current"))
         peak = _total(tracker.get_tracker_snapshot("peak"))
     weights = 4 * sum(p.numel() for p in model.parameters())
-    return Memory(planned.micro_batch, weights, state, peak)
+    gathered, never = (zero.gathered, zero.never_whole) if zero else (0, 0)
+    return Memory(planned.micro_batch, weights, state - gathered, peak - never)
+
+
+def _step(
+    config: Config,
+    planned: Plan,
+    recipe: Recipe,
+    model: nn.Module,
+    micro: Micro,
+    optimizer: Optimizer,
+    zero: ZeroMemory | None,
+    tracker: Any,
+) -> None:
+    """One step on fake tensors, as the plan's backend takes it."""
+    passes = min(planned.accumulate, PASSES)
+    for number in range(passes):
+        if zero:
+            zero.begin(number == passes - 1)
+        total, _sums = summed(recipe, model, micro, 0.0, config, torch.float64)
+        total.backward()  # type: ignore[no-untyped-call]
+        del total, _sums
+        tracker.reset_mod_stats()
+        if zero:
+            zero.passed()
+    if zero:
+        zero.step()
+    else:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=not (planned.backend == "ddp" and planned.processes > 1))
+
+
+def _type(planned: Plan, config: Config) -> torch.dtype:
+    """The type of the weights that passes run with."""
+    half = AUTOCAST.get(config.precision) if planned.backend in SLICED else None
+    return half or DTYPES[config.precision]
 
 
 def _built(recipe: Recipe, dtype: torch.dtype) -> nn.Module:
@@ -100,24 +133,6 @@ def _built(recipe: Recipe, dtype: torch.dtype) -> nn.Module:
         return recipe.model()
     finally:
         torch.set_default_dtype(before)
-
-
-def _in_zero(traced: Memory, planned: Plan) -> Memory:
-    """From a whole copy to DeepSpeed's shares, by what each stage keeps (`python -m tests.bench_memory` measures it).
-
-    In float32 stages 1 and 2 keep the weights whole and a share of master weights and moments, stage 3 a share of all and of the
-    gradients. In bf16 the weights that compute have 2 bytes, and stage 1 keeps 4 more for gradients. The rest of a step is as in a
-    whole copy: nothing is known here of DeepSpeed's buckets.
-    """
-    whole, ranks = traced.weights, planned.world_size
-    moments = traced.state - whole
-    low = whole if planned.precision == "fp32" else whole // 2
-    if planned.backend == "zero3":
-        state = (low + whole + moments + whole) // ranks
-    else:
-        extra = whole if planned.precision != "fp32" and planned.backend == "zero1" else 0
-        state = low + extra + (whole + moments) // ranks
-    return Memory(traced.micro, whole, state, state + traced.peak - traced.state)
 
 
 def _total(snapshot: dict[torch.device, dict[str, int]]) -> int:

@@ -74,8 +74,9 @@ def _check_precision(config: Config) -> None:
     if precision == "fp16" and name in ("fsdp", "zero0"):
         at = f"is fp16, and {name} has no loss scale that all ranks agree on"
         raise UserError("precision", at, "use bf16, or backend.name: ddp or zero1 to zero3")
-    if precision == "fp64" and name in ZERO:
-        raise UserError("precision", f"is fp64, and {name} keeps its weights in float32", "use fp32, or backend.name: ddp or fsdp")
+    if precision == "fp64" and name in (*ZERO, "zero0"):
+        does = "sends no float64" if name == "zero0" else "keeps its weights in float32"
+        raise UserError("precision", f"is fp64, and {name} {does}", "use fp32, or backend.name: ddp or fsdp")
 
 
 def _check_offload(config: Config, world: World) -> None:

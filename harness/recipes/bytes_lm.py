@@ -1,13 +1,8 @@
-"""A byte-level GPT on any text files; by default on the Python standard library's own source, so it runs offline.
-
-The loss counts bytes, not windows: the last window of a file is shorter, its padding is masked, and means are over true counts.
-"""
+"""A byte-level GPT on any text files; by default on the Python standard library's own source, so it runs offline."""
 
 import math
-import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,13 +13,11 @@ from torch.nn import functional as fn
 from harness.parts.data import Table
 from harness.parts.random import depth_rate, survival
 from harness.parts.recipe import Recipe, Split, Sum
+from harness.parts.text import next_tokens, text_table, token_loss
 from harness.plan.config import Below1
 from harness.plan.errors import UserError
 
 VOCABULARY = 256
-MASKED = -100
-VALID_EVERY = 20
-"""Every twentieth file is for validation."""
 
 
 @dataclass(frozen=True)
@@ -63,42 +56,14 @@ class BytesLM(Recipe):
 
     def data(self, split: Split) -> Table:
         """Columns tokens uint8 [n, context + 1] and length int64 [n], the number of true bytes in the row."""
-        paths = text_paths(self.files, self.suffix)
-        chosen = [p for i, p in enumerate(paths) if (i % VALID_EVERY == 0) == (split == "valid")] if len(paths) > 1 else paths
-        rows, lengths, budget = [], [], self.max_bytes
-        for path in chosen:
-            text = np.fromfile(path, np.uint8)[:budget]
-            if len(text) < 2:
-                continue
-            budget -= len(text)
-            windows = -(-(len(text) - 1) // self.context)
-            padded = np.zeros(windows * self.context + 1, np.uint8)
-            padded[: len(text)] = text
-            starts = np.arange(windows) * self.context
-            rows.append(padded[starts[:, None] + np.arange(self.context + 1)])
-            lengths.append(np.minimum(len(text) - starts, self.context + 1))
-        if not rows:
-            raise UserError("recipe.files", f"{self.files!r} holds no text for split {split}", "name a folder with more files")
-        tokens, length = np.concatenate(rows), np.concatenate(lengths)
-        if len(paths) == 1:
-            held_out = np.arange(len(tokens)) % VALID_EVERY == 0
-            keep = held_out if split == "valid" else ~held_out
-            tokens, length = tokens[keep], length[keep]
-        return Table({"tokens": torch.from_numpy(tokens), "length": torch.from_numpy(length).long()})
+        return text_table(self.files, self.suffix, split, self.max_bytes, self.context, lambda text: np.frombuffer(text, np.uint8))
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Sum:
         """Cross-entropy in nats, summed over the bytes that are not padding."""
-        tokens = batch["tokens"].long()
-        place = torch.arange(1, tokens.shape[1], device=tokens.device)
-        real = place < batch["length"][:, None]
-        target = tokens[:, 1:].masked_fill(~real, MASKED)
+        tokens, target, count = next_tokens(batch)
         drops = self.stochastic_depth and model.training
-        logits = model(tokens[:, :-1], batch["key"]) if drops else model(tokens[:, :-1])
-        smoothing = self.label_smoothing if model.training else 0.0
-        total = fn.cross_entropy(
-            logits.flatten(0, 1), target.flatten(), ignore_index=MASKED, reduction="sum", label_smoothing=smoothing
-        )
-        return total, real.sum()
+        logits = model(tokens, batch["key"]) if drops else model(tokens)
+        return token_loss(logits, target, count, self.label_smoothing if model.training else 0.0)
 
     def metrics(self, model: nn.Module, batch: Any) -> dict[str, Sum]:
         """Loss in nats per byte, and the same in bits."""
@@ -210,17 +175,3 @@ class Gpt(nn.Module):
         for block in self.blocks:
             x = block(x, key)
         return fn.linear(self.norm(x), self.token.weight)
-
-
-def text_paths(files: str | None, suffix: str) -> list[Path]:
-    """The files of a recipe's text, in order. Raises UserError."""
-    if files is None:
-        root = Path(sysconfig.get_paths()["stdlib"])
-        return sorted(root.glob("*.py"))
-    path = Path(files)
-    if path.is_file():
-        return [path]
-    found = sorted(p for p in path.rglob(f"*{suffix}") if p.is_file())
-    if not found:
-        raise UserError("recipe.files", f"{files!r} holds no file that ends in {suffix!r}", "give a file or a folder of text")
-    return found

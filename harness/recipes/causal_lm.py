@@ -13,13 +13,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as fn
 
 from harness.parts.data import Table
 from harness.parts.recipe import Recipe, Split, Sum
+from harness.parts.text import next_tokens, text_table, token_loss
 from harness.plan.config import Count
 from harness.plan.errors import UserError
-from harness.recipes.bytes_lm import MASKED, VALID_EVERY, text_paths
 
 BYTES = 256
 
@@ -62,37 +61,12 @@ class CausalLM(Recipe):
 
     def data(self, split: Split) -> Table:
         """Columns tokens int32 [n, context + 1] and length int64 [n], the number of true tokens in the row."""
-        paths = text_paths(self.files, self.suffix)
-        chosen = [p for i, p in enumerate(paths) if (i % VALID_EVERY == 0) == (split == "valid")] if len(paths) > 1 else paths
-        rows, lengths, budget = [], [], self.max_bytes
-        for path in chosen:
-            text = path.read_bytes()[: max(budget, 0)]
-            budget -= len(text)
-            ids = self._ids(text)
-            if len(ids) < 2:
-                continue
-            starts = np.arange(0, len(ids) - 1, self.context)
-            padded = np.zeros(starts[-1] + self.context + 1, np.int32)
-            padded[: len(ids)] = ids
-            rows.append(padded[starts[:, None] + np.arange(self.context + 1)])
-            lengths.append(np.minimum(len(ids) - starts, self.context + 1))
-        if not rows:
-            raise UserError("recipe.files", f"{self.files!r} holds no text for split {split}", "name a folder with more files")
-        tokens, length = np.concatenate(rows), np.concatenate(lengths)
-        if len(paths) == 1:
-            held_out = np.arange(len(tokens)) % VALID_EVERY == 0
-            keep = held_out if split == "valid" else ~held_out
-            tokens, length = tokens[keep], length[keep]
-        return Table({"tokens": torch.from_numpy(tokens), "length": torch.from_numpy(length)})
+        return text_table(self.files, self.suffix, split, self.max_bytes, self.context, self._ids)
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Sum:
         """Cross-entropy in nats. Padding comes last, where causal attention does not see it."""
-        tokens = batch["tokens"].long()
-        real = torch.arange(1, tokens.shape[1], device=tokens.device) < batch["length"][:, None]
-        target = tokens[:, 1:].masked_fill(~real, MASKED)
-        logits = model(input_ids=tokens[:, :-1], use_cache=False).logits
-        total = fn.cross_entropy(logits.flatten(0, 1).float(), target.flatten(), ignore_index=MASKED, reduction="sum")
-        return total, real.sum()
+        tokens, target, count = next_tokens(batch)
+        return token_loss(model(input_ids=tokens, use_cache=False).logits.float(), target, count)
 
     def blocks(self, model: nn.Module) -> list[nn.Module]:
         """The longest list of layers in the model."""
@@ -135,12 +109,12 @@ class CausalLM(Recipe):
     def _tokenizer(self) -> Any:
         return _tokenizer(self.tokenizer or self.folder)
 
-    def _ids(self, text: bytes) -> NDArray[np.int64]:
+    def _ids(self, text: bytes) -> NDArray[np.int32]:
         """Token ids of a file."""
         words = self._tokenizer()
         if words is None:
-            return np.frombuffer(text, np.uint8).astype(np.int64)
-        return np.asarray(words(text.decode(errors="replace"), verbose=False)["input_ids"], np.int64)
+            return np.frombuffer(text, np.uint8).astype(np.int32)
+        return np.asarray(words(text.decode(errors="replace"), verbose=False)["input_ids"], np.int32)
 
 
 @cache

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ STOP, STEPS = 20, 45
 
 
 def config(folder: Path, backend: str, **sections: dict[str, Any]) -> dict[str, Any]:
-    """45 steps at k = 2; in float64, so that layouts agree."""
+    """45 steps at k = 2; in float64, so that layouts agree, which zero0 has not."""
     tree: dict[str, dict[str, Any]] = {
         "recipe": {"use": "digits", "width": 4},
         "batch": {"reference": 16, "total": 32, "micro": 8},
@@ -39,11 +40,12 @@ def config(folder: Path, backend: str, **sections: dict[str, Any]) -> dict[str, 
         "scaling": {"rule": "none"},
         "schedule": {"samples": 32 * STEPS},
         "backend": {"name": backend},
-        "eval": {"every_samples": 320} | ({"sharpness": 50} if backend == "ddp" else {}),
+        "eval": {"every_samples": 320} | ({"sharpness": 50} if backend != "fsdp" else {}),
         "watch": {"wandb": "off"},
         "run": {"dir": str(folder)},
     }
-    return {"precision": "fp64"} | {name: tree.get(name, {}) | sections.get(name, {}) for name in {*tree, *sections}}
+    precision = "fp32" if backend == "zero0" else "fp64"
+    return {"precision": precision} | {name: tree.get(name, {}) | sections.get(name, {}) for name in {*tree, *sections}}
 
 
 def told(tree: dict[str, Any], until: int | None = None) -> dict[str, Any]:
@@ -57,13 +59,14 @@ def told(tree: dict[str, Any], until: int | None = None) -> dict[str, Any]:
     }
 
 
-def main(folder: Path, backends: list[str]) -> None:
-    """Each backend: to STOP steps, then on with the next backend of the list from its checkpoint; and the net with BatchNorm."""
+def main(folder: Path, chains: list[str]) -> None:
+    """Each backend: to STOP steps, then on with the next of its chain from its checkpoint; and the net with BatchNorm."""
     torch.set_num_threads(1)
     join(cpu=True)
     recipe = folder / "normed.py"
     results = {}
-    for backend, other in zip(backends, [*backends[1:], backends[0]], strict=True):
+    followed = {a: b for chain in chains for a, b in pairwise([*chain.split(","), chain.split(",")[0]])}
+    for backend, other in followed.items():
         run = folder / f"{backend}-{place(os.environ).size}"
         first = told(config(run, backend), STOP)
         agree("")
