@@ -38,9 +38,9 @@ EXPERIMENTS = {
     "--rules linear,sqrt,adascale+batch.micro=64,sqrt+schedule.epochs=22",
     "fashion": "fashion_mlp.yaml --batches 64,256,1024,4096 --rules none,linear+scaling.warmup_epochs=0,linear,sqrt "
     "--metric eval/accuracy_pct",
-    "adam": "bytes_lm.yaml --batches 4,16,64,256 --rules linear,sqrt,adam,adam+scaling.weight_decay=keep --batch.reference 4 --recipe.width 48 --recipe.depth 2 "
-    "--recipe.heads 2 --recipe.context 32 --schedule.samples 48000 --scaling.warmup_samples 8000 "
-    "--eval.every_samples 48000 --checkpoint.every_samples 48000",
+    "adam": "bytes_lm.yaml --batches 4,16,64,256 --rules linear,sqrt,adam,adam+scaling.weight_decay=keep --batch.reference 4 "
+    "--recipe.width 48 --recipe.depth 2 --recipe.heads 2 --recipe.context 32 --schedule.samples 48000 "
+    "--scaling.warmup_samples 8000 --eval.every_samples 48000 --checkpoint.every_samples 48000",
 }
 
 
