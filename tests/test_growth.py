@@ -15,7 +15,6 @@ import torch
 import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from harness.engine.engine import COLUMNS
 from harness.engine.fsdp import fsdp_mesh
 from harness.engine.meters import Meters
 from harness.plan.decode import load
@@ -101,7 +100,7 @@ def sent(ranks: int, labels: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     with fake_group(ranks):
         meters = Meters(torch.device("cpu"), 0, ranks, [f"group{n}" for n in range(labels)])
         meters.step_done((6.0, 3.0, 0.0))
-        meters.rows.add((1.0,) * len(COLUMNS))
+        meters.rows.add((1.0,) * 7)
         reading = meters.read(0.0, 0, torch.zeros(()), 1)
     assert reading.loss_max_rank == 2
     assert reading.ranks.slowest == 0

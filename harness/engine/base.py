@@ -19,6 +19,7 @@ from harness.engine.average import Average
 from harness.engine.engine import DTYPES, Engine, Estimator, Limit, autocast
 from harness.engine.ledger import Number, total_norm
 from harness.engine.meters import Meters
+from harness.engine.moved import Moved, View
 from harness.engine.names import check_fit, layer_label, load_optimizer, name_optimizer, weights
 from harness.engine.pieces import Piece, Source, share, whole
 from harness.parts.data import Micro
@@ -32,8 +33,6 @@ from harness.survive.pulse import Pulse
 
 Sums = tuple[Number, Number, Number]
 """Summed loss, count of items and stop flags."""
-FOLLOWED = 65_536
-"""Elements of a tensor that are followed through a step, to measure the update; all of them in a small one."""
 
 
 def summed(
@@ -112,22 +111,22 @@ class BaseEngine(Engine):
             local, real, ghosts = self._passes(micros, float(stop) / len(micros))
         except torch.OutOfMemoryError:
             self.optimizer.zero_grad(set_to_none=True)
-            for buffer, before in zip(self._buffers, kept, strict=True):
-                buffer.copy_(before)
+            for buffer, was in zip(self._buffers, kept, strict=True):
+                buffer.copy_(was)
             raise
         self._closing = close
-        followed = self._followed() if close else []
+        moved = Moved(self._views()) if close else None
         bad = self._finish(local)
-        for buffer, before in zip(self._buffers, kept, strict=True):
-            torch.where(bad == 0, buffer, before, out=buffer)
+        for buffer, was in zip(self._buffers, kept, strict=True):
+            torch.where(bad == 0, buffer, was, out=buffer)
         if self.average is not None and self.plan.ema is not None:
             self.average.take(self.plan.ema, bad == 0)
         meters = self.meters
         if self._small is not None and real == self.plan.global_batch // self.processes:
             meters.add_noise(self._small, self._norm, bad)
         self._small = None
-        if followed:
-            meters.norms = self._norms(followed)
+        if moved is not None:
+            meters.norms = moved.squares(self._grad_norms, self._labels, len(meters.labels))
         meters.computed += real + ghosts
         meters.step_done(local)
 
@@ -199,19 +198,9 @@ class BaseEngine(Engine):
         """How many ranks hold the same part of a weight."""
         return self.processes
 
-    def _followed(self) -> list[Tensor]:
-        """Copies of the first FOLLOWED elements of what lies here of each parameter, to see how far a step moves them."""
-        return list(torch._foreach_add([held.detach().flatten()[:FOLLOWED] for _, _, held in self._held()], 0))
-
-    def _norms(self, followed: list[Tensor]) -> Tensor:
-        """Squared norms by label, as NormRow has them: float64 [labels, 4], of what lies on this rank."""
-        weights = [t.detach() for _, _, t in self._held()]
-        moved = [t.flatten()[:FOLLOWED] for t in weights]
-        columns = [weights, followed, list(torch._foreach_sub(moved, followed))]
-        squares = [torch.stack(torch._foreach_norm(c)).to(self.device, torch.float64) ** 2 for c in columns]
-        grads = torch.full_like(squares[0], float("nan")) if self._grad_norms is None else self._grad_norms.double() ** 2
-        out = torch.zeros(len(self.meters.labels), 4, dtype=torch.float64, device=self.device)
-        return out.index_add_(0, self._labels, torch.stack([*squares, grads.to(self.device)], 1))
+    def _views(self) -> list[View]:
+        """What lies here of each parameter that is trained."""
+        return [View.of(held) for _, _, held in self._held()]
 
     @cached_property
     def _labels(self) -> Tensor:

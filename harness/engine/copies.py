@@ -1,10 +1,13 @@
 """Engines with a whole copy of model and optimizer in each process: what a process alone, ddp and zero0 share."""
 
+from functools import cached_property
+
 import torch
 from torch import Tensor, nn
 
 from harness.engine.base import Sums, power_of_two
 from harness.engine.ledger import total_norm
+from harness.engine.moved import View
 from harness.engine.pieces import Source
 from harness.engine.torch_step import TorchEngine, ratio
 from harness.parts.compute import prepare_model
@@ -35,6 +38,14 @@ class CopyEngine(TorchEngine):
     def model(self) -> nn.Module:
         """The recipe's own model, outside all wrapping."""
         return self._model
+
+    @cached_property
+    def _held_views(self) -> list[View]:
+        return super()._views()
+
+    def _views(self) -> list[View]:
+        """See BaseEngine._views. A copy's weights stay where they are."""
+        return self._held_views
 
     def _after_first(self, told: Sums) -> None:
         """See BaseEngine._after_first. Nothing has met yet: this is the gradient of the first pass alone."""

@@ -19,7 +19,6 @@ from harness.survive.pulse import Pulse
 DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp16": torch.float32, "fp64": torch.float64}
 """Type of the weights and of the data, by `precision`; bf16 and fp16 are autocast over float32 weights."""
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-COLUMNS = ("loss_sum", "count", "stop", "grad_norm", "clip_factor", "applied", "loss_scale")
 Estimator = Literal["passes", "ranks", "moments", "none"]
 """How the gradient noise scale is measured: by the gradient of a step's first pass, by each rank's own before they meet, by the
 optimizer's first moment, or not at all."""

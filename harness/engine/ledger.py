@@ -14,34 +14,44 @@ Number = Tensor | float
 class Ledger:
     """Rows of numbers. To add one costs no operation on the device; to read all of them a few, whatever their number."""
 
-    def __init__(self, device: torch.device, columns: int) -> None:
-        self.device, self.columns = device, columns
-        self.rows: list[Sequence[Number]] = []
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._rows: list[Sequence[Number]] = []
 
     def add(self, row: Sequence[Number]) -> None:
         """One more row. Its tensors must not change any more."""
-        self.rows.append(row)
+        self._rows.append(row)
 
-    @torch.no_grad()
-    def read(self) -> Tensor:
-        """All rows since the last call, float64 [rows, columns] on the device. Waits for nothing."""
-        rows, self.rows = self.rows, []
-        if not rows:
-            return torch.zeros(0, self.columns, dtype=torch.float64, device=self.device)
-        columns = list(zip(*rows, strict=True))
-        kinds = [set(map(type, column)) for column in columns]
-        host = [column for column, kind in zip(columns, kinds, strict=True) if Tensor not in kind]
-        known = iter(torch.tensor(host, dtype=torch.float64).to(self.device, non_blocking=True)) if host else iter(())
-        parts = [self._there(c, len(k) > 1) if Tensor in k else next(known) for c, k in zip(columns, kinds, strict=True)]
-        return torch.stack(parts, 1)
+    def take(self) -> list[Sequence[Number]]:
+        """The rows since the last call."""
+        rows, self._rows = self._rows, []
+        return rows
 
-    def _there(self, column: Sequence[Number], mixed: bool) -> Tensor:
-        """A column that is on the device, wholly or in part: float64 [rows]."""
-        cells = [torch.as_tensor(cell, dtype=torch.float64, device=self.device) for cell in column] if mixed else column
-        return torch.stack(cells).to(self.device, torch.float64)  # type: ignore[arg-type]
+    def cells(self, rows: Sequence[Sequence[Number]]) -> Tensor:
+        """What of the rows is on the device, row by row: float64 [cells]. Waits for nothing."""
+        found = [cell for row in rows for cell in row if isinstance(cell, Tensor)]
+        return (
+            torch.stack(found).to(self.device, torch.float64) if found else torch.zeros(0, dtype=torch.float64, device=self.device)
+        )
+
+    def whole(self, rows: Sequence[Sequence[Number]]) -> Tensor:
+        """Rows of one length, on the device: float64 [rows, columns]."""
+        cells = [torch.as_tensor(cell, dtype=torch.float64, device=self.device) for row in rows for cell in row]
+        return torch.stack(cells).view(len(rows), -1)
+
+
+def filled(rows: Sequence[Sequence[Number]], cells: Sequence[float]) -> list[list[float]]:
+    """The rows as numbers, `cells` those that `Ledger.cells` gave."""
+    told = iter(cells)
+    return [[next(told) if isinstance(cell, Tensor) else cell for cell in row] for row in rows]
+
+
+def norms(tensors: list[Tensor]) -> Tensor:
+    """The norm of each of some tensors of one device: [tensors]."""
+    return torch.stack(torch._foreach_norm(tensors))
 
 
 def total_norm(tensors: list[Tensor]) -> Tensor:
     """The norm of tensors of one device as one vector."""
-    norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors)))
+    norm: Tensor = torch.linalg.vector_norm(norms(tensors))
     return norm

@@ -8,14 +8,14 @@ import os
 from collections.abc import Sequence
 from dataclasses import fields
 from functools import cache
+from itertools import pairwise
 from typing import final
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from harness.engine.engine import COLUMNS
-from harness.engine.ledger import Ledger, Number
+from harness.engine.ledger import Ledger, Number, filled
 from harness.parts.stamps import Stamp, seconds, stamp
 from harness.stats.ranks import HIGHS, SUMS, highs_of, met, sums_of
 from harness.stats.rows import HostRow, NoiseSums, NormRow, Reading, StepRow
@@ -24,7 +24,6 @@ GIB = 2.0**30
 _LOCAL = 2
 _NOISE = 3
 _NORMS = len(fields(NormRow))
-_APPLIED = COLUMNS.index("applied")
 
 
 @final
@@ -33,10 +32,11 @@ class Meters:
 
     def __init__(self, device: torch.device, rank: int, processes: int, labels: Sequence[str]) -> None:
         self.device, self.rank, self.processes, self.labels = device, rank, processes, list(labels)
-        self.rows = Ledger(device, len(COLUMNS))
-        self._local = Ledger(device, _LOCAL)
-        self._noise = Ledger(device, _NOISE)
-        self.norms = torch.full((len(self.labels), _NORMS), float("nan"), dtype=torch.float64, device=device)
+        self.rows = Ledger(device)
+        self._local = Ledger(device)
+        self._noise = Ledger(device)
+        self._no_norms = torch.full((len(self.labels), _NORMS), float("nan"), dtype=torch.float64, device=device)
+        self.norms = self._no_norms
         self.syncs = 0
         self.computed = 0
         self._stamps: list[Stamp] = [stamp(device)]
@@ -57,77 +57,97 @@ class Meters:
         """A full step's squared gradient norm at the small batch, and its norm at the whole one; a `bad` step adds nothing."""
         self._noise.add((small_square, norm, bad))
 
-    def _noise_sums(self) -> Tensor:
-        """Squares at the small batch, at the whole one, and the number of steps, summed over the finite steps: float64 [3]."""
-        if not self._noise.rows:
-            return torch.zeros(_NOISE, dtype=torch.float64, device=self.device)
-        small, norm, bad = self._noise.read().unbind(1)
-        found = torch.stack([small, norm**2, torch.ones_like(small)], 1)
-        return torch.where(((bad == 0) & found.isfinite().all(1))[:, None], found, 0.0).sum(0)
-
     def read(
         self, data_wait_s: float, troubles: int, moment: Tensor, copies: int, flags: tuple[float, float] = (0.0, 0.0)
     ) -> Reading:
-        """All ranks' window: `rows` [steps, columns] are equal on all; the rest meets, and all of it is read in one copy."""
-        host, rows = self._host(data_wait_s, troubles, flags), self.rows.read()
-        rows[:, _APPLIED] = 1 - rows[:, _APPLIED]  # the steps wrote down whether they were bad
-        local = self._local.read() if self.processes > 1 else rows[:, :_LOCAL]
-        sums, highs = self._packed(host, local.sum(0), moment)
-        if self.processes > 1:
-            works = [dist.all_reduce(sums, async_op=True), dist.all_reduce(highs, dist.ReduceOp.MAX, async_op=True)]
-            for work in works:
-                work.wait()
-        told = torch.cat([rows.flatten(), sums, highs]).tolist()
+        """All ranks' window: the steps' rows are equal on all; the rest meets, and all of it is read in one copy.
+
+        `moment` is the squared norm of what lies here of the optimizer's first moment; `copies` ranks hold the same of weights.
+        """
+        host, rows = self._host(data_wait_s, troubles, flags), self.rows.take()
+        cells = self.rows.cells(rows)
+        numbers = torch.cat([self._noise_sums(), moment.double().view(1), self.norms.view(-1)])
+        told, highs = self._alone(host, cells, numbers) if self.processes == 1 else self._met(host, cells, numbers)
         self.syncs += 1
-        steps = [StepRow(*told[i * len(COLUMNS) : (i + 1) * len(COLUMNS)]) for i in range(len(rows))]
-        laps = [seconds(a, b) for a, b in zip(self._stamps, self._stamps[1:], strict=False)]
-        first, last = rows.numel(), rows.numel() + len(sums)
-        reading = self._reading(steps, told[first:last], told[last:], laps, copies)
+        first, last = len(cells), len(cells) + len(numbers)
+        steps = [_step_row(row) for row in filled(rows, told[:first])]
+        if self.processes == 1:
+            loss, count = sum([s.loss_sum for s in steps]), sum([s.count for s in steps])
+            highs = [loss / count if count else math.nan, *highs]
+        laps = [seconds(a, b) for a, b in pairwise(self._stamps)]
+        reading = self._reading(steps, told[first:last], told[last:], highs, laps, copies)
         self._reset()
         return reading
+
+    def _alone(self, host: HostRow, cells: Tensor, numbers: Tensor) -> tuple[list[float], list[float]]:
+        """(what was measured, added up over ranks where it is theirs; the largest over ranks), for a rank alone."""
+        return torch.cat([cells, numbers]).tolist() + sums_of(host), highs_of(host, self.rank)
+
+    def _met(self, host: HostRow, cells: Tensor, numbers: Tensor) -> tuple[list[float], list[float]]:
+        """As `_alone`, over all ranks; the largest begin with the ranks' own mean losses, NaN where one is.
+
+        A loss that is not a number has no place in a maximum, so it is counted in the sum. A rank that counted nothing has no say.
+        """
+        loss, count = self._local.whole(self._local.take()).sum(0).unbind()
+        mean = loss / count
+        unknown = torch.isnan(mean) & (count > 0)
+        own = torch.tensor(sums_of(host) + highs_of(host, self.rank), dtype=torch.float64).to(self.device, non_blocking=True)
+        sums = torch.cat([numbers, own[:SUMS], unknown.double().view(1)])
+        highs = torch.cat([mean.nan_to_num(-math.inf, math.inf, -math.inf).view(1), own[SUMS:]])
+        works = [dist.all_reduce(sums, async_op=True), dist.all_reduce(highs, dist.ReduceOp.MAX, async_op=True)]
+        for work in works:
+            work.wait()
+        *told, unknown_ranks = torch.cat([highs, cells, sums]).tolist()
+        highest = told[: 1 + HIGHS]
+        if unknown_ranks or highest[0] == -math.inf:
+            highest[0] = math.nan
+        return told[1 + HIGHS :], highest
+
+    def _noise_sums(self) -> Tensor:
+        """Squares at the small batch, at the whole one, and the number of steps, summed over the finite steps: float64 [3]."""
+        rows = self._noise.take()
+        if not rows:
+            return torch.zeros(_NOISE, dtype=torch.float64, device=self.device)
+        small, norm, bad = self._noise.whole(rows).unbind(1)
+        found = torch.stack([small, norm**2, torch.ones_like(small)], 1)
+        return torch.where(((bad == 0) & found.isfinite().all(1))[:, None], found, 0.0).sum(0)
 
     def _host(self, data_wait_s: float, troubles: int, flags: tuple[float, float]) -> HostRow:
         """This rank's row. Stamps are read here: the steps they belong to have been enqueued, and are waited for."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        wait = sum(seconds(a, b) for a, b in self._waits) if self.waits_known else math.nan
+        wait = sum([seconds(a, b) for a, b in self._waits]) if self.waits_known else math.nan
         spent = seconds(self._stamps[0], self._stamps[-1])
         busy = spent - (0.0 if math.isnan(wait) else wait) - data_wait_s
         counts = (float(self.computed), float(troubles), *flags)
         return HostRow(data_wait_s, wait, busy, rss_gib(), *_gpu_memory(self.device), *counts)
 
-    def _packed(self, host: HostRow, local: Tensor, moment: Tensor) -> tuple[Tensor, Tensor]:
-        """What meets in the sum, and what in the maximum: float64 on the device. `local` is this rank's own [loss, count].
-
-        A loss that is not a number has no place in a maximum, so it is counted in the sum. A rank that counted nothing has no say.
-        """
-        mean = local[:1] / local[1:]
-        unknown = torch.isnan(mean) & (local[1:] > 0)
-        numbers = torch.tensor(sums_of(host) + highs_of(host, self.rank), dtype=torch.float64)
-        numbers = numbers.to(self.device, non_blocking=True)
-        sums = torch.cat([self._noise_sums(), moment.double().reshape(1), unknown.double(), numbers[:SUMS], self.norms.flatten()])
-        return sums, torch.cat([mean.nan_to_num(-math.inf, math.inf, -math.inf), numbers[-HIGHS:]])
-
-    def _reading(self, steps: list[StepRow], sums: list[float], highs: list[float], laps: list[float], copies: int) -> Reading:
+    def _reading(
+        self, steps: list[StepRow], numbers: list[float], sums: list[float], highs: list[float], laps: list[float], copies: int
+    ) -> Reading:
         """The numbers, sorted. Shards' squares add up; where `copies` ranks hold the same, they are counted once."""
-        small, big, taken = (value / self.processes for value in sums[:_NOISE])
-        moment, unknown = sums[_NOISE], sums[_NOISE + 1]
-        squares = [value / copies for value in sums[_NOISE + 2 + SUMS :]]
-        known = not unknown and highs[0] > -math.inf
+        small, big, taken = (value / self.processes for value in numbers[:_NOISE])
+        squares = [value / copies for value in numbers[_NOISE + 1 :]]
         return Reading(
             steps=steps,
-            loss_max_rank=highs[0] if known else math.nan,
-            ranks=met(sums[_NOISE + 2 : _NOISE + 2 + SUMS], highs[1:], self.processes),
+            loss_max_rank=highs[0],
+            ranks=met(sums, highs[1:], self.processes),
             syncs=self.syncs,
-            noise=NoiseSums(small, big, taken, moment / copies),
+            noise=NoiseSums(small, big, taken, numbers[_NOISE] / copies),
             norms={label: NormRow(*squares[i * _NORMS : (i + 1) * _NORMS]) for i, label in enumerate(self.labels)},
             laps_s=laps,
         )
 
     def _reset(self) -> None:
-        self.norms.fill_(float("nan"))
+        self.norms = self._no_norms
         self.syncs, self.computed = 0, 0
         self._stamps, self._waits = [stamp(self.device)], []
+
+
+def _step_row(row: Sequence[float]) -> StepRow:
+    """A step's row; the steps wrote down whether they were bad, and not whether they were applied."""
+    loss, count, stop, norm, factor, bad, scale = row
+    return StepRow(loss, count, stop, norm, factor, 1 - bad, scale)
 
 
 @cache

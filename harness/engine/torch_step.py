@@ -15,7 +15,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 
 from harness.engine.average import Average
 from harness.engine.base import BaseEngine, Sums
-from harness.engine.ledger import Number
+from harness.engine.ledger import Number, norms
 from harness.engine.names import persistent, weights
 from harness.engine.pieces import Source
 
@@ -82,9 +82,7 @@ class TorchEngine(BaseEngine):
         grads = self._grads()
         sums, norm, scale = self._meet(grads, local)
         if self._closing:
-            self._grad_norms = (
-                torch.stack(torch._foreach_norm(grads)).to(norm.device) * scale if len(grads) == len(self._params) else None
-            )
+            self._grad_norms = norms(grads).to(norm.device) * scale if len(grads) == len(self._params) else None
         norm = norm if _one(scale) else norm * scale
         most = self._most()
         factor: Number = 1.0 if most is None else (most / (norm + 1e-6)).clamp(max=1.0)
