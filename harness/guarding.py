@@ -40,10 +40,10 @@ def act(
 ) -> tuple[State, list[Noticed]]:
     """(the state to go on with, what there is to tell) after a window with troubles. Raises StopError."""
     guard = config.guard
-    high = too_high(plan, state.noise.samples, state.losses.count)
     if state.nonfinite_steps > guard.budget:
+        high = too_high(plan, state.noise.samples, state.losses.count)
         raise StopError(f"{state.nonfinite_steps} steps were not finite, more than guard.budget {guard.budget}: {high}")
-    found = answer(guard, wrong)
+    found = answer(guard, wrong) if wrong else None
     if found is None or found[0] == "skip":
         return state, []
     action, trouble = found

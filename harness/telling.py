@@ -65,7 +65,8 @@ class Teller:
         events: list[Event] = []
         losses, norms = [r.loss for r in reading.steps], [_log(r.grad_norm) for r in reading.steps]
         least = SPIKE_LEAST * abs(state.health.began or 0.0)
-        scores, norm_scores = state.losses.scores(losses, least), state.norms.scores(norms)
+        scores, losses_after = state.losses.judged(losses, least)
+        norm_scores, norms_after = state.norms.judged(norms)
         number, position = state.step, state.samples
         for row, loss, score, step in zip(reading.steps, losses, scores, taken, strict=True):
             number, position = number + 1, position + step.samples
@@ -76,15 +77,22 @@ class Teller:
                 text = f"loss {loss:.4g} stands out from the {len(state.losses.memory)} before it"
                 events.append(Noticed(number, position, "spike", text))
             self._remember(step.samples, row)
-        state = _after(state, reading.steps, taken)
         window = Window(reading, sum([t.samples for t in taken]), 0.0 if first else seconds, taken[-1].lr, self.engine.processes)
         trained = training(window)
+        moved = [step.advance for row, step in zip(reading.steps, taken, strict=True) if row.applied]
+        skipped = state.skipped_steps + len(taken) - len(moved)
         state = replace(
             state,
-            losses=state.losses.after(losses, least),
-            norms=state.norms.after(norms),
+            step=number,
+            samples=position,
+            items=sum([row.count for row in reading.steps], state.items),
+            scheduled=sum(moved, state.scheduled),
+            skipped_steps=skipped,
+            nonfinite_steps=state.nonfinite_steps + sum([row.bad for row in reading.steps]),
+            losses=losses_after,
+            norms=norms_after,
             health=state.health.after(losses, trained["train/update_to_param_ratio"] if taken[-1].lr else None),
-            noise=self._noise(state, reading),
+            noise=self._noise(state.noise, number - skipped, reading),
             trained_s=state.trained_s + seconds,
             began=self.age.began,
         )
@@ -140,9 +148,9 @@ class Teller:
         """A checkpoint was written."""
         self.saved_s, self.saved_bytes, self.saved_at_s, self.saved_at_samples = seconds, size, self.clock.train_s, samples
 
-    def _noise(self, state: State, reading: Reading) -> NoiseScale:
-        """The noise scale after the window, by the engine's estimator."""
-        plan, sums, scale = self.plan, reading.noise, state.noise
+    def _noise(self, scale: NoiseScale, taken: int, reading: Reading) -> NoiseScale:
+        """The noise scale after the window, by the engine's estimator; `taken` steps have moved the weights so far."""
+        plan, sums = self.plan, reading.noise
         if self.engine.estimator in ("passes", "ranks") and sums.steps:
             ranks = self.engine.processes
             small = plan.micro_batch if self.engine.estimator == "passes" else plan.global_batch / ranks
@@ -152,7 +160,6 @@ class Teller:
                 )
         good = [r for r in reading.steps if r.applied]
         beta = plan.momentum if plan.optimizer in _MOMENT_OF_SGD else plan.betas[0] if plan.betas else None
-        taken = state.step - state.skipped_steps
         if self.engine.estimator == "moments" and beta and len(good) > 1 and taken > 1 / (1 - beta):
             whole = (1 - beta if plan.optimizer in _MOMENT_OF_SGD else 1) / (1 - beta**taken)
             square = fmean([(r.grad_norm * r.clip_factor) ** 2 for r in good])
@@ -207,20 +214,6 @@ class Teller:
             "reliability/checkpoint_bytes": self.saved_bytes,
             "reliability/bad_samples": float(len(state.bad_samples) + len(state.bad_valid)),
         }
-
-
-def _after(s: State, rows: Sequence[StepRow], taken: Sequence[Taken]) -> State:
-    """The state past a window's steps."""
-    moved = [step.advance for row, step in zip(rows, taken, strict=True) if row.applied]
-    return replace(
-        s,
-        step=s.step + len(rows),
-        samples=s.samples + sum([step.samples for step in taken]),
-        scheduled=sum(moved, s.scheduled),
-        skipped_steps=s.skipped_steps + len(rows) - len(moved),
-        nonfinite_steps=s.nonfinite_steps + sum([row.bad for row in rows]),
-        items=sum([row.count for row in rows], s.items),
-    )
 
 
 def _step_metrics(row: StepRow, loss: float, step: Taken) -> dict[str, float]:

@@ -22,7 +22,7 @@ from harness.parts.data import Feed
 from harness.parts.recipe import Recipe, load_recipe
 from harness.plan.config import Config
 from harness.plan.decode import encode
-from harness.plan.due import Due, due
+from harness.plan.due import NOTHING, Due, due, quiet_until
 from harness.plan.errors import UserError, did_you_mean
 from harness.plan.guard import Trouble, policy
 from harness.plan.order import Deal, Order, deals, derive
@@ -135,6 +135,7 @@ class _Run:
         plan, state, engine = self._stage(), self.state, self.engine
         now, most = pace(plan, state), limit(self.config, state)
         position, clock, turn = state.guard.past(state.samples), state.scheduled, False
+        quiet = quiet_until(self.plan, position)
         taken: list[Taken] = []
         waited = 0.0
         feed = self.feed.steps(self._deals(plan, position))
@@ -151,7 +152,8 @@ class _Run:
             count = state.step + len(taken) + 1 - self.first
             ends = count == self.config.run.stop_after_steps
             full = count == 1 or len(taken) + 1 == self.config.watch.every_steps
-            next_up = due(self.plan, position, after, clock_after, limit=ends, window=full)
+            loud = ends or full or after >= quiet
+            next_up = due(self.plan, position, after, clock_after, limit=ends, window=full) if loud else NOTHING
             turn = not next_up.over and self._batch(clock_after) != plan.global_batch
             close = next_up.close or turn
             self.asked = self.asked or self.stop()
@@ -171,6 +173,7 @@ class _Run:
             if self.ended is not None or state.guard.rollbacks > before.guard.rollbacks or state.growth != before.growth:
                 return
             now, most, clock = pace(plan, state), limit(self.config, state), state.scheduled
+            quiet = quiet_until(self.plan, position)
 
     def _stage(self) -> Plan:
         """The plan of the stretch that begins here, which engine and teller take over."""
@@ -202,7 +205,8 @@ class _Run:
         self.state, told, wrong = self.teller.window(before, reading, taken, first=warmed)
         well = self.state.health.well(self.recipe.uniform_loss())
         guard = self.state.guard.seen(wrong, (before.samples, position), well=well)
-        self.state = replace(self.state, samples=position, guard=guard)
+        if self.state.samples != position or guard is not self.state.guard:
+            self.state = replace(self.state, samples=position, guard=guard)
         yield from told
         if warmed and self.config.compute.compile:
             text = f"the first step took {self.teller.clock.pauses['first_step']:.1f} s, compilation included"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from harness.engine.ledger import norms
 
-FOLLOWED = 65_536
+FOLLOWED = 8_192
 """Elements of a tensor, about, that are followed through a step; all of them in a small one."""
 
 

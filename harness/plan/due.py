@@ -21,6 +21,15 @@ class Due:
         return self.over or self.limit or self.evaluate or self.save or self.window
 
 
+NOTHING = Due()
+
+
+def quiet_until(plan: Plan, position: int) -> int:
+    """The stream position from which on something may be due after a step: before it, `due` says NOTHING."""
+    ahead = [(position // every + 1) * every for every in (plan.eval_every_samples, plan.checkpoint_every_samples) if every]
+    return 0 if plan.rule == "adascale" else min([plan.total_samples, *ahead])
+
+
 def due(plan: Plan, before: int, after: int, clock: float, *, limit: bool, window: bool) -> Due:
     """After the step over stream positions [before, after), which ends at `clock` samples of the schedule."""
     spent = plan.rule == "adascale" and clock >= plan.schedule.horizon

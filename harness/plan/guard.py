@@ -51,7 +51,7 @@ class Guarded:
         """After a window: the first one with trouble is the suspect, until the run is well again."""
         if any(t in ("nonfinite", "spike", "erratic") for t in troubles):
             return self if self.suspect else replace(self, suspect=window)
-        return replace(self, suspect=None) if well else self
+        return replace(self, suspect=None) if well and self.suspect else self
 
     @staticmethod
     def from_json(tree: Mapping[str, Any]) -> "Guarded":

@@ -7,6 +7,7 @@ half of what it had won since; both by more than the losses scatter.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from statistics import median
 from typing import Any
 
@@ -44,29 +45,32 @@ class Health:
     def after(self, losses: Sequence[float], ratio: float | None) -> "Health":
         """With a window's losses and its update-to-weight ratio (None: not measured)."""
         finite = [x for x in losses if math.isfinite(x)]
-        start = (*self.start, *finite[: max(START - len(self.start), 0)])
-        moved = replace(self, start=start, recent=(*self.recent, *finite)[-MEMORY:])
-        level = moved.level
-        if level is not None and (self.lowest is None or level < self.lowest):
-            moved = replace(moved, lowest=level, scatter=median(abs(x - level) for x in moved.recent[-LEVEL:]))
-        moved = replace(moved, sick=self.sick and not moved.well(None))
-        return moved if ratio is None else moved._moved(ratio)
+        start = (*self.start, *finite[: START - len(self.start)]) if len(self.start) < START else self.start
+        recent = (*self.recent, *finite)[-MEMORY:]
+        level, lowest, scatter = _level(recent), self.lowest, self.scatter
+        if level is not None and (lowest is None or level < lowest):
+            lowest, scatter = level, median([abs(x - level) for x in recent[-LEVEL:]])
+        moved = Health(start, recent, lowest, scatter, *self._moved(ratio), self.sick)
+        return replace(moved, sick=not moved.well(None)) if self.sick else moved
 
-    def _moved(self, ratio: float) -> "Health":
+    def _moved(self, ratio: float | None) -> tuple[Spikes, bool, int]:
+        """(ratios, erratic, still) after a window's update-to-weight ratio."""
+        if ratio is None:
+            return self.ratios, self.erratic, self.still
         if not math.isfinite(ratio) or ratio <= 0:
-            return replace(self, erratic=False, still=self.still + 1 if ratio == 0 else self.still)
-        score = self.ratios.scores([math.log(ratio)])[0]
+            return self.ratios, False, self.still + 1 if ratio == 0 else self.still
+        (score,), ratios = self.ratios.judged([math.log(ratio)])
         unusual = score is not None and score > FLAGGED and ratio > ERRATIC_LEAST
-        return replace(self, ratios=self.ratios.after([math.log(ratio)]), erratic=unusual or ratio > ERRATIC_MOST, still=0)
+        return ratios, unusual or ratio > ERRATIC_MOST, 0
 
     def forgiven(self, *, ill: bool) -> "Health":
         """After the guard has acted: what was seen is not held against the run twice. `ill`: it was about the losses."""
         return replace(self, recent=() if ill else self.recent, erratic=False, still=0, sick=self.sick or ill)
 
-    @property
+    @cached_property
     def level(self) -> float | None:
         """Median of the last LEVEL losses; None before there are so many."""
-        return median(self.recent[-LEVEL:]) if len(self.recent) >= LEVEL else None
+        return _level(self.recent)
 
     @property
     def began(self) -> float | None:
@@ -114,3 +118,7 @@ class Health:
         """From what `dataclasses.asdict` gave."""
         own = {"start": tuple(tree["start"]), "recent": tuple(tree["recent"]), "ratios": Spikes.from_json(tree["ratios"])}
         return Health(**{**tree, **own})
+
+
+def _level(recent: Sequence[float]) -> float | None:
+    return median(recent[-LEVEL:]) if len(recent) >= LEVEL else None

@@ -9,7 +9,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from statistics import median
 from typing import Any
 
 MEMORY = 128
@@ -60,9 +59,13 @@ class Spikes:
         return max(usual, middle + REACH * reach)
 
     def after(self, values: Sequence[float], least: float = 0.0) -> "Spikes":
-        """With a window's values. Those that are not finite are left out, those that are spikes counted."""
-        memory, count, running = list(self.memory), self.count, self.running
-        for value, score in zip(values, self.scores(values, least), strict=True):
+        """With a window's values, as `judged` has it."""
+        return self.judged(values, least)[1]
+
+    def judged(self, values: Sequence[float], least: float = 0.0) -> tuple[list[float | None], "Spikes"]:
+        """(`scores`, with a window's values: those that are not finite are left out, those that are spikes counted)."""
+        memory, count, running, scores = list(self.memory), self.count, self.running, self.scores(values, least)
+        for value, score in zip(values, scores, strict=True):
             if not math.isfinite(value):
                 continue
             if score is not None and score > FLAGGED:
@@ -72,18 +75,25 @@ class Spikes:
             else:
                 memory.append(value)
                 running = 0
-        return Spikes(tuple(memory[-MEMORY:]), count, running)
+        return scores, Spikes(tuple(memory[-MEMORY:]), count, running)
 
     @cached_property
     def _usual(self) -> tuple[float, float, float]:
         """(median, median deviation, how far the second largest value lies above the median) of the memory."""
-        middle = median(self.memory)
-        return middle, median([abs(x - middle) for x in self.memory]), sorted(self.memory)[-2] - middle
+        ordered = sorted(self.memory)
+        middle = _middle(ordered)
+        return middle, _middle(sorted([abs(x - middle) for x in ordered])), ordered[-2] - middle
 
     @staticmethod
     def from_json(tree: Mapping[str, Any]) -> "Spikes":
         """From what `dataclasses.asdict` gave."""
         return Spikes(tuple(tree["memory"]), tree["count"], tree["running"])
+
+
+def _middle(ordered: Sequence[float]) -> float:
+    """The median of values in order."""
+    half = len(ordered) // 2
+    return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
 
 
 def _score(value: float, middle: float, spread: float, beyond: float) -> float:

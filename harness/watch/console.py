@@ -96,6 +96,9 @@ class Terminal:
             self._progress.start()
 
     def _window(self, event: Windowed) -> None:
+        part = event.samples * PLAIN_LINES // max(self._total, 1)
+        if not self._progress and part <= self._told:
+            return
         m = event.metrics
         text = (
             f"step {event.step:,}  loss {m['train/loss']:.4f}  lr {m['train/lr']:.4g}  "
@@ -104,10 +107,8 @@ class Terminal:
         if self._progress:
             self._progress.update(self._task, description=text, completed=event.samples)
             return
-        part = event.samples * PLAIN_LINES // max(self._total, 1)
-        if part > self._told:
-            self._told = part
-            self._say(f"train  {event.samples:>12,} samples  {text}")
+        self._told = part
+        self._say(f"train  {event.samples:>12,} samples  {text}")
 
     def _end(self, event: Ended) -> None:
         self.close()

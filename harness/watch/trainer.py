@@ -88,10 +88,8 @@ class Telemetry(TrainerCallback):  # type: ignore[misc]
 
     def _window(self, state: TrainerState, logs: dict[str, float]) -> Metrics:
         loss, norm = float(logs["loss"]), float(logs.get("grad_norm", math.nan))
-        (loss_z,) = self._losses.scores([loss])
-        level = math.log(norm) if norm > 0 else math.nan
-        (norm_z,) = self._norms.scores([level])
-        self._losses, self._norms = self._losses.after([loss]), self._norms.after([level])
+        (loss_z,), self._losses = self._losses.judged([loss])
+        (norm_z,), self._norms = self._norms.judged([math.log(norm) if norm > 0 else math.nan])
         samples = self._samples(state)
         fresh, seconds = samples - self._told, self._trained - self._told_s
         self._told, self._told_s = samples, self._trained
