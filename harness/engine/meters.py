@@ -35,7 +35,7 @@ class Meters:
         self.rows = Ledger(device)
         self._local = Ledger(device)
         self._noise = Ledger(device)
-        self._no_norms = torch.full((len(self.labels), _NORMS), float("nan"), dtype=torch.float64, device=device)
+        self._no_norms = torch.full((_NORMS, len(self.labels)), float("nan"), dtype=torch.float64, device=device)
         self.norms = self._no_norms
         self.syncs = 0
         self.computed = 0
@@ -134,7 +134,7 @@ class Meters:
             ranks=met(sums, highs[1:], self.processes),
             syncs=self.syncs,
             noise=NoiseSums(small, big, taken, numbers[_NOISE] / copies),
-            norms={label: NormRow(*squares[i * _NORMS : (i + 1) * _NORMS]) for i, label in enumerate(self.labels)},
+            norms={label: NormRow(*squares[i :: len(self.labels)]) for i, label in enumerate(self.labels)},
             laps_s=laps,
         )
 

@@ -42,17 +42,13 @@ class Moved:
         self._before = list(torch._foreach_add([view.part for view in views], 0))
 
     def squares(self, grads: Tensor | None, labels: Tensor, count: int) -> Tensor:
-        """Squared norms by label, as NormRow has them: float64 [count, 4]; `labels` int64 [parameters] says whose is whose.
+        """Squared norms by label, as NormRow has them: float64 [4, count]; `labels` int64 [parameters] says whose is whose.
 
         `grads`: the gradients' norms, float [parameters]; None where the backend keeps them to itself.
         """
-        views, device = self._views, labels.device
-        torch._foreach_sub_(self._before, [view.part for view in views])
-        cut = [number for number, view in enumerate(views) if view.held is not view.part]
-        looked_at = [*(view.held for view in views), *self._before, *(views[number].part for number in cut)]
-        squares = norms(looked_at).to(device, torch.float64) ** 2
-        weights, moved = squares[: len(views)], squares[len(views) : 2 * len(views)]
-        sampled = weights.index_copy(0, torch.tensor(cut, device=device), squares[2 * len(views) :]) if cut else weights
-        known = torch.full_like(weights, float("nan")) if grads is None else grads.to(device, torch.float64) ** 2
-        out = torch.zeros(count, 4, dtype=torch.float64, device=device)
-        return out.index_add_(0, labels, torch.stack([weights, sampled, moved, known], 1))
+        parts = [view.part for view in self._views]
+        torch._foreach_sub_(self._before, parts)
+        found = norms([*(view.held for view in self._views), *parts, *self._before]).to(labels.device, torch.float64)
+        known = torch.full_like(found[: len(parts)], float("nan")) if grads is None else grads.to(found)
+        squares = torch.cat([found, known]).square_().view(4, -1)
+        return torch.zeros(4, count, dtype=torch.float64, device=labels.device).index_add_(1, labels, squares)

@@ -51,7 +51,7 @@ METRICS = [
         ("param_norm", "norm of all weights", "all", "last step"),
         (
             "update_to_param_ratio",
-            "norm of the update / norm of the weights, over at most 65,536 elements a tensor and rank",
+            "norm of the update / norm of the weights, over about 8,192 elements of a tensor and rank",
             "all",
             "last step",
         ),
