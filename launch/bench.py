@@ -18,11 +18,11 @@ from harness.plan.world import World
 from harness.stats.scaling import KINDS, Kind, Speed, panels, speed, table, to_json, told_windows
 from launch.asking import dataset, run_parser
 from launch.command import Command, accelerate_file, worker_command
+from launch.commands import COMMANDS
 from launch.folder import run_files, write
 from launch.jobs import Job, run_jobs
 from launch.local import gpu_count
 
-HELP = "measure the recipe's speed on several worlds: weak and strong scaling, and a record for expected hours"
 WINDOWS = 6
 """Windows of a trial at least; the first, which warms up, is not counted."""
 
@@ -51,7 +51,7 @@ class Trial:
 
 def main(argv: Sequence[str]) -> int:
     """Raises UserError."""
-    parser = run_parser("bench", HELP)
+    parser = run_parser("bench", COMMANDS["bench"])
     parser.add_argument("--gpus", default="1", metavar="1,2,4,8", help="numbers of GPUs to measure; 0: CPU ranks, see --procs")
     parser.add_argument("--procs", default="1,2", metavar="1,2", help="numbers of CPU ranks with --gpus 0")
     parser.add_argument("--steps", type=int, default=60, help="optimizer steps of each world (default 60)")

@@ -18,9 +18,9 @@ from harness.plan.plan import Plan, plan
 from harness.stats.branches import EPS, Branch, largest_safe, rows, smoothed
 from harness.stats.figure import Curve, Panel
 from harness.stats.sweep import aligned
+from launch.commands import COMMANDS
 from launch.trials import Trial, of_config, one_device, run_file, run_trials, write
 
-HELP = "continue a run from its checkpoint at larger batches: the largest safe batch now, and its rate"
 _SAMPLES = re.compile(r"samples-(\d{12})")
 STEPS = 50
 """Steps of the largest ratio in a branch, where --samples does not say."""
@@ -29,7 +29,7 @@ _OWN = ("shape", "gamma", "decay_fraction", "final_fraction")
 
 def main(argv: Sequence[str]) -> int:
     """Raises UserError."""
-    parser = Parser(prog="widebatch branch", description=HELP, allow_abbrev=False)
+    parser = Parser(prog="widebatch branch", description=COMMANDS["branch"], allow_abbrev=False)
     parser.add_argument("run", metavar="RUN", type=Path, help="the folder that a run wrote, with its checkpoints")
     parser.add_argument("--ratios", default="2,4,8", help="multiples of the run's global batch to try (default 2,4,8)")
     parser.add_argument("--samples", type=int, help=f"samples of each branch (default {STEPS} steps of the largest ratio)")

@@ -1,30 +1,14 @@
-"""widebatch COMMAND: the table of commands, one module each. Planning imports no torch and starts nothing."""
+"""widebatch COMMAND: only the module of the command asked for is imported. Planning imports no torch and starts nothing."""
 
 import os
 import select
 import sys
 from collections.abc import Sequence
-from types import ModuleType
+from importlib import import_module
 
 from harness.plan.errors import UserError, did_you_mean
-from launch import bench, branch, dashboard, doctor, export, find_batch, launch, lr_range, plan, report, sweep, train, verify
+from launch.commands import COMMANDS
 
-COMMANDS: dict[str, ModuleType] = {
-    "plan": plan,
-    "train": train,
-    "launch": launch,
-    "find-batch": find_batch,
-    "lr-range": lr_range,
-    "sweep": sweep,
-    "branch": branch,
-    "verify": verify,
-    "bench": bench,
-    "doctor": doctor,
-    "export": export,
-    "report": report,
-    "dashboard": dashboard,
-}
-"""Each module has HELP, one line, and main(argv), which returns the exit status and may raise UserError."""
 UNREAD = 141
 OVERVIEW = """usage: widebatch COMMAND RUN.yaml [--section.setting VALUE ...]
 
@@ -56,11 +40,11 @@ def _command(argv: Sequence[str]) -> int:
     name, *rest = argv
     try:
         if name in ("-h", "--help"):
-            print(OVERVIEW.format(commands="\n".join(f"  {c:<11}{module.HELP}" for c, module in COMMANDS.items())))
+            print(OVERVIEW.format(commands="\n".join(f"  {c:<11}{text}" for c, text in COMMANDS.items())))
             return 0
         if name not in COMMANDS:
             raise UserError("widebatch", f"{name!r} is no command", did_you_mean(name, list(COMMANDS)))
-        return int(COMMANDS[name].main(rest))
+        return int(import_module(f"launch.{name.replace('-', '_')}").main(rest))
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2

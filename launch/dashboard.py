@@ -5,13 +5,12 @@ import json
 from collections.abc import Sequence
 
 from harness.plan.errors import UserError
-
-HELP = "make the W&B workspace that shows a project's runs"
+from launch.commands import COMMANDS
 
 
 def main(argv: Sequence[str]) -> int:
     """Raises UserError."""
-    parser = argparse.ArgumentParser(prog="widebatch dashboard", description=HELP, allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog="widebatch dashboard", description=COMMANDS["dashboard"], allow_abbrev=False)
     parser.add_argument("project", metavar="PROJECT", help="the project, or ENTITY/PROJECT")
     parser.add_argument("--dry-run", action="store_true", help="print the workspace as JSON, save nothing")
     args = parser.parse_args(argv)

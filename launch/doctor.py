@@ -16,9 +16,9 @@ from typing import Any
 from harness.plan.errors import UserError
 from harness.plan.flags import Parser
 from launch.command import Command
+from launch.commands import COMMANDS
 from launch.local import gpu_count, output
 
-HELP = "look for what this machine lacks, and measure its ranks' all-reduce"
 DISK_BYTES = 64 << 20
 STARTED_S = 120.0
 """What the start of the ranks may take, beside the seconds of the measurement."""
@@ -26,7 +26,7 @@ STARTED_S = 120.0
 
 def main(argv: Sequence[str]) -> int:
     """Status 0, or 1 where something fails. Raises UserError."""
-    parser = Parser(prog="widebatch doctor", description=HELP, allow_abbrev=False)
+    parser = Parser(prog="widebatch doctor", description=COMMANDS["doctor"], allow_abbrev=False)
     parser.add_argument(
         "--gpus", type=int, help="GPUs to measure the all-reduce over (default: those of this machine); 0: CPU ranks"
     )

@@ -4,12 +4,12 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-HELP = "write a run's weights as model.safetensors, or as a Hugging Face folder"
+from launch.commands import COMMANDS
 
 
 def main(argv: Sequence[str]) -> int:
     """Raises UserError."""
-    parser = argparse.ArgumentParser(prog="widebatch export", description=HELP, allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog="widebatch export", description=COMMANDS["export"], allow_abbrev=False)
     parser.add_argument("run", metavar="RUN", type=Path, help="the folder that a run wrote")
     parser.add_argument(
         "--out", type=Path, required=True, help="a name that ends in .safetensors; any other is a Hugging Face folder"

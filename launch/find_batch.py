@@ -20,11 +20,11 @@ from harness.stats.fitting import Tried, agreed, candidates, fastest, next_trial
 from harness.stats.sweep import aligned
 from launch.asking import add_world, asked_world, run_parser
 from launch.command import Command
+from launch.commands import COMMANDS
 from launch.jobs import Job, run_jobs
 from launch.local import gpu_count
 from launch.trials import places, run_file
 
-HELP = "find the largest micro-batch that fits, and the fastest; the global batch stays"
 MOST_PASSES = 4
 """Passes of a trial's step: a real step may have more, which take no more memory, and the same time each."""
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(KiB|MiB|GiB|TiB)")
@@ -33,7 +33,7 @@ _UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 def main(argv: Sequence[str]) -> int:
     """Raises UserError."""
-    parser = run_parser("find-batch", HELP)
+    parser = run_parser("find-batch", COMMANDS["find-batch"])
     add_world(parser)
     parser.add_argument(
         "--memory", help="what a rank may use, such as 2GiB: resident on a CPU (needed there), of the device on a GPU"

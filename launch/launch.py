@@ -13,6 +13,7 @@ from harness.watch.table import print_plan
 from launch.asking import AGAINST, add_world, asked_world, check_here, dataset, run_folder, run_parser
 from launch.attend import attend
 from launch.command import accelerate_file, worker_command
+from launch.commands import COMMANDS
 from launch.evidence import add_from, measured_flags
 from launch.folder import run_files, write
 from launch.hosts import add_hosts, check_worlds, host_logs, hosts_command, meeting
@@ -21,12 +22,10 @@ from launch.submit import add_slurm, check_slurm, submit
 from launch.supervise import supervise
 from launch.worlds import add_bench, compare, print_hours, several
 
-HELP = "write the run folder and start one process per GPU with accelerate launch"
-
 
 def main(argv: Sequence[str]) -> int:
     """Raises UserError."""
-    parser = run_parser("launch", HELP)
+    parser = run_parser("launch", COMMANDS["launch"])
     add_world(parser)
     add_bench(parser)
     parser.add_argument("--against", metavar="RUN", help=AGAINST)

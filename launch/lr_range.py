@@ -17,16 +17,16 @@ from harness.stats.outcome import Outcome
 from harness.stats.stable import instability, next_factor, tail_loss
 from harness.stats.sweep import aligned
 from launch.asking import dataset, run_parser
+from launch.commands import COMMANDS
 from launch.trials import Trial, of_config, one_device, run_file, run_trials, write
 
-HELP = "find the largest stable learning rate at the reference batch: the headroom of every scaling rule"
 LEAST_STEPS, SHARE, WARMUP = 300, 0.2, 0.2
 """A trial takes this share of the schedule, at least so many steps, and warms up from zero over this share of itself."""
 
 
 def main(argv: Sequence[str]) -> int:
     """Raises UserError."""
-    parser = run_parser("lr-range", HELP)
+    parser = run_parser("lr-range", COMMANDS["lr-range"])
     length = f"samples of a trial (default {SHARE:.0%} of the schedule, at least {LEAST_STEPS} steps)"
     parser.add_argument("--samples", type=int, help=length)
     parser.add_argument("--seeds", type=int, default=2, help="runs at each rate; stable is what all of them are (default 2)")

@@ -12,15 +12,14 @@ from harness.plan.plan import plan
 from harness.plan.world import World
 from harness.watch.table import print_plan
 from launch.asking import add_world, asked_world, dataset, run_parser
+from launch.commands import COMMANDS
 from launch.evidence import add_from, measured_flags
 from launch.worlds import add_bench, compare, print_hours, said_hours, several
-
-HELP = "print every number of the run with its reason; start nothing"
 
 
 def main(argv: Sequence[str]) -> int:
     """Raises UserError."""
-    parser = run_parser("plan", HELP)
+    parser = run_parser("plan", COMMANDS["plan"])
     add_world(parser)
     add_bench(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object, for other programs")

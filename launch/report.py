@@ -14,12 +14,11 @@ from harness.stats.comparing import Comparison, comparison
 from harness.stats.evidence import evidence_of
 from harness.stats.journal import read_story
 from harness.stats.story import Story
+from launch.commands import COMMANDS
 from launch.page import page
 from launch.report_text import text
 from launch.sweep_section import FILE, read, section
 from launch.sweep_section import text as sweep_text
-
-HELP = "show what runs did: one page for a browser, or text"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -44,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="widebatch report", description=HELP, allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog="widebatch report", description=COMMANDS["report"], allow_abbrev=False)
     parser.add_argument(
         "run", metavar="RUN", type=Path, nargs="+", help="folders of runs, the first being the reference, or of sweeps"
     )

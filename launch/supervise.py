@@ -18,7 +18,7 @@ from harness.survive.judge import Fault, cut_short, first_failure, furthest, hun
 from harness.survive.launched import Launched
 from launch.command import Command
 from launch.local import Child, start
-from launch.processes import kill, look, members
+from launch.processes import kill, look, members, there
 from launch.restarts import Restarts
 from launch.terminal import Output
 
@@ -141,11 +141,12 @@ def sweep(child: Child, output: Output, patience_s: float) -> None:
     """End every process of an attempt; they may take so long to leave by themselves."""
     deadline = time.monotonic() + patience_s
     while left := members(os.getpid()):
-        if time.monotonic() >= deadline:
-            for pid in left:
-                kill(pid, signal.SIGKILL)
-        output.pump(LOOK_S / 4)
-        child.poll()
+        while left := there(left):
+            if time.monotonic() >= deadline:
+                for pid in left:
+                    kill(pid, signal.SIGKILL)
+            output.pump(LOOK_S / 4)
+            child.poll()
     child.wait()
     while output.pump(0.0):
         continue

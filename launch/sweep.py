@@ -20,11 +20,11 @@ from harness.stats.outcome import Outcome
 from harness.stats.sweep import Results, largest_held, row, table, to_json, verdict
 from harness.stats.target import Target, direction, read_target
 from launch.asking import counts, dataset, run_parser
+from launch.commands import COMMANDS
 from launch.submit import add_slurm, check_slurm
 from launch.sweep_job import submit_trials
 from launch.trials import Trial, one_device, run_file, run_trials, trial, write
 
-HELP = "train at many batches under many rules: how far may the batch be raised, and by which rule"
 _RULE = re.compile(r"[\w./:-]+(\+[a-z_]+\.\w+=[^+,]+)*")
 CURVE_POINTS = 33
 
@@ -51,7 +51,7 @@ class Point:
 
 def main(argv: Sequence[str]) -> int:
     """Raises UserError."""
-    parser = run_parser("sweep", HELP)
+    parser = run_parser("sweep", COMMANDS["sweep"])
     _add_flags(parser)
     add_slurm(parser, arrays=False)
     add_settings(parser)

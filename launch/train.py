@@ -9,14 +9,13 @@ from harness.plan.flags import add_settings, parse
 from harness.plan.world import ALONE
 from harness.survive.presence import present
 from launch.asking import AGAINST, run_parser
+from launch.commands import COMMANDS
 from launch.evidence import add_from, measured_flags
-
-HELP = "train in this process: one GPU or the CPU, debugger and breakpoints welcome"
 
 
 def main(argv: Sequence[str]) -> int:
     """Raises UserError."""
-    parser = run_parser("train", HELP)
+    parser = run_parser("train", COMMANDS["train"])
     what = "play this many ranks in turn on one device: same samples, same learning rate, same losses as the real run"
     parser.add_argument("--simulate-world", type=int, metavar="N", help=what)
     parser.add_argument("--against", metavar="RUN", help=AGAINST)

@@ -13,15 +13,14 @@ from harness.plan.flags import add_settings, parse
 from harness.plan.plan import plan
 from launch.asking import add_world, asked_world, check_here, dataset, run_parser
 from launch.command import accelerate_file, worker_command
+from launch.commands import COMMANDS
 from launch.folder import run_files, write
 from launch.local import run
-
-HELP = "prove that N ranks compute what one process computes, or name the first difference"
 
 
 def main(argv: Sequence[str]) -> int:
     """Status 0 where they do, 1 where they do not. Raises UserError."""
-    parser = run_parser("verify", HELP)
+    parser = run_parser("verify", COMMANDS["verify"])
     add_world(parser)
     add_settings(parser)
     args, settings = parse(parser, argv)

@@ -1,8 +1,8 @@
 """Weights & Biases, on rank 0: windows and evaluations over samples, the run file and the plan as config, nothing else.
 
 `step=` is never passed: W&B drops points that come with a lower one, as after a resume. The x-axis is progress/samples. A thread of
-its own hands the points over, so that no call of the training thread waits; a server that does not answer costs START_S once, and
-the run is logged offline.
+its own does all of it, the import of wandb too, so that the training thread waits for nothing; a server that has not answered in
+START_S is out of reach, and the run is logged offline.
 """
 
 import math
@@ -17,15 +17,17 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 from urllib.parse import urlsplit
 
-import wandb
 from torch import Tensor
 
 from harness.plan.config import WatchConfig
-from harness.stats.events import Ended, Evaluated, Event, Noticed, Saved, Shown, Started, Windowed
+from harness.stats.events import Ended, Evaluated, Event, Noticed, Saved, Shown, Started, Stepped, Windowed
 from harness.watch.git import commit
+
+if TYPE_CHECKING:
+    import wandb
 
 START_S = 5.0
 """What the start may wait for the service, in all."""
@@ -49,23 +51,38 @@ class WandbWatcher:
     def __init__(self, watch: WatchConfig, folder: Path) -> None:
         self._watch, self._folder = watch, folder
         self._run: Any = None
-        self._points: queue.Queue[Mapping[str, Any] | None] = queue.Queue(WAITING)
+        self._events: queue.Queue[Event | None] = queue.Queue(WAITING)
         self._dropped = 0
         self._alerted: dict[str, float] = {}
         self._writer = threading.Thread(target=self._write, name="wandb writer", daemon=True)
 
     def __call__(self, event: Event) -> None:
+        """Leave an event to the writing thread."""
+        if isinstance(event, Stepped):
+            return
+        if isinstance(event, Started):
+            self._writer.start()
+        try:
+            self._events.put_nowait(event)
+        except queue.Full:
+            self._dropped += 1
+
+    def _write(self) -> None:
+        """The writing thread, to the end of the events. An error of W&B's own ends it with a traceback, and training goes on."""
+        while (event := self._events.get()) is not None:
+            self._tell(event)
+
+    def _tell(self, event: Event) -> None:
         """Log what has numbers."""
         match event:
             case Started():
                 self._start(event)
-                self._writer.start()
             case Windowed() | Evaluated():
-                self._put(event.metrics | {"reliability/log_points_dropped": self._dropped})
+                self._run.log(known(event.metrics | {"reliability/log_points_dropped": self._dropped}))
             case Shown():
-                self._put({"progress/samples": event.samples, "eval/examples": table(event.rows)})
+                self._run.log({"progress/samples": event.samples, "eval/examples": table(event.rows)})
             case Saved():
-                self._put({"progress/samples": event.samples, "reliability/checkpoint_bytes": event.bytes})
+                self._run.log({"progress/samples": event.samples, "reliability/checkpoint_bytes": event.bytes})
                 if self._watch.artifacts:
                     self._refer(event.path, event.samples)
             case Noticed():
@@ -81,11 +98,11 @@ class WandbWatcher:
 
     def close(self) -> None:
         """Hand over what waits, and finish. A server that is gone costs about FINISH_S; its points stay on disk."""
+        if self._writer.is_alive():
+            self._events.put(None)
+            self._writer.join(START_S + FINISH_S if self._run is None else FINISH_S)
         if self._run is None:
             return
-        if self._writer.is_alive():
-            self._points.put(None)
-            self._writer.join(FINISH_S)
         last = threading.Thread(target=self._finish, name="wandb finish", daemon=True)
         last.start()
         last.join(FINISH_S + 1)
@@ -95,6 +112,8 @@ class WandbWatcher:
             last.join(FINISH_S)
 
     def _finish(self) -> None:
+        import wandb
+
         try:
             self._run.finish()
         except (wandb.errors.Error, TimeoutError, ConnectionError) as e:
@@ -102,6 +121,8 @@ class WandbWatcher:
 
     def _refer(self, path: str, samples: int) -> None:
         """A checkpoint as an artifact that holds its manifest, where that is on a disk, and refers to the rest where it lies."""
+        import wandb
+
         artifact = wandb.Artifact(f"checkpoint-{self._run.id}", "checkpoint", metadata={"samples": samples, "path": path})
         if "://" in path:
             artifact.add_reference(path, name="files", checksum=False)
@@ -117,20 +138,12 @@ class WandbWatcher:
             self._alerted[code] = now
             self._run.alert(title=code, text=text)
 
-    def _put(self, metrics: Mapping[str, Any]) -> None:
-        try:
-            self._points.put_nowait(metrics)
-        except queue.Full:
-            self._dropped += 1
-
-    def _write(self) -> None:
-        while (metrics := self._points.get()) is not None:
-            self._run.log(known(metrics))
-
     def _sync(self) -> str:
         return f"send it later with `wandb sync --include-online {self._folder / 'wandb'}/*run-*`"
 
     def _start(self, event: Started) -> None:
+        import wandb
+
         begin = time.monotonic()
         id_file = self._folder / "wandb_id"
         run_id = id_file.read_text() if id_file.exists() else secrets.token_hex(4)
@@ -186,8 +199,10 @@ def end_service() -> None:
             os.kill(int(stat.parent.name), signal.SIGKILL)
 
 
-def table(rows: list[dict[str, Any]]) -> wandb.Table:
+def table(rows: list[dict[str, Any]]) -> "wandb.Table":
     """Examples as a table; what has a shape is an image."""
+    import wandb
+
     columns: list[str | int] = list(rows[0])
     cells = [[wandb.Image(value) if isinstance(value, Tensor) else value for value in row.values()] for row in rows]
     return wandb.Table(columns=columns, data=cells)
@@ -195,6 +210,8 @@ def table(rows: list[dict[str, Any]]) -> wandb.Table:
 
 def base_url() -> str:
     """Where the service is."""
+    import wandb
+
     return os.environ.get("WANDB_BASE_URL") or str(wandb.Settings().base_url)
 
 
