@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 START_S = 5.0
 """What the start may wait for the service, in all."""
 FINISH_S = 8
+SLOW_START_S = 60
+"""How long the end of a run waits for a start that is not over: wandb is large, and a machine may be busy."""
 WAITING = 10_000
 """Points that may wait for the writing thread; more are dropped, and counted."""
 GROUPS = ("train", "eval", "batch", "throughput", "memory", "stability", "reliability", "pause")
@@ -52,7 +54,7 @@ class WandbWatcher:
         self._watch, self._folder = watch, folder
         self._run: Any = None
         self._events: queue.Queue[Event | None] = queue.Queue(WAITING)
-        self._dropped = 0
+        self._dropped = self._told = 0
         self._alerted: dict[str, float] = {}
         self._writer = threading.Thread(target=self._write, name="wandb writer", daemon=True)
 
@@ -71,6 +73,7 @@ class WandbWatcher:
         """The writing thread, to the end of the events. An error of W&B's own ends it with a traceback, and training goes on."""
         while (event := self._events.get()) is not None:
             self._tell(event)
+            self._told += 1
 
     def _tell(self, event: Event) -> None:
         """Log what has numbers."""
@@ -98,9 +101,14 @@ class WandbWatcher:
 
     def close(self) -> None:
         """Hand over what waits, and finish. A server that is gone costs about FINISH_S; its points stay on disk."""
+        told = -1
         if self._writer.is_alive():
             self._events.put(None)
-            self._writer.join(START_S + FINISH_S if self._run is None else FINISH_S)
+        while self._writer.is_alive() and self._told > told:  # it goes on, and so it is waited for
+            told = self._told
+            self._writer.join(FINISH_S if self._told else SLOW_START_S)
+        if self._writer.is_alive():
+            print(f"W&B took no more: {self._events.qsize()} events are in events.jsonl alone")
         if self._run is None:
             return
         last = threading.Thread(target=self._finish, name="wandb finish", daemon=True)
