@@ -128,15 +128,21 @@ class WandbWatcher:
             print(f"W&B did not take everything ({' '.join(str(e).split())}): {self._sync()}")
 
     def _refer(self, path: str, samples: int) -> None:
-        """A checkpoint as an artifact that holds its manifest, where that is on a disk, and refers to the rest where it lies."""
+        """A checkpoint as an artifact that holds its manifest, where that is on a disk, and refers to the rest where it lies.
+
+        One that newer ones have replaced meanwhile has nothing left to refer to, and is no artifact.
+        """
         import wandb
 
         artifact = wandb.Artifact(f"checkpoint-{self._run.id}", "checkpoint", metadata={"samples": samples, "path": path})
         if "://" in path:
             artifact.add_reference(path, name="files", checksum=False)
         else:
-            artifact.add_file(str(Path(path) / "manifest.json"))
-            artifact.add_reference(f"file://{Path(path).resolve()}", name="files", checksum=False)
+            try:
+                artifact.add_file(str(Path(path) / "manifest.json"))
+                artifact.add_reference(f"file://{Path(path).resolve()}", name="files", checksum=False)
+            except (ValueError, FileNotFoundError):
+                return
         self._run.log_artifact(artifact)
 
     def _alert(self, code: str, text: str) -> None:
