@@ -9,7 +9,9 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -264,6 +266,19 @@ def test_rank_0_waits_for_the_others_until_it_is_told_why_not(tmp_path: Path) ->
         commit(store, task, folder, Lines(orders))
     os.close(orders)
     assert store.names() == []
+
+
+def test_a_rank_has_written_its_part_though_rank_0_takes_its_note_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, append = LocalStore(tmp_path), LocalStore.append
+
+    def taken(self: LocalStore, folder: str, file: str, blocks: Iterable[Any]) -> None:
+        append(self, folder, file, blocks)
+        if file.startswith("note-"):
+            self.remove(folder, file)
+            self.commit(folder, "samples-000000000001", b"{}")
+
+    monkeypatch.setattr(LocalStore, "append", taken)
+    write_part(store, dataclasses.replace(task_of(str(tmp_path), 64), rank=1), memory_of(arrays_of(1), 1, 2))
 
 
 def test_the_writer_starts_without_torch() -> None:

@@ -116,7 +116,8 @@ def write_part(store: Store, task: Task, memory: Memory) -> tuple[str, int]:
         yield from memory.blocks(task.exempt)
 
     found = store.write(folder, file, contents())
-    store.write(folder, _note(task, task.rank), [json.dumps(asdict(found)).encode()])
+    note = json.dumps(asdict(found)).encode()
+    store.append(folder, _note(task, task.rank), [note])  # not read back: rank 0 may take it, and commit, as soon as it is there
     return folder, found.bytes
 
 
