@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-all test-cluster test-container check bench bench-launch bench-rules lab soak clean
+.PHONY: demo test test-all test-cluster test-nvme test-container check bench bench-launch bench-rules lab soak clean
 
 demo: .venv/.base  ## Train a real model on real data in two processes, with the plan, a live line and the result.
 	$(BIN)/widebatch launch configs/digits.yaml --gpus 0 --procs 2
@@ -16,6 +16,9 @@ test-all: test  ## The long ones too: every backend's checkpoints on every world
 
 test-cluster: .venv/.dev  ## Minutes on a real Slurm cluster and on several hosts: as root on an idle machine.
 	$(BIN)/python -m pytest -m cluster
+
+test-nvme: .venv/.dev  ## Optimizer state on a local disk; DeepSpeed compiles for minutes the first time, and wants libaio-dev.
+	$(BIN)/python -m pytest -m nvme
 
 bench-launch: .venv/.dev  ## One launch of each kind beside one process, a job displaced; rewrites their record. As root, after test-container.
 	$(BIN)/python -m tests.bench_launch

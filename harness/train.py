@@ -64,9 +64,8 @@ def train(
     run.valid = Feed(recipe.data("valid"), order=None, **options)  # type: ignore[arg-type]
     run.teller = Teller(config, plan, recipe, engine, run.feed, len(run.valid.data))
     notices = list(run.resume())
-    size = sum(p.numel() for p in engine.model.parameters())
     state = run.state
-    told = (size, str(engine.device), engine.estimator, state.began)
+    told = (engine.parameters(), str(engine.device), engine.estimator, state.began)
     yield Started(plan, encode(config), str(folder or ""), state.step, state.samples, *told)
     yield from notices
     yield from (Noticed(state.step, state.samples, w.code, w.message) for w in plan.warnings)

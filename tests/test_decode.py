@@ -14,7 +14,7 @@ from harness.plan.decode import decode, encode, fields_of, load
 from harness.plan.flags import field_docs
 from harness.plan.text import to_yaml
 
-SETTINGS = 100
+SETTINGS = 101
 """The run file does not grow past this: a new setting needs an old one to go."""
 
 BASE = """

@@ -96,6 +96,10 @@ class BaseEngine(Engine):
     def _after_first(self, told: Sums) -> None:
         """After the first pass of a step, `told` its sums: what the noise scale takes from it, where it does."""
 
+    def parameters(self) -> int:
+        """See Engine.parameters."""
+        return sum(p.numel() for p in self.model.parameters())
+
     def adopt(self, plan: Plan) -> None:
         """See Engine.adopt."""
         self.plan = plan
@@ -115,7 +119,8 @@ class BaseEngine(Engine):
                 buffer.copy_(was)
             raise
         self._closing = close
-        moved = Moved(self._views()) if close else None
+        views = self._views() if close else []
+        moved = Moved(views) if views else None
         bad = self._finish(local)
         for buffer, was in zip(self._buffers, kept, strict=True):
             torch.where(bad == 0, buffer, was, out=buffer)

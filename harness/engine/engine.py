@@ -50,6 +50,10 @@ class Engine(ABC):
         """The recipe's own model, to evaluate and to look at."""
 
     @abstractmethod
+    def parameters(self) -> int:
+        """Elements of all the model's parameters together, wherever they lie."""
+
+    @abstractmethod
     def adopt(self, plan: Plan) -> None:
         """From here on the steps are of this plan: the same world, another global batch or micro-batch."""
 

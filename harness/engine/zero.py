@@ -9,6 +9,7 @@ A step that is not finite on any rank is made NaN before the last backward; Deep
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import prod
 from typing import Any, final
 
 import torch
@@ -18,7 +19,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from harness.engine.base import BaseEngine, Sums, power_of_two, summed, told
 from harness.engine.deepspeed import accumulate, open_deepspeed, override_loss_scale
 from harness.engine.pieces import Piece, Source, share, whole
-from harness.engine.shards import Shards
+from harness.engine.shards import Shards, whole_shape
+from harness.engine.swap import claim
 from harness.parts.compute import prepare_model
 from harness.parts.data import Micro
 from harness.parts.optim import build_optimizer
@@ -56,6 +58,9 @@ class ZeroEngine(BaseEngine):
         initial = Source.of(
             Piece(f"model/{n}", tuple(p.shape), 0, p.detach().clone().flatten()) for n, p in model.named_parameters()
         )
+        if config.backend.nvme_path is not None:
+            claim(config.backend.nvme_path, self.rank)
+            self.estimator = "none"  # the moments are not at hand
         self._unit = Unit(recipe, model, config)
         self._deepspeed = open_deepspeed(self._unit, inner, deepspeed_json(plan, config.backend), self.device)
         self._zero: Any = self._deepspeed.optimizer
@@ -70,6 +75,10 @@ class ZeroEngine(BaseEngine):
     def model(self) -> nn.Module:
         """The recipe's own model; in zero3 its weights are gathered module by module as it runs."""
         return self._unit.model
+
+    def parameters(self) -> int:
+        """See Engine.parameters. zero3 leaves an empty tensor where a parameter was."""
+        return sum(prod(whole_shape(p)) for p in self.model.parameters())
 
     def _pass(self, micro: Micro, stop: float, last: bool) -> Sums:
         """See BaseEngine._pass."""

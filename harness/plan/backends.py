@@ -10,6 +10,7 @@ _OWNERS = {
     "shard": ("fsdp",),
     "reshard": ("fsdp",),
     "offload": ("fsdp", *ZERO),
+    "nvme_path": ("zero3",),
     "bucket_mb": ("ddp", *ZERO),
     "static_graph": ("ddp",),
     "compress": ("ddp",),
@@ -81,6 +82,8 @@ def _check_precision(config: Config) -> None:
 
 def _check_offload(config: Config, world: World) -> None:
     name, offload = config.backend.name, config.backend.offload
+    if config.backend.nvme_path is not None and offload == "none":
+        raise UserError("backend.nvme_path", "is given, but nothing is offloaded", "set backend.offload: optimizer")
     if offload == "all" and name in ("zero1", "zero2"):
         raise UserError("backend.offload", f"is all, but {name} keeps whole weights", "use optimizer, or backend.name: zero3")
     if offload == "optimizer" and name == "fsdp":

@@ -163,6 +163,8 @@ class BackendConfig(Strict):
     """fsdp: free each block's weights after its forward, gather them again in the backward. false: faster, more memory."""
     offload: Literal["none", "optimizer", "all"] = "none"
     """Keep in host memory: the optimizer's state and step (zero1 to zero3), or the weights too (zero3, fsdp on a GPU)."""
+    nvme_path: str | None = None
+    """zero3 with offload: a folder on a fast local disk, to keep the optimizer's state there and not in memory. Wants libaio."""
     bucket_mb: Count | None = None
     """Gradients that travel together, in MiB. Unset: 25 for ddp, 200 for ZeRO."""
     static_graph: bool = False

@@ -66,7 +66,8 @@ def _planned(plan: Plan, backend: BackendConfig) -> dict[str, Any]:
     half = plan.precision if stage > 0 else "fp32"
     zero: dict[str, Any] = {"stage": stage, "round_robin_gradients": False}
     if backend.offload != "none":
-        zero["offload_optimizer"] = {"device": "cpu"}
+        disk = backend.nvme_path is not None
+        zero["offload_optimizer"] = {"device": "nvme", "nvme_path": backend.nvme_path} if disk else {"device": "cpu"}
     if backend.offload == "all":
         zero["offload_param"] = {"device": "cpu"}
     return {
