@@ -24,7 +24,7 @@ def run_file(folder: Path, name: str, **sections: Any) -> Path:
         "optim": {"name": "adamw", "lr": 0.001},
         "scaling": {"warmup_samples": 32},
         "schedule": {"samples": 320},
-        "run": {"dir": str(folder / name)},
+        "run": {"dir": str(folder / name / "run")},
     }
     path = folder / f"{name}.yaml"
     path.write_text(json.dumps(tree | sections))
