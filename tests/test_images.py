@@ -15,12 +15,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from harness.parts.data import Feed, Table
+from harness.parts.mixup import mix, symmetric_beta
 from harness.parts.recipe import load_recipe, seed_torch
 from harness.plan.config import Knob, RecipeConfig
 from harness.plan.decode import load
 from harness.plan.errors import UserError
 from harness.plan.order import deals, keys
-from harness.recipes.image_augment import augment, mix, symmetric_beta
+from harness.recipes.image_augment import augment
 from harness.recipes.image_files import Shape, open_images, read_image
 from harness.recipes.images import Images, scaled
 from harness.recipes.resnet import Block, GhostBatchNorm, resnet

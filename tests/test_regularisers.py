@@ -35,9 +35,11 @@ def knobs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
     write_split(root, "t10k", *pictures(30, 1))
     (root / "text.py").write_text("".join(chr(97 + n * n % 23) for n in range(4000)))
     small = {"net": "resnet8", "width": 8, "norm": "none"}
+    (root / "mixed.py").write_text(MIXED)
     return {
         "digits": {"use": "digits", "width": 4},
         "images": {"use": "images", "root": str(root)} | small,
+        "own": {"use": f"{root / 'mixed.py'}:Mixed", "width": 4},
         "bytes_lm": {"use": "bytes_lm", "files": str(root / "text.py"), "width": 16, "depth": 2, "heads": 2, "context": 16},
     }
 
@@ -63,7 +65,28 @@ def told(tree: dict[str, Any], world: int, micro: int, **optim: Any) -> tuple[li
     return steps, [e.metrics["eval/loss"] or 0.0 for e in events if isinstance(e, Evaluated)]
 
 
+MIXED = """
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+from torch.nn.functional import cross_entropy
+from harness.parts.mixup import mixed_loss
+from harness.recipes.digits import Digits
+
+@dataclass(frozen=True)
+class Mixed(Digits):
+    augments: ClassVar[bool] = True
+    mixup: float = 0.0
+
+    def loss(self, model, batch):
+        if not (model.training and self.mixup):
+            return super().loss(model, batch)
+        each = partial(cross_entropy, reduction="none")
+        return mixed_loss(batch["key"], self.mixup, batch["image"], batch["label"], model, each), len(batch["label"])
+"""
+"""A recipe of somebody's own, of float inputs with class labels."""
 CASES = [
+    ("own", {"mixup": 0.4}),
     ("digits", {"label_smoothing": 0.1}),
     ("digits", {"dropout": 0.3}),
     ("images", {"stochastic_depth": 0.5, "label_smoothing": 0.1}),

@@ -8,10 +8,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from harness.parts.data import Data
+from harness.parts.mixup import mixed_loss
 from harness.parts.recipe import Recipe, Split, Sum
 from harness.plan.config import Below1, Count, NonNegative
 from harness.plan.errors import UserError, did_you_mean
-from harness.recipes.image_augment import augment, mix, partner, symmetric_beta
+from harness.recipes.image_augment import augment
 from harness.recipes.image_files import Shape, open_images
 from harness.recipes.resnet import BLOCKS, Norm, mlp, resnet, use_ghosts
 
@@ -94,10 +95,8 @@ class Images(Recipe):
         x = scaled(image, model)
         if not self.mixup:
             return self._cross_entropy(self._logits(model, x, batch), label).sum(), len(label)
-        share = symmetric_beta(batch["key"], self.mixup).to(x.dtype)
-        logits = self._logits(model, mix(x, share), batch)
-        one, other = self._cross_entropy(logits, label), self._cross_entropy(logits, partner(label))
-        return (share * one + (1 - share) * other).sum(), len(label)
+        total = mixed_loss(batch["key"], self.mixup, x, label, lambda mixed: self._logits(model, mixed, batch), self._cross_entropy)
+        return total, len(label)
 
     def _logits(self, model: nn.Module, x: Tensor, batch: dict[str, Tensor]) -> Tensor:
         """In training: with each sample's key where blocks are left out by it."""
