@@ -65,7 +65,16 @@ def measured(tree: dict[str, Any], folder: Path) -> dict[str, int]:
 
 
 def main() -> None:
-    """Measure the backends that the command line names, or all, and keep the other rows of the record."""
+    """Measure the backends that the command line names, or all, and keep the other rows of the record.
+
+    With --check: only predict, print the rows with what is predicted now.
+    """
+    if sys.argv[1:2] == ["--check"]:
+        kept = [r for r in json.loads(OUT.read_text())["rows"] if r["backend"] in sys.argv[2:] and r["net"] == "weights"]
+        now = [predicted(settings(r["backend"], r["net"], r["precision"])) for r in kept]
+        new = [r | {"predicted": m.peak, "predicted_state": m.state} for r, m in zip(kept, now, strict=True)]
+        print("RESULT", json.dumps(new))
+        return
     chosen = sys.argv[1:] or list(BACKENDS)
     rows = [r for r in json.loads(OUT.read_text())["rows"] if r["backend"] not in chosen] if OUT.exists() else []
     for backend, net, precision in product(chosen, NETS, PRECISIONS):

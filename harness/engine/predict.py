@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, final
 
 import torch
 import torch.distributed as dist
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
 from torch.distributed._tools.mem_tracker import MemTracker
+from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
@@ -75,19 +76,19 @@ def _traced(config: Config, planned: Plan, recipe: Recipe, data: Data) -> Memory
         if mesh is not None:
             shard_model(model, recipe, config, mesh)
         optimizer = recipe.optimizer(model, planned) or build_optimizer(planned, recipe, model, fused=False)
-        zero = ZeroMemory(model, optimizer, planned, config.backend) if planned.backend in SLICED else None
+        beside = _beside(model, optimizer, planned, config)
         tracker: Any = FSDPMemTracker(model, optimizer) if sharded else MemTracker()
-        external = (model, optimizer, micro.batch, *(zero.external() if zero else ()))
+        external = (model, optimizer, micro.batch, *(beside.external() if beside else ()))
         tracker.track_inputs((micro.batch,)) if sharded else tracker.track_external(*external)
         with tracker, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the tracker's, about gradients that are gone already
             for number in range(2):
-                _step(config, planned, recipe, model, micro, optimizer, zero, tracker)
+                _step(config, planned, recipe, model, micro, optimizer, beside, tracker)
                 if number == 0:
                     state = _total(tracker.get_tracker_snapshot("current"))
         peak = _total(tracker.get_tracker_snapshot("peak"))
     weights = 4 * sum(p.numel() for p in model.parameters())
-    gathered, never = (zero.gathered, zero.never_whole) if zero else (0, 0)
+    gathered, never = (beside.gathered, beside.never_whole) if isinstance(beside, ZeroMemory) else (0, 0)
     return Memory(planned.micro_batch, weights, state - gathered, peak - never)
 
 
@@ -98,25 +99,63 @@ def _step(
     model: nn.Module,
     micro: Micro,
     optimizer: Optimizer,
-    zero: ZeroMemory | None,
+    beside: "ZeroMemory | Buckets | None",
     tracker: Any,
 ) -> None:
     """One step on fake tensors, as the plan's backend takes it."""
     passes = min(planned.accumulate, PASSES)
     for number in range(passes):
-        if zero:
-            zero.begin(number == passes - 1)
+        last = number == passes - 1
+        if beside:
+            beside.last = last
+        if isinstance(model, FSDPModule):  # as FsdpEngine does it
+            model.set_requires_gradient_sync(last)
+            model.set_reshard_after_backward(last or config.backend.reshard)
         total, _sums = summed(recipe, model, micro, 0.0, config, torch.float64)
         total.backward()  # type: ignore[no-untyped-call]
         del total, _sums
         tracker.reset_mod_stats()
-        if zero:
-            zero.passed()
-    if zero:
-        zero.step()
+        if isinstance(beside, ZeroMemory):
+            beside.passed()
+    if isinstance(beside, ZeroMemory):
+        beside.step()
     else:
+        if beside:
+            beside.give()
         optimizer.step()
-        optimizer.zero_grad(set_to_none=not (planned.backend == "ddp" and planned.processes > 1))
+        optimizer.zero_grad(set_to_none=True)
+
+
+@final
+class Buckets:
+    """DDP's, which stay: gradients of the last pass go there as they come, those of the passes before it wait beside them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.last = True
+        weights = [p for p in model.parameters() if p.requires_grad]
+        self._held = [(p, torch.empty_like(p)) for p in weights]
+        for p in weights:
+            p.register_post_accumulate_grad_hook(self._arrived)  # type: ignore[no-untyped-call]
+
+    def external(self) -> list[Tensor]:
+        """What is there before the first step."""
+        return [held for _, held in self._held]
+
+    def give(self) -> None:
+        """The optimizer reads what is held."""
+        for p, held in self._held:
+            p.grad = held
+
+    def _arrived(self, p: Tensor) -> None:
+        if self.last:
+            p.grad = None
+
+
+def _beside(model: nn.Module, optimizer: Optimizer, planned: Plan, config: Config) -> ZeroMemory | Buckets | None:
+    """What the plan's backend holds besides weights, gradients and the optimizer's state."""
+    if planned.backend in SLICED:
+        return ZeroMemory(model, optimizer, planned, config.backend)
+    return Buckets(model) if planned.backend == "ddp" and planned.processes > 1 else None
 
 
 def _type(planned: Plan, config: Config) -> torch.dtype:

@@ -34,7 +34,7 @@ class ZeroMemory:
         self._sums_whole = self._stage == 1 and self._half
         self._weights = [p for p in model.parameters() if p.requires_grad]
         self._bucket_elements, self._copies = settings["reduce_bucket_size"], 2 if settings["overlap_comm"] else 1
-        self._optimizer, self._last = optimizer, True
+        self._optimizer, self.last = optimizer, True
         self._masters = []
         for group in optimizer.param_groups:
             self._masters.append(nn.Parameter(torch.zeros(self._slice(sum(p.numel() for p in group["params"])))))
@@ -81,16 +81,12 @@ class ZeroMemory:
     def _my_gradients(self) -> Tensor:
         return torch.empty(sum(m.numel() for m in self._masters))
 
-    def begin(self, last: bool) -> None:
-        """A pass begins, the `last` of its step or not."""
-        self._last = last
-
     def _arrived(self, p: Tensor) -> None:
         """A gradient is there: it goes into a bucket, and this rank's slice to where it lands. Stage 1 waits for the last pass."""
         if self._stage < 3 and not self._sums_whole:
             if not self._buckets:
                 self._buckets = [self._bucket() for _ in range(self._copies)]
-            if self._stage == 1 and not self._last:
+            if self._stage == 1 and not self.last:
                 return
             if self._landing is None:
                 self._landing = self._my_gradients()
@@ -103,7 +99,7 @@ class ZeroMemory:
             self._slice_sum = added if self._slice_sum is None else self._slice_sum
             del added
         self._landing = None
-        if self._stage != 1 or self._last:
+        if self._stage != 1 or self.last:
             self._buckets = []
 
     def step(self) -> None:
