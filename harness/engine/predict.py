@@ -117,6 +117,9 @@ def _step(
         tracker.reset_mod_stats()
         if isinstance(beside, ZeroMemory):
             beside.passed()
+    if planned.backend == "zero0" and planned.processes > 1:
+        sent = [torch.empty_like(p) for p in model.parameters()]  # DeepSpeed sends a copy of all gradients
+        del sent
     if isinstance(beside, ZeroMemory):
         beside.step()
     else:
