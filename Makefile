@@ -40,7 +40,7 @@ bench: .venv-peers/.made  ## A step of ours, of other harnesses and of the loop 
 bench-rules: .venv/.base  ## Digits at k = 1, 4, 16 with and without the linear rule, 3 seeds; rewrites the table's numbers in configs/results.
 	$(BIN)/python -m tests.bench_rules
 
-lab: .venv/.base  ## Sweeps on real data, three seeds, about 40 minutes of one core; rewrites configs/results/sweep_*.json.
+lab: .venv/.base  ## Sweeps on real data, three seeds, about an hour of one core; rewrites configs/results/sweep_*.json.
 	$(BIN)/python -m tests.bench_lab
 
 soak: .venv/.dev  ## The long counts: 1,000 damaged checkpoints, 100 full disks, 200 killed saves, 200 kills, 100 SIGTERMs, lost hosts; rewrites their records.

@@ -1,6 +1,6 @@
 """The laboratory's experiments, each a `widebatch sweep` on real data with three seeds; records in configs/results/sweep_NAME.json.
 
-`python -m tests.bench_lab [NAME ...]` runs those named, or all, in runs/lab, where what is done is kept: 40 minutes of one core.
+`python -m tests.bench_lab [NAME ...]` runs those named, or all, in runs/lab, where what is done is kept: an hour of one core.
 The tables go to the README by themselves.
 
 fashion   Goyal's shape: does linear hold where a kept rate fails, with and without warm-up, and where does it break
