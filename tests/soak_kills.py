@@ -1,8 +1,9 @@
 """Kills at random moments, of ranks, launching processes and launchers: python -m tests.soak_kills [--kills 200] [--seed 0].
 
 Each run takes a number of kills and must end with the losses of a run that took none, bit for bit, and with every sample trained on
-once an epoch. A run that does not come to its end is told in the record, and its kills do not count. The result is written after
-each run, to configs/results/kills.json, with the seconds from each kill to the end of the first step after it.
+once an epoch. A run that does not come to its end is told in the record, and its kills do not count. The record,
+configs/results/kills.json, is written after each run, with the seconds from each kill to the end of the first step after it. One
+that is there is gone on with: the kills may be made in several sittings.
 """
 
 import argparse
@@ -11,22 +12,21 @@ import os
 import random
 import shutil
 import signal
-import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from harness.survive.pulse import Beat
-from tests.dist.processes import environ
+from harness.watch.git import commit
+from tests.dist.processes import ROOT
 from tests.faults.launching import Launch, run_file, wait_for
 from tests.faults.ledger import lost_or_repeated, trained
 
 BACKENDS = ("ddp", "fsdp", "zero1", "zero2", "zero3")
-IMPORTS = {"ddp": "torch", "fsdp": "torch", "zero1": "deepspeed", "zero2": "deepspeed", "zero3": "deepspeed"}
 KILLS_OF_A_RUN = 8
 EPOCHS, SIZE, BATCH = 12, 64, 8
 TARGETS = {"rank 0": 4, "rank 1": 4, "launching process": 1, "launcher": 1}
@@ -34,6 +34,8 @@ BEFORE_FIRST_STEP = 0.1
 """Share of kills that fall before the first step, where the launcher gives up and a person starts the run again."""
 LIMIT_S = 600.0
 """What no wait here may take, on however busy a machine; nothing is measured by it."""
+GIVE_UP = 8
+"""Runs that may fail in one sitting."""
 BAD = ("bad resumes", "samples lost or repeated", "steps missing", "orphans")
 
 
@@ -47,7 +49,7 @@ class Soak:
             folder, epochs=EPOCHS, size=SIZE, pace_ms=150, backend={"name": backend}, restart={"budget": 1000}, eval={}
         )
         self.found: Counter[str] = Counter()
-        self.restart_s: list[float] = []
+        self.restarts: list[dict[str, float]] = []
         self._launch = Launch(self.path)
         self._killed: set[int] = set()
         """Ranks of before the last kill."""
@@ -114,7 +116,7 @@ class Soak:
             wait_for(lambda: not launch.left(), "end of the ranks of a killed launcher", LIMIT_S, 0.05)
             self._again()
         elif trains and self._stepped():
-            self.restart_s.append(round(time.monotonic() - at_s, 2))
+            self.restarts.append(self._shares(at_s, time.monotonic()))
 
     def _stepped(self) -> bool:
         """Wait until the ranks have done a step again; False where the launcher gave up."""
@@ -126,6 +128,13 @@ class Soak:
             return (True,) if beats and all(b.ticks > 1 for b in beats) else None
 
         return bool(wait_for(known, "step after a kill", LIMIT_S, 0.05)[0])
+
+    def _shares(self, killed_s: float, stepped_s: float) -> dict[str, float]:
+        """Seconds of a restart: all, and those in which launching process and rank 0 did nothing but import."""
+        newest = max(self.folder.glob("*.start")).read_text().split()
+        agent_s, rank_s, imported_s = map(float, newest[1:])
+        shares = {"all_s": stepped_s - killed_s, "launcher_s": agent_s - killed_s, "imports_s": imported_s - agent_s}
+        return {name: round(seconds, 2) for name, seconds in shares.items()} | {"rank_s": round(imported_s - rank_s, 2)}
 
     def _again(self) -> None:
         """Start the run once more, as a person would."""
@@ -146,13 +155,6 @@ class Soak:
         found["steps missing"] += EPOCHS * SIZE // BATCH - len(steps)
 
 
-def import_s(module: str) -> float:
-    """Seconds in which a new process imports a module."""
-    began_s = time.monotonic()
-    subprocess.run([sys.executable, "-c", f"import {module}"], env=environ(), check=True, capture_output=True)
-    return round(time.monotonic() - began_s, 2)
-
-
 def losses(folder: Path, backend: str) -> dict[int, float]:
     """Those of the run that is never killed."""
     folder.mkdir()
@@ -171,50 +173,50 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("configs/results/kills.json"))
     args = parser.parse_args()
-    root, total = Path(tempfile.mkdtemp(prefix="kills-")), Counter[str]()
-    tree: dict[str, Any] = {"seed": args.seed, "seconds": 0, "total": {}, "restart": {}, "failed": {}, "runs": {}}
+    root = Path(tempfile.mkdtemp(prefix="kills-"))
+    tree: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() else {}
+    if tree.get("seed") != args.seed:
+        tree = {"seed": args.seed, "seconds": 0, "total": {}, "restart": {}, "failed": {}, "runs": {}}
     expected: dict[str, dict[int, float]] = {}
-    begin, number = time.monotonic(), 0
-    while total["kills"] < args.kills and len(tree["failed"]) < KILLS_OF_A_RUN:
+    begin, before_s, failures = time.monotonic(), tree["seconds"], len(tree["failed"])
+    while (had := tree["total"].get("kills", 0)) < args.kills and len(tree["failed"]) < failures + GIVE_UP:
+        number = len(tree["runs"]) + len(tree["failed"])
         backend = BACKENDS[number % len(BACKENDS)]
-        name, number = f"{args.seed}-{number}-{backend}", number + 1
-        soak = None
+        name, soak = f"{args.seed}-{number}-{backend}", None
         try:
             if backend not in expected:
                 expected[backend] = losses(root / f"{backend}-whole", backend)
-            import_time_s = import_s(IMPORTS[backend])
-            soak = Soak(root / name, backend, name, min(KILLS_OF_A_RUN, args.kills - total["kills"]))
+            soak = Soak(root / name, backend, name, min(KILLS_OF_A_RUN, args.kills - had))
             soak.run()
         except (AssertionError, subprocess.SubprocessError) as e:
             tree["failed"][name] = {"why": str(e)[-2000:], "kills": soak.found["kills"] if soak else 0}
         else:
             soak.check(expected[backend])
-            total += soak.found
-            tree["runs"][name] = dict(soak.found) | {"restart_s": soak.restart_s, f"import {IMPORTS[backend]} s": import_time_s}
-        for key in ("kills", *BAD):
-            total[key] += 0
-        tree |= {
-            "seconds": round(time.monotonic() - begin),
-            "total": dict(sorted(total.items())),
-            "restart": restarts(tree["runs"]),
-        }
+            tree["runs"][name] = dict(soak.found) | {"commit": str(commit(ROOT))[:12], "restarts": soak.restarts}
+        tree |= {"seconds": before_s + round(time.monotonic() - begin), "total": totals(tree["runs"])}
+        tree["restart"] = restart([shares for run in tree["runs"].values() for shares in run.get("restarts", [])])
         args.out.write_text(json.dumps(tree, indent=1) + "\n")
         print(name, tree["runs"].get(name) or tree["failed"][name], flush=True)
-        if soak and not any(soak.found[key] for key in BAD) and name not in tree["failed"]:
-            shutil.rmtree(soak.folder)
+        if name in tree["runs"] and not any(tree["runs"][name].get(key, 0) for key in BAD):
+            shutil.rmtree(root / name)
 
 
-def restarts(runs: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Seconds from a kill to the end of the first step after it, where the launcher started again by itself, by import."""
-    found = {}
-    for module in sorted(set(IMPORTS.values())):
-        mine = [run for run in runs.values() if f"import {module} s" in run]
-        seconds = [s for run in mine for s in run["restart_s"]]
-        if seconds:
-            imports = [run[f"import {module} s"] for run in mine]
-            spread = {"count": len(seconds), "median_s": round(statistics.median(seconds), 2), "max_s": max(seconds)}
-            found[module] = spread | {"import_median_s": round(statistics.median(imports), 2), "import_max_s": max(imports)}
-    return found
+def totals(runs: dict[str, dict[str, Any]]) -> dict[str, int]:
+    """The counts of all runs."""
+    total = Counter[str](dict.fromkeys(("kills", *BAD), 0))
+    for run in runs.values():
+        total.update({key: value for key, value in run.items() if isinstance(value, int)})
+    return dict(sorted(total.items()))
+
+
+def restart(restarts: list[dict[str, float]]) -> dict[str, Any]:
+    """Seconds from a kill to the end of the first step after it, where the launcher started again by itself."""
+    if not restarts:
+        return {}
+    found = {"all": [r["all_s"] for r in restarts], "imports": [r["imports_s"] for r in restarts]}
+    found["beyond_imports"] = [r["all_s"] - r["imports_s"] for r in restarts]
+    spread = {f"{name}_{how}_s": round(f(s), 2) for name, s in found.items() for how, f in (("median", median), ("max", max))}
+    return {"count": len(restarts)} | spread
 
 
 def _steps(folder: Path) -> list[dict[str, Any]]:

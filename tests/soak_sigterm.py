@@ -1,7 +1,8 @@
 """SIGTERM at random moments, to whichever process: python -m tests.soak_sigterm [--count 100] [--seed 0].
 
 Each time there must be a checkpoint of the step at which the run ended, exit status 75, and no process left. What was not so is
-told in the record, and the next one begun. The result is written after each, to configs/results/sigterm.json.
+told in the record, and the next one begun. The record, configs/results/sigterm.json, is written after each; one that is there is
+gone on with.
 """
 
 import argparse
@@ -56,11 +57,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("configs/results/sigterm.json"))
     args = parser.parse_args()
-    rng = random.Random(args.seed)  # noqa: S311
-    folder, total, wrong, begin = Path(tempfile.mkdtemp(prefix="sigterm-")), Counter[str](), list[str](), time.monotonic()
+    folder, begin = Path(tempfile.mkdtemp(prefix="sigterm-")), time.monotonic()
+    tree = json.loads(args.out.read_text()) if args.out.exists() else {}
+    if tree.get("seed") != args.seed:
+        tree = {"seed": args.seed, "count": 0, "right": 0, "sent to": {}, "wrong": [], "seconds": 0}
+    total, wrong, before_s = Counter[str](tree["sent to"]), list(tree["wrong"]), tree["seconds"]
     path = run_file(folder, epochs=1_000_000, pace_ms=20)
-    for number in range(args.count):
-        target = TARGETS[number % len(TARGETS)]
+    for number in range(tree["count"], args.count):
+        target, rng = TARGETS[number % len(TARGETS)], random.Random(f"{args.seed}-{number}")  # noqa: S311
         launch = Launch(path)
         try:
             stop(launch, target, rng.random() * 3)
@@ -71,8 +75,9 @@ def main() -> None:
             launch.end()
         total[target] += 1
         wrong += [f"{number} {target}: {', '.join(bad)}"] if bad else []
-        tree = {"seed": args.seed, "count": number + 1, "right": number + 1 - len(wrong), "sent to": dict(total), "wrong": wrong}
-        args.out.write_text(json.dumps(tree | {"seconds": round(time.monotonic() - begin)}, indent=1) + "\n")
+        tree |= {"count": number + 1, "right": number + 1 - len(wrong), "sent to": dict(total), "wrong": wrong}
+        tree["seconds"] = before_s + round(time.monotonic() - begin)
+        args.out.write_text(json.dumps(tree, indent=1) + "\n")
         print(number, target, bad or "right", flush=True)
 
 

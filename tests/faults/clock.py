@@ -1,4 +1,4 @@
-"""A wall clock that is set while processes run, as Python sees it: time.time and time.time_ns. For tests alone.
+"""When processes began; and a wall clock that is set while they run, as Python sees it (time.time, time.time_ns). For tests alone.
 
 Children have it through tests/faults/site on their PYTHONPATH, and the variable CLOCK, which names a file: in it is by how many
 seconds the clock is wrong at the moment. The monotonic clock is the kernel's, and right.
@@ -28,3 +28,10 @@ def set_clock(path: Path, seconds: int) -> None:
     draft = path.with_suffix(".draft")
     draft.write_text(str(seconds))
     draft.replace(path)
+
+
+def began_s(pid: int) -> float:
+    """When a process was started, by the monotonic clock, to a hundredth of a second."""
+    ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    up_s = float(Path("/proc/uptime").read_text().split()[0])
+    return time.monotonic() - (up_s - ticks / os.sysconf("SC_CLK_TCK"))

@@ -11,7 +11,7 @@ def trained(folder: Path, ranks: int, passes: int) -> list[Counter[int]]:
     """
     steps: list[Counter[int]] = []
     for start in sorted(folder.glob("*.start")):
-        began = int(start.read_text())
+        began = int(start.read_text().split()[0])
         assert began <= len(steps), f"{start.name} begins after step {began}, but only {len(steps)} were taken"
         del steps[began:]
         parent = start.stem.partition("-")[2]

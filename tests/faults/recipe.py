@@ -13,9 +13,12 @@ from torch.nn.functional import mse_loss
 
 from harness.parts.data import Table
 from harness.parts.recipe import Recipe, Split, Sum
+from tests.faults.clock import began_s
 
 PARENT = os.getppid()
 """As it was at the start: a rank whose launching process is killed gets another parent, and goes on for a few steps."""
+TIMES_S = (began_s(PARENT), began_s(os.getpid()), time.monotonic())
+"""When that was started, when this, and when everything heavy was imported: the recipe comes after it."""
 HUGE = 1 << 46
 """Bytes that no machine has."""
 
@@ -93,11 +96,12 @@ class Traced(Recipe):
 
 
 class Starts:
-    """A watcher that notes each start: `LOG/ORDER-PARENT.start` holds the step it began after. LOG is the folder of run.dir."""
+    """A watcher that notes each start: `LOG/ORDER-PARENT.start` holds the step it began after, and TIMES_S. LOG is the folder of
+    run.dir."""
 
     def __call__(self, event: Any) -> None:
         """Note it."""
         if type(event).__name__ == "Started":
             folder = Path(event.folder).parent
             order = len(list(folder.glob("*.start")))
-            (folder / f"{order:04d}-{PARENT}.start").write_text(str(event.step))
+            (folder / f"{order:04d}-{PARENT}.start").write_text(" ".join(map(str, (event.step, *TIMES_S))))
