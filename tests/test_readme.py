@@ -83,6 +83,24 @@ def test_the_counts_of_damaged_checkpoints_are_the_recorded_ones() -> None:
     assert found["failed"] == 0
 
 
+def survival() -> str:
+    """The README's sentences on configs/results/kills.json and sigterm.json."""
+    kills, stops = (json.loads((ROOT / "configs" / "results" / f"{name}.json").read_text()) for name in ("kills", "sigterm"))
+    total, unended = kills["total"], len(kills["failed"])
+    assert total["orphans"] == total["steps missing"] == 0
+    return (
+        f"Of {total['kills']:,} kills of ranks, launching processes and launchers at random moments (`python -m tests.soak_kills`) "
+        f"{total['bad resumes']} ended in a bad resume, and {total['samples lost or repeated']} samples were lost or repeated"
+        + (f"; {unended} runs did not come to their end" if unended else "")
+        + f". Of {stops['count']} SIGTERMs, {stops['right']} left a checkpoint of the last step and no process "
+        "(`python -m tests.soak_sigterm`)."
+    )
+
+
+def test_what_a_run_survives_is_what_was_recorded() -> None:
+    assert survival() in " ".join(README.split())
+
+
 def memory_table() -> str:
     """The README's table of configs/results/memory.json."""
     rows = json.loads((ROOT / "configs" / "results" / "memory.json").read_text())["rows"]
