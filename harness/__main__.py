@@ -11,7 +11,8 @@ from harness.plan.errors import UserError
 from harness.plan.flags import Parser, add_settings, parse
 from harness.plan.srun import variables
 from harness.plan.world import check_world, place
-from harness.survive.exits import USER
+from harness.survive.exits import FAILED, MEMORY, USER
+from harness.survive.launched import VARIABLE
 from harness.survive.presence import present
 
 
@@ -46,5 +47,15 @@ def main(argv: Sequence[str]) -> int:
             return USER
 
 
+def leave(status: int) -> None:
+    """End this process. One that failed under our launcher is waited for, to start again: everything is told and closed by now, and
+    Python's own clearing away, which takes seconds where torch and DeepSpeed are loaded, is left out."""
+    if status in (FAILED, MEMORY) and VARIABLE in os.environ:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))
