@@ -20,6 +20,9 @@ _COUNT = "ranks that are here"
 _LOOK_S = (0.02, 1.0)
 """Pause between two looks for the others: at first, and at most."""
 
+_CONNECT = timedelta(seconds=30)
+"""How long to connect may take where rank 0 has answered before."""
+
 
 @final
 class StoppedError(Exception):
@@ -48,8 +51,9 @@ def meet(backend: str, limit_s: float, stop: Callable[[], bool] = _never, enviro
             patience.wait(f"no answer from rank 0 at {host}:{port}")
     fd = None if listening is None else listening.detach()
     store = dist.TCPStore(  # type: ignore[attr-defined]
-        host, port, here.size, here.rank == 0, limit, wait_for_workers=False, master_listen_fd=fd
+        host, port, here.size, here.rank == 0, min(limit, _CONNECT), wait_for_workers=False, master_listen_fd=fd
     )
+    store.set_timeout(limit)
     _gather(store.add, here.size, patience)
     dist.init_process_group(backend, store=store, rank=here.rank, world_size=here.size, timeout=limit)
 
