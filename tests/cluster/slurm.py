@@ -109,7 +109,7 @@ class Cluster:
             daemon.wait(timeout=10)
 
     def _ready(self) -> bool:
-        return self._run(["sinfo", "-hN", "-o", "%T"]).stdout.split() == ["idle"] * self.hosts.count
+        return self._run(["sinfo", "-hN", "-p", "main", "-o", "%T"]).stdout.split() == ["idle"] * self.hosts.count
 
     def _start(self, name: str, host: int, argv: Sequence[str]) -> None:
         with (self.folder / "log" / f"{name}.out").open("ab") as log:
