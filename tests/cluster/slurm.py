@@ -48,6 +48,7 @@ class Cluster:
     def __init__(self, folder: Path, hosts: Hosts) -> None:
         self.folder, self.hosts = folder, hosts
         self.daemons: dict[str, subprocess.Popen[bytes]] = {}
+        self._hurried: set[tuple[str, str]] = set()
         for name in ("state", "spool", "log", "munge"):
             (folder / name).mkdir()
         (folder / "munge").chmod(0o700)
@@ -148,13 +149,15 @@ class Cluster:
         return sum(_name(pid) in ("srun", "slurmstepd", "slurm_script") for pid in pids)
 
     def wait_for(self, number: str, state: str, limit_s: float = 300) -> dict[str, str]:
-        """Wait for a job's state. The two minutes that Slurm lets a requeued job wait are cut short when nothing of it is left:
-        what ends the old steps would end the new ones, which have the same names."""
+        """Wait for a job's state. The two minutes that Slurm lets a requeued job wait are cut short when nothing of it is left, but
+        not to nothing: what ends the old steps would end the new ones, which have the same names."""
 
         def there() -> dict[str, str] | None:
             found = self.job(number)
-            if found["JobState"] == "PENDING" and found["Reason"] == "BeginTime" and not self._steps():
-                self._run(["scontrol", "update", f"jobid={number}", "StartTime=now"])
+            waits = found["JobState"] == "PENDING" and found["Reason"] == "BeginTime"
+            if waits and (number, found["Restarts"]) not in self._hurried and not self._steps():
+                self._hurried.add((number, found["Restarts"]))
+                self._run(["scontrol", "update", f"jobid={number}", "StartTime=now+10"])
             return found if found["JobState"] == state else None
 
         try:
