@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.bench_lab import MARKS, shown
+from tests.bench_launch import KINDS
+from tests.bench_launch import markdown as launch_table
 from tests.dist.processes import ROOT, run_command
 
 README = (ROOT / "README.md").read_text()
@@ -70,6 +72,16 @@ def test_the_table_of_memory_is_the_recorded_one() -> None:
 
 def test_the_sweeps_shown_are_the_recorded_ones() -> None:
     assert f"{MARKS[0]}\n{shown()}{MARKS[1]}" in README
+
+
+def test_the_table_of_launches_is_the_recorded_one_and_every_loss_was_that_of_one_process() -> None:
+    record = json.loads((ROOT / "configs" / "results" / "launch.json").read_text())
+    assert launch_table(record) in README
+    assert set(record["rows"]) == set(KINDS)
+    assert max(row["worst"] for row in record["rows"].values()) < 1e-6
+    told = record["preempted"]
+    assert (told["samples_lost_or_repeated"], told["wandb_runs"], told["restarts_by_slurm"]) == (0, 1, 1)
+    assert told["samples_at_stop_and_restart"][0] == told["samples_at_stop_and_restart"][1] > 0
 
 
 def test_the_counts_of_damaged_checkpoints_are_the_recorded_ones() -> None:
