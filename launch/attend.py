@@ -18,7 +18,7 @@ from harness.survive.exits import FAILED, STOPPED
 from harness.survive.judge import Fault, Look, first_failure, furthest, hung
 from harness.survive.launched import Launched
 from launch.command import Command
-from launch.hosts import host_logs
+from launch.hosts import JOIN_S, host_logs
 from launch.local import Child, start
 from launch.processes import kill, look
 from launch.restarts import Restarts
@@ -53,7 +53,8 @@ def attend(command: Command, folder: Path, ranks: int, restart: RestartConfig) -
 @final
 @dataclass
 class Watch:
-    """The ranks of this host under one torchrun. `answered`: the processes whose end has been answered; `ended`: by us."""
+    """The ranks of this host under one torchrun. `answered`: the processes whose end has been answered; `ended`: by us.
+    `seen_s`: when a rank was there last."""
 
     child: Child
     told: Launched
@@ -66,6 +67,7 @@ class Watch:
     answered: set[int] = field(default_factory=set)
     ended: set[int] = field(default_factory=set)
     left: bool = False
+    seen_s: float = field(default_factory=time.monotonic)
 
     def run(self) -> int:
         """Watch to the end of this host's part; the exit status."""
@@ -77,8 +79,12 @@ class Watch:
                 return 128 + self.stop.twice
             if self.stop.asked:
                 self._leave()
-            if gone is not None and not any(x.alive for x in looks):
+            if any(x.alive for x in looks):
+                self.seen_s = time.monotonic()
+            elif gone is not None:
                 return self._ended(gone, looks)
+            elif time.monotonic() - self.seen_s > JOIN_S + SPARE_S:
+                return self._cut_off(looks)
             fault = None if self.stop.asked else self._fault(looks)
             status = None if fault is None else self._answer(fault, looks)
             if status is not None:
@@ -137,6 +143,11 @@ class Watch:
             return STOPPED
         at = f"the process that starts the ranks ended with {gone}, see {self.told.logs}/launcher.log,"
         return self._give_up(first_failure(looks) or Fault("agent", None, furthest(looks), at), "torchrun has given up")
+
+    def _cut_off(self, looks: Sequence[Look]) -> int:
+        """No rank came up in the time that torchrun was given: it waits for a peer that the network took. The exit status."""
+        self.child.signal(signal.SIGKILL)
+        return self._give_up(Fault("agent", None, furthest(looks), "no rank came up"), f"the hosts did not meet for {JOIN_S} s")
 
     def _give_up(self, fault: Fault, why: str) -> int:
         """Say what ended this host's part, once; the exit status."""
