@@ -14,6 +14,7 @@ from tests.bench_lab import MARKS, shown
 from tests.bench_launch import KINDS
 from tests.bench_launch import markdown as launch_table
 from tests.dist.processes import ROOT, run_command
+from tests.soak_hosts import words as lost_hosts
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
@@ -82,6 +83,10 @@ def test_the_table_of_launches_is_the_recorded_one_and_every_loss_was_that_of_on
     told = record["preempted"]
     assert (told["samples_lost_or_repeated"], told["wandb_runs"], told["restarts_by_slurm"]) == (0, 1, 1)
     assert told["samples_at_stop_and_restart"][0] == told["samples_at_stop_and_restart"][1] > 0
+
+
+def test_what_lost_hosts_cost_is_the_recorded_time() -> None:
+    assert lost_hosts(json.loads((ROOT / "configs" / "results" / "hosts.json").read_text())) in " ".join(README.split())
 
 
 def test_the_counts_of_damaged_checkpoints_are_the_recorded_ones() -> None:
