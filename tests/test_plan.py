@@ -228,6 +228,7 @@ FINE = Facts(
     horizon=100_000,
     wasted=0,
     overspent=0,
+    rough_noise=False,
 )
 
 
@@ -257,6 +258,8 @@ def test_a_sound_plan_has_no_warnings() -> None:
         ("past_headroom", {"largest_stable_lr": 0.05}, {"largest_stable_lr": 0.05, "lr_factor": 1.0}),
         ("unknown_headroom", {"k": 8.0}, {"k": 8.0, "largest_stable_lr": 0.4}),
         ("more_samples", {"wasted": 1}, {"wasted": 0}),
+        ("rough_gain", {"rule": "adascale", "rough_noise": True}, {"rule": "adascale"}),
+        ("rough_gain", {"rule": "adascale", "rough_noise": True}, {"rule": "linear", "rough_noise": True}),
     ],
 )
 def test_each_warning_fires_on_its_side_of_the_line_only(code: str, fires: dict[str, Any], holds: dict[str, Any]) -> None:
@@ -269,6 +272,16 @@ def test_every_warning_is_one_sentence_with_a_remedy() -> None:
     found = cautions(Facts(**(vars(FINE) | bad | {"dropped": 5000, "wasted": 7})))
     assert len({c.code for c in found}) == len(found) == 8
     assert all("; " in c.message and "\n" not in c.message for c in found)
+
+
+@pytest.mark.parametrize(
+    ("world", "micro", "backend", "rough"),
+    [(1, 64, "ddp", True), (1, 16, "ddp", False), (2, 32, "ddp", False), (2, 32, "zero0", True), (2, 16, "fsdp", True)],
+)
+def test_adascale_warns_where_a_step_does_not_show_two_batches(world: int, micro: int, backend: str, rough: bool) -> None:
+    batch = {"reference": 16, "total": 64, "micro": micro}
+    planned = made(World(world), batch=batch, scaling={"rule": "adascale"}, backend={"name": backend})
+    assert ("rough_gain" in [w.code for w in planned.warnings]) == rough
 
 
 def test_a_plan_warns_of_its_own_numbers() -> None:

@@ -38,6 +38,7 @@ class Facts:
     horizon: int
     wasted: int
     overspent: int
+    rough_noise: bool
 
 
 def cautions(f: Facts) -> tuple[Caution, ...]:
@@ -80,4 +81,7 @@ def cautions(f: Facts) -> tuple[Caution, ...]:
     say(f.wasted > 0, "more_samples", f"{at}; set scaling.extend: true or accept a higher loss")
     at = f"rule adascale is expected to need {f.overspent} samples more than its budget"
     say(f.overspent > 0, "over_budget", f"{at}; raise scaling.budget_samples or use a smaller batch")
+    at = "rule adascale lives by the noise scale, which the optimizer's first moment alone may tell many times too high"
+    rough = f.rule == "adascale" and f.k > 1 and f.rough_noise
+    say(rough, "rough_gain", f"{at}; set batch.micro so that a step has passes, with backend.name: ddp")
     return tuple(found)

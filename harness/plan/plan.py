@@ -214,8 +214,14 @@ def _warnings(config: Config, p: Plan, facts: OptimizerFacts, done: Rewrite) -> 
             horizon=horizon,
             wasted=0 if config.scaling.extend else round(horizon * max(done.horizon - 1, 0)),
             overspent=_overspent(config, p),
+            rough_noise=not _measures_noise(p),
         )
     )
+
+
+def _measures_noise(p: Plan) -> bool:
+    """Whether gradients of two batches are seen in a step: those of passes, or of ranks before they meet."""
+    return (p.backend == "ddp" and p.processes > 1) or (p.backend in ("ddp", "zero0") and p.passes > 1)
 
 
 def _overspent(config: Config, p: Plan) -> int:
