@@ -1,6 +1,7 @@
 """The terminal: the plan, one live line, evaluations, and what ended the run. Plain lines where there is no terminal."""
 
 import math
+import time
 from pathlib import Path
 from shlex import quote
 from typing import assert_never, final
@@ -16,6 +17,8 @@ from harness.stats.verdict import verdict
 from harness.watch.table import plan_table
 
 _TROUBLE = ("nonfinite", "spike", "divergence", "dead", "erratic", "back_off", "warm_up", "roll_back", "past_noise_scale")
+LIVE_HZ = 4
+"""How often a live line is drawn; a window that ends in between is not."""
 PLAIN_LINES = 20
 """Progress lines of a whole run where there is no terminal."""
 
@@ -38,6 +41,8 @@ class Terminal:
         self._task = TaskID(0)
         self._total = 0
         self._told = -1
+        self._newest: Windowed | None = None
+        self._drawn_s = -math.inf
         self._told_already: frozenset[str] = frozenset()
 
     def __call__(self, event: Event) -> None:
@@ -69,6 +74,7 @@ class Terminal:
     def close(self) -> None:
         """Take the live line down."""
         if self._progress:
+            self._draw()
             self._progress.stop()
 
     def _say(self, text: str) -> None:
@@ -91,24 +97,26 @@ class Terminal:
                 TextColumn("{task.description}"),
                 TimeRemainingColumn(),
             )
-            self._progress = Progress(*columns, console=self.console, refresh_per_second=4)
+            self._progress = Progress(*columns, console=self.console, refresh_per_second=LIVE_HZ)
             self._task = self._progress.add_task("starting", total=plan.total_samples, completed=event.samples)
             self._progress.start()
 
     def _window(self, event: Windowed) -> None:
-        part = event.samples * PLAIN_LINES // max(self._total, 1)
-        if not self._progress and part <= self._told:
-            return
-        m = event.metrics
-        text = (
-            f"step {event.step:,}  loss {m['train/loss']:.4f}  lr {m['train/lr']:.4g}  "
-            f"grad {m['train/grad_norm']:.3g}  {_rate(m)}  epoch {m['progress/epoch']:.2f}"
-        )
         if self._progress:
-            self._progress.update(self._task, description=text, completed=event.samples)
+            self._newest, now = event, time.monotonic()
+            if now - self._drawn_s >= 1 / LIVE_HZ:
+                self._drawn_s = now
+                self._draw()
             return
-        self._told = part
-        self._say(f"train  {event.samples:>12,} samples  {text}")
+        part = event.samples * PLAIN_LINES // max(self._total, 1)
+        if part > self._told:
+            self._told = part
+            self._say(f"train  {event.samples:>12,} samples  {_line(event)}")
+
+    def _draw(self) -> None:
+        """Bring the live line up to the newest window."""
+        if self._progress and self._newest:
+            self._progress.update(self._task, description=_line(self._newest), completed=self._newest.samples)
 
     def _end(self, event: Ended) -> None:
         self.close()
@@ -138,6 +146,15 @@ class Terminal:
         ]
         title = "the guard stopped the run" if event.reason == "guard" else "the run failed"
         return Panel("\n".join(lines), title=title, border_style="red")
+
+
+def _line(event: Windowed) -> str:
+    """A window in one line."""
+    m = event.metrics
+    return (
+        f"step {event.step:,}  loss {m['train/loss']:.4f}  lr {m['train/lr']:.4g}  "
+        f"grad {m['train/grad_norm']:.3g}  {_rate(m)}  epoch {m['progress/epoch']:.2f}"
+    )
 
 
 def _rate(m: Metrics) -> str:

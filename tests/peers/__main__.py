@@ -15,13 +15,18 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from tests.peers.table import write_readme
+
 ROOT = Path(__file__).parents[2]
 OUT = ROOT / "configs" / "results" / "bench_peers.json"
 ROUNDS, PAIRS, VOID = 5, 35, 0.02
-PEERS = ("hand", "widebatch", "accelerate", "transformers", "fabric", "lightning", "deepspeed", "widebatch zero0")
-REAL = ("hand", "widebatch", "accelerate", "transformers")
+NO_NOISE = "widebatch, noise scale off"
+PEERS = ("hand", "widebatch", NO_NOISE, "accelerate", "transformers", "fabric", "lightning", "deepspeed", "widebatch zero0")
+REAL = ("hand", "widebatch", NO_NOISE, "accelerate", "transformers")
 PACKAGES = ("torch", "accelerate", "transformers", "lightning", "deepspeed")
 LIMIT_S = 300
+PLAIN = {"count": ("calls", "operations", "syncs"), "memory": ("peak_mib",), "watch": ("journal", "terminal", "W&B")}
+"""What is a number and no ratio."""
 
 
 def tasks(number: int) -> list[tuple[str, str, str, int, int, int]]:
@@ -31,6 +36,9 @@ def tasks(number: int) -> list[tuple[str, str, str, int, int, int]]:
     if number < 3:
         out += [("real", peer, "log", PAIRS, 1, 1) for peer in REAL]
         out += [("tiny", peer, "log", PAIRS, 10, 2) for peer in ("hand", "widebatch")]
+        out += [("real", peer, "log", PAIRS, 1, 2) for peer in ("hand", "widebatch")]
+        out += [("real", peer, "memory", PAIRS, 1, 1) for peer in ("hand", "widebatch")]
+        out += [("tiny", "widebatch", "watch", PAIRS, 1, 1)]
     return out
 
 
@@ -60,8 +68,8 @@ def summed_up(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     rows = []
     for (work, processes, peer, mode), rounds in groups.items():
         row: dict[str, Any] = {"work": work, "processes": processes, "peer": peer, "mode": mode}
-        if mode == "count":
-            row |= {name: round(rounds[0][name], 1) for name in ("calls", "operations", "syncs")}
+        if mode in PLAIN:
+            row |= {name: round(statistics.median(one[name] for one in rounds), 1) for name in PLAIN[mode]}
         else:
             ratios = [statistics.median(a / b for a, b in one["pairs"]) for one in rounds]
             extra = [statistics.median((a - b) / one["block"] for a, b in one["pairs"]) * 1e6 for one in rounds]
@@ -106,7 +114,7 @@ def main(rounds: int = ROUNDS) -> int:
             found += measured(task)
             print(f"round {number + 1} of {rounds}  {task[0]:<5} {task[1]:<16} {time.monotonic() - begin:5.0f} s", flush=True)
     rows = summed_up(found)
-    off = max((abs(row["ratio"] - 1) for row in rows if row["peer"] == "hand" and row["mode"] != "count"), default=1.0)
+    off = max((abs(row["ratio"] - 1) for row in rows if row["peer"] == "hand" and row["mode"] not in PLAIN), default=1.0)
     record = {
         "command": "make bench",
         "void": off > VOID,
@@ -119,6 +127,8 @@ def main(rounds: int = ROUNDS) -> int:
     OUT.write_text(json.dumps(record, indent=1) + "\n")
     if record["void"]:
         print(f"void: hand against hand is off by {off:.1%}, more than {VOID:.0%}: the machine is too busy")
+    else:
+        write_readme(record)
     return int(record["void"])
 
 

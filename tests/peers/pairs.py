@@ -1,17 +1,20 @@
 """Two loops timed in turn, milliseconds apart: blocks of the hand loop inside another harness's own data fetch.
 
 What the machine does besides slows both alike, so their ratio stays where each time alone would not. Run as a process, or as two
-under torchrun: `python -m tests.peers.pairs WORK PEER MODES PAIRS BLOCK` prints a JSON line for each mode of count, plain, log.
+under torchrun: `python -m tests.peers.pairs WORK PEER MODES PAIRS BLOCK` prints a JSON line for each mode of count, plain, log,
+memory (the peak of a process that runs this alone) and watch (what our watchers take).
 """
 
 import json
 import os
+import resource
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +62,8 @@ def run(work: Work, peer: str, feed: ours.Hook, log: bool) -> None:
     """Run a harness on what `feed` makes of the batches, until they end."""
     with tempfile.TemporaryDirectory() as folder, Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
         try:
-            if peer.startswith("widebatch"):
-                ours.run(work, feed, Path(folder), log=log, backend=peer.partition(" ")[2] or "ddp")
+            if peer in ours.VARIANTS:
+                ours.run(work, feed, Path(folder), log=log, **ours.VARIANTS[peer])
             else:
                 OTHERS[peer](work, feed(work.batches()), Path(folder), log)
         except EnoughError:
@@ -81,6 +84,22 @@ def counts(work: Work, peer: str) -> dict[str, float]:
     return asdict(found[0]())
 
 
+def peak(work: Work, peer: str, steps: int) -> dict[str, float]:
+    """The most memory that this process ever had, in MiB, after some steps of this harness alone."""
+    run(work, peer, lambda batches: islice(batches, steps), log=True)
+    return {"peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+
+
+def watched(work: Work, steps: int) -> dict[str, float]:
+    """What our watchers take of the training thread, in microseconds a step."""
+
+    def feed(batches: Iterator[Any]) -> Iterator[Any]:
+        yield from islice(batches, steps)
+
+    with tempfile.TemporaryDirectory() as folder:
+        return ours.watching(work, feed, Path(folder), steps)
+
+
 def main(name: str, peer: str, modes: str, pairs: str, block: str) -> None:
     """Measure and print."""
     torch.set_num_threads(1)
@@ -90,6 +109,10 @@ def main(name: str, peer: str, modes: str, pairs: str, block: str) -> None:
         row: dict[str, Any] = {"work": name, "processes": here.size, "peer": peer, "mode": mode}
         if mode == "count":
             row |= counts(work, peer)
+        elif mode == "memory":
+            row |= peak(work, peer, int(pairs))
+        elif mode == "watch":
+            row |= watched(work, 20 * int(pairs))
         else:
             timing = Timing(work, int(pairs), int(block))
             run(work, peer, timing.feed, mode == "log")

@@ -131,7 +131,7 @@ class Hand:
             self.losses.append(loss.detach())
 
 
-def run_file(work: Work, backend: str = "ddp", *, log: bool = True, every: int | None = None) -> dict[str, Any]:
+def run_file(work: Work, backend: str = "ddp", *, log: bool = True, noise: bool = True, every: int | None = None) -> dict[str, Any]:
     """The run file of a workload for us: everything on, or nothing told. A window has `every` steps."""
     return {
         "recipe": {"use": f"{__file__}:{type(work.recipe).__name__}"},
@@ -140,5 +140,5 @@ def run_file(work: Work, backend: str = "ddp", *, log: bool = True, every: int |
         "scaling": {"rule": "none"},
         "schedule": {"samples": 10**9},
         "backend": {"name": backend},
-        "watch": {"wandb": "off", "every_steps": every or (LOG_EVERY if log else 1000), "noise_scale": log},
+        "watch": {"wandb": "off", "every_steps": every or (LOG_EVERY if log else 1000), "noise_scale": noise},
     }
