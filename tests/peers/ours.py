@@ -14,7 +14,7 @@ from harness.parts.data import Feed
 from harness.plan.decode import decode
 from harness.plan.plan import plan
 from harness.plan.world import World, place
-from harness.stats.events import Event
+from harness.stats.events import Event, Stepped, Windowed
 from harness.train import train
 from harness.watch.console import Terminal
 from harness.watch.journal import Journal
@@ -77,7 +77,8 @@ def watching(work: Work, hook: Hook, folder: Path, steps: int) -> dict[str, floa
         def call(event: Event) -> None:
             begin = time.thread_time()
             watcher(event)
-            spent[name] += time.thread_time() - begin
+            if isinstance(event, Stepped | Windowed):  # all others are few
+                spent[name] += time.thread_time() - begin
 
         return call
 
