@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from tests import costs
 from tests.peers.table import RECORD, ROOT, markdown
 
 
@@ -12,3 +13,8 @@ def test_the_readme_shows_the_record() -> None:
     record = json.loads(RECORD.read_text())
     assert not record["void"]
     assert markdown(record) in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.skipif(not all((costs.RESULTS / f"{name}.json").exists() for name in ("start", "checkpoint")), reason="not recorded")
+def test_the_readme_says_what_a_start_and_a_checkpoint_cost() -> None:
+    assert costs.text() in (ROOT / "README.md").read_text()

@@ -20,8 +20,8 @@ from tests.peers.table import write_readme
 ROOT = Path(__file__).parents[2]
 OUT = ROOT / "configs" / "results" / "bench_peers.json"
 ROUNDS, PAIRS, VOID = 5, 35, 0.02
-NO_NOISE = "widebatch, noise scale off"
-PEERS = ("hand", "widebatch", NO_NOISE, "accelerate", "transformers", "fabric", "lightning", "deepspeed", "widebatch zero0")
+NO_NOISE, LONG = "widebatch, noise scale off", "widebatch, windows of 50 steps"
+PEERS = ("hand", "widebatch", LONG, NO_NOISE, "accelerate", "transformers", "fabric", "lightning", "deepspeed", "widebatch zero0")
 REAL = ("hand", "widebatch", NO_NOISE, "accelerate", "transformers")
 PACKAGES = ("torch", "accelerate", "transformers", "lightning", "deepspeed")
 LIMIT_S = 300
@@ -32,7 +32,7 @@ PLAIN = {"count": ("calls", "operations", "syncs"), "memory": ("peak_mib",), "wa
 def tasks(number: int) -> list[tuple[str, str, str, int, int, int]]:
     """(work, peer, modes, pairs, steps of a block, processes) of a round."""
     modes = "count,plain,log" if number == 0 else "plain,log"
-    out = [("tiny", peer, modes, PAIRS, 20, 1) for peer in PEERS]
+    out = [("tiny", peer, modes, PAIRS, 50 if peer == LONG else 20, 1) for peer in PEERS]  # whole windows in each block
     if number < 3:
         out += [("real", peer, "log", PAIRS, 1, 1) for peer in REAL]
         out += [("tiny", peer, "log", PAIRS, 10, 2) for peer in ("hand", "widebatch")]

@@ -27,6 +27,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "widebatch": {},
     "widebatch zero0": {"backend": "zero0"},
     "widebatch, noise scale off": {"noise": False},
+    "widebatch, windows of 50 steps": {"every": 50},
 }
 
 

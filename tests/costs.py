@@ -1,0 +1,51 @@
+"""The README's lines on what a start and a checkpoint cost, from their records: `python -m tests.costs` writes them there."""
+
+import json
+from typing import Any
+
+from tests.dist.processes import ROOT
+
+RESULTS = ROOT / "configs" / "results"
+MARKS = ("<!-- costs -->", "<!-- end of costs -->")
+
+
+def read(name: str) -> dict[str, Any]:
+    """A record."""
+    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    return found
+
+
+def text() -> str:
+    """What the records say."""
+    start, saved = read("start"), read("checkpoint")
+    ours, hand, offline, launcher, theirs, planning = (
+        f"{start['cpu_s'][what]:.2f}"
+        for what in (
+            "widebatch",
+            "by hand",
+            "widebatch, W&B offline",
+            "widebatch launch, itself",
+            "accelerate launch, itself",
+            "widebatch plan",
+        )
+    )
+    million, size, stop, write = saved["parameters"] / 1e6, saved["bytes"] / 1e9, saved["stop_s"], saved["write_s"]
+    return f"""To the first step of digits we take {ours} CPU seconds, a loop by hand {hand}; with W&B, which starts beside training,
+{offline}. `widebatch launch` itself takes {launcher} and has no torch in it, `accelerate launch` {theirs}, `widebatch plan` {planning}
+(`{start["command"]}`).
+
+A checkpoint of {million:.0f} million parameters with Adam, {size:.1f} GB, holds training up for {stop:.2f} s, {saved["stop_over_memcpy"]:.2f}
+times a plain copy of the same bytes. It is written in {write:.1f} s beside training, in which a step takes
+{saved["step_writing_over_idle"]:.2f} times as long (`{saved["command"]}`, medians of {saved["rounds"]} rounds).
+"""
+
+
+def main() -> None:
+    """Put it between the README's two marks."""
+    readme = ROOT / "README.md"
+    before, _, rest = readme.read_text().partition(MARKS[0])
+    readme.write_text(before + MARKS[0] + "\n" + text() + MARKS[1] + rest.partition(MARKS[1])[2])
+
+
+if __name__ == "__main__":
+    main()
