@@ -4,7 +4,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cached_property, partial
+from functools import cached_property
 from inspect import unwrap
 from typing import Any
 
@@ -85,7 +85,7 @@ class TorchEngine(BaseEngine):
             self._grad_norms = norms(grads).to(norm.device) * scale if len(grads) == len(self._params) else None
         norm = norm if _one(scale) else norm * scale
         most = self._most()
-        factor: Number = 1.0 if most is None else (most / (norm + 1e-6)).clamp(max=1.0)
+        factor: Number = 1.0 if most is None else (norm + 1e-6).reciprocal_().mul_(most).clamp_(max=1.0)
         bad = self._bad(norm, sums[0])
         if self._limit is not None and self._limit.skip:
             spared = (bad == 0) & (norm > self._limit.norm)
@@ -155,7 +155,13 @@ def bare_step(optimizer: Optimizer) -> Callable[[], Any]:
     hooks = (*own, _global_optimizer_pre_hooks, _global_optimizer_post_hooks)
     if not type(optimizer).__module__.startswith("torch.optim") or any(hooks):
         return optimizer.step
-    return partial(torch.no_grad()(unwrap(type(optimizer).step)), optimizer)
+    bare = unwrap(type(optimizer).step)
+
+    def step() -> None:
+        with torch.no_grad():  # as a decorator it would be made anew at every call, by way of more calls
+            bare(optimizer)
+
+    return step
 
 
 def _one(number: Number) -> bool:
