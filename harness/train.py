@@ -138,6 +138,7 @@ class _Run:
         taken: list[Taken] = []
         waited = 0.0
         feed = self.feed.steps(self._deals(plan, position))
+        engine.begin()
         while not turn:
             begin = time.perf_counter()
             fetched = next(feed, None)
@@ -173,6 +174,7 @@ class _Run:
                 return
             now, most, clock = pace(plan, state), limit(self.config, state), state.scheduled
             quiet = quiet_until(self.plan, position)
+            engine.begin()
 
     def _stage(self) -> Plan:
         """The plan of the stretch that begins here, which engine and teller take over."""

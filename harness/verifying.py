@@ -72,6 +72,10 @@ class Recorder(Engine):
         if self.used:
             self.used[-1] += [float(g["lr"]) / g.get("lr_scale", 1.0) for g in optimizer.param_groups]
 
+    def begin(self) -> None:
+        """See Engine.begin."""
+        self._inner.begin()
+
     def parameters(self) -> int:
         """See Engine.parameters."""
         return self._inner.parameters()

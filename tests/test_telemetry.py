@@ -4,15 +4,18 @@ import json
 import math
 import re
 import sys
+import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from harness.evaluate import evaluate
 from harness.stats.metrics import METRICS, markdown
 from harness.stats.spikes import FLAGGED, LEAST, Spikes
 from tests.dist.processes import ROOT, run_command, run_ranks
+from tests.journals import digits
 
 TOLD = {m.name for m in METRICS if not m.name.startswith("eval/")}
 NOT_HERE = {
@@ -203,3 +206,16 @@ def test_a_new_level_is_no_spike_for_ever() -> None:
 
 def test_the_readme_has_the_table_of_metrics() -> None:
     assert markdown() in (ROOT / "README.md").read_text()
+
+
+def test_a_slow_evaluation_is_in_no_step_s_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(*args: Any) -> Any:
+        time.sleep(0.5)
+        return evaluate(*args)
+
+    monkeypatch.setattr("harness.train.evaluate", slow)
+    folder = digits(tmp_path, 32, eval={"every_samples": 320}, schedule={"samples": 1600})
+    told = windows([json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()])
+    assert len(told) > 10
+    assert max(line["throughput/step_p95_ms"] for line in told[1:]) < 400
+    assert all(0 <= line["throughput/data_wait_pct"] <= 100 for line in told)

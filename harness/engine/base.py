@@ -220,6 +220,10 @@ class BaseEngine(Engine):
         moments = [self._local(m) for m in found if m is not None] if self.estimator == "moments" else []
         return total_norm(moments).to(self.device) ** 2 if moments else torch.zeros((), device=self.device)
 
+    def begin(self) -> None:
+        """See Engine.begin."""
+        self.meters.begin()
+
     def lr_scales(self) -> list[float]:
         """See Engine.lr_scales."""
         return [float(group.get("lr_scale", 1.0)) for group in self.optimizer.param_groups]

@@ -69,6 +69,10 @@ class Engine(ABC):
         """
 
     @abstractmethod
+    def begin(self) -> None:
+        """A window's time begins now: what was done since the last reading is not part of it."""
+
+    @abstractmethod
     def lr_scales(self) -> list[float]:
         """By what the rate is multiplied in each parameter group."""
 

@@ -43,6 +43,10 @@ class Meters:
         self._waits: list[tuple[Stamp, Stamp]] = []
         self.waits_known = processes == 1
 
+    def begin(self) -> None:
+        """The window's time begins now."""
+        self._stamps = [stamp(self.device)]
+
     def step_done(self, local: Sequence[Number]) -> None:
         """A step is over; `local` begins with this rank's own loss and count. Alone, the rows hold them."""
         if self.processes > 1:
