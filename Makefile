@@ -34,7 +34,7 @@ check: .venv/.dev  ## Format, lint, types, and known vulnerabilities where the r
 test-container: .venv/.dev  ## The image, built with buildah and run with podman: as root on Debian, see tests/container.py.
 	$(BIN)/python -m tests.container
 
-bench: .venv-peers/.made  ## A step of ours, of other harnesses and of the loop by hand; under 10 minutes on 2 idle cores.
+bench: .venv-peers/.made  ## A step of ours, of other harnesses and of the loop by hand; 20 minutes on 2 cores.
 	.venv-peers/bin/python -m tests.peers
 
 bench-rules: .venv/.base  ## Digits at k = 1, 4, 16 with and without the linear rule, 3 seeds; rewrites the table's numbers in configs/results.

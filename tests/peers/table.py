@@ -11,9 +11,15 @@ NAMES = {"hand": "the hand loop against itself", "transformers": "Hugging Face T
 NAMES |= {"fabric": "Lightning Fabric", "accelerate": "Accelerate", "deepspeed": "DeepSpeed (ZeRO-0)"}
 
 
+def label(row: dict[str, Any]) -> str:
+    """Which work a row is of."""
+    return f"{row['work']} {row['processes']} {row['mode']}"
+
+
 def markdown(record: dict[str, Any]) -> str:
     """What the record shows: ratios to the hand loop, and beside them what no load of a machine changes."""
-    rows = {(row["work"], row["processes"], row["peer"], row["mode"]): row for row in record["rows"]}
+    good = [row for row in record["rows"] if label(row) not in record["void"]]
+    rows = {(row["work"], row["processes"], row["peer"], row["mode"]): row for row in good}
     hand = rows["tiny", 1, "hand", "count"]
     lines = [
         "| CPU time of a step, by hand = 1 | tiny, silent | tiny, logging | extra us | extra calls | extra operations | real |",
@@ -25,7 +31,7 @@ def markdown(record: dict[str, Any]) -> str:
         more = [f"{count[name] - hand[name]:.0f}" if count else "" for name in ("calls", "operations")]
         cells = [NAMES.get(peer, peer), _ratio(plain), _ratio(log), str(log["extra_us"]), *more, _ratio(real)]
         lines.append(f"| {' | '.join(cells)} |")
-    two = [f"{work} {_ratio(rows[work, 2, 'widebatch', 'log'])}" for work in ("tiny", "real")]
+    two = [f"{work} {_ratio(rows.get((work, 2, 'widebatch', 'log')))}" for work in ("tiny", "real")]
     watch = rows["tiny", 1, "widebatch", "watch"]
     peaks = [rows["real", 1, peer, "memory"]["peak_mib"] for peer in ("widebatch", "hand")]
     machine = record["machine"]
@@ -41,7 +47,7 @@ def markdown(record: dict[str, Any]) -> str:
 
 
 def _ratio(row: dict[str, Any] | None) -> str:
-    return f"{row['ratio']:.3f} ({row['low']:.2f}-{row['high']:.2f})" if row else ""
+    return f"{row['ratio']:.3f} ({row['low']:.2f}-{row['high']:.2f})" if row else "-"
 
 
 def write_readme(record: dict[str, Any]) -> None:
