@@ -15,6 +15,7 @@ from typing import Any
 from tests.faults.launching import Launch, run_file, wait_for
 
 OUT = Path("configs/results/signals.json")
+MARKS = ("<!-- signals -->", "<!-- end of signals -->")
 STOPS = ("TERM", "INT", "USR1")
 WHOM = ("launcher", "launching process", "one rank", "all")
 ROWS = [
@@ -81,6 +82,13 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def write_readme(rows: list[dict[str, Any]]) -> None:
+    """Put the table between the README's two marks."""
+    readme = Path("README.md")
+    before, _, rest = readme.read_text().partition(MARKS[0])
+    readme.write_text(before + MARKS[0] + "\n" + markdown(rows) + "\n" + MARKS[1] + rest.partition(MARKS[1])[2])
+
+
 def main() -> None:
     """Measure all rows, or those whose numbers are given."""
     root = Path(tempfile.mkdtemp(prefix="signals-"))
@@ -91,7 +99,8 @@ def main() -> None:
         known[ROWS[number]] = row
         print(row, flush=True)
         rows = [known[key] for key in ROWS if key in known]
-        OUT.write_text(json.dumps({"ranks": 2, "rows": rows}, indent=1) + "\n")
+        OUT.write_text(json.dumps({"command": "python -m tests.bench_signals", "ranks": 2, "rows": rows}, indent=1) + "\n")
+    write_readme(rows)
 
 
 if __name__ == "__main__":

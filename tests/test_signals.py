@@ -1,13 +1,22 @@
 """Signals to whichever process of a launch: a stop with a checkpoint, or none where nobody hears it, and no process left."""
 
+import json
 from pathlib import Path
 
 import pytest
 
-from tests.bench_signals import STOPS, WHOM, measure
+from tests.bench_signals import OUT, ROWS, STOPS, WHOM, markdown, measure
+from tests.dist.processes import ROOT
 
 UNHEARD = ("USR1", "launching process")
 """It would kill the process between launcher and ranks: that ignores it, and the ranks hear of it by other ways."""
+
+
+def test_the_readme_has_the_table_of_what_was_measured() -> None:
+    rows = json.loads((ROOT / OUT).read_text())["rows"]
+    assert len(rows) == len(ROWS)
+    assert not any(row["left"] for row in rows)
+    assert markdown(rows) in (ROOT / "README.md").read_text()
 
 
 @pytest.mark.slow
