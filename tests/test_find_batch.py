@@ -71,6 +71,7 @@ schedule: {samples: 6400}
 """
 
 
+@pytest.mark.slow
 def test_trials_under_a_limit_end_where_brute_force_ends(tmp_path: Path) -> None:
     """Two trials are enough to know the cost of a sample; the limit then lies between 4 and 8 samples."""
     run = tmp_path / "gpt.yaml"

@@ -328,6 +328,7 @@ def test_a_ramp_that_is_cut_in_the_middle_goes_on_bit_for_bit(tmp_path: Path, cu
     assert [e.metrics["batch/accumulate"] for e in whole if isinstance(e, Windowed)][-1] == 1
 
 
+@pytest.mark.slow
 def test_the_batch_follows_the_noise_scale_within_its_bounds() -> None:
     batch = {"reference": 8, "total": 8, "grow": "noise", "most": 64, "micro": 4}
     events = run(config({"batch": batch, "optim": {"lr": 0.01, "momentum": 0.9}, "schedule": {"samples": 20_000}}))

@@ -81,6 +81,7 @@ def test_a_user_s_own_json_file_is_read_into_the_run_file(tmp_path: Path) -> Non
         load(tmp_path / "run.yaml", {"backend.deepspeed": "none.json"})
 
 
+@pytest.mark.slow
 def test_a_lock_left_by_a_killed_build_is_removed_and_nothing_hangs() -> None:
     """torch's builder would wait for that file for ever."""
     code = "from harness.engine.ops import build_cpu_ops, cache_folder; build_cpu_ops(); print(cache_folder())"
