@@ -60,8 +60,8 @@ def test_two_real_ranks_of_every_backend_take_what_is_predicted(backend: str, tm
     run.write_text(yaml.safe_dump(tree))
     told, real = predicted(run, 2), measured(run, 2)
     assert told["peak"] == pytest.approx(real["peak"], rel=0.1)
-    # once in a few runs the last reading still finds one copy of the weights that DeepSpeed had sent
-    assert 0.9 * real["state"] <= told["state"] + (told["weights"] if backend.startswith("zero") else 0)
+    # where weights are sent, threads of gloo free them, which torch's profiler does not always see: up to one copy of them
+    assert 0.9 * real["state"] <= told["state"] + (0 if backend == "ddp" else told["weights"])
     assert told["state"] <= 1.1 * real["state"]
 
 
