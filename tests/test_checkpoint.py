@@ -278,7 +278,9 @@ def test_a_rank_has_written_its_part_though_rank_0_takes_its_note_at_once(tmp_pa
             self.commit(folder, "samples-000000000001", b"{}")
 
     monkeypatch.setattr(LocalStore, "append", taken)
-    write_part(store, dataclasses.replace(task_of(str(tmp_path), 64), rank=1), memory_of(arrays_of(1), 1, 2))
+    _, size = write_part(store, dataclasses.replace(task_of(str(tmp_path), 64), rank=1), memory_of(arrays_of(1), 1, 2))
+    (written,) = (tmp_path / "samples-000000000001").glob("*.safetensors")
+    assert written.stat().st_size == size
 
 
 def test_the_writer_starts_without_torch() -> None:

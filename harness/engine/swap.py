@@ -43,11 +43,10 @@ def in_memory(zero: Any, group: int, *, write: bool = False) -> Iterator[bool]:
         yield False
         return
     zero._optimizer_states_and_gradient_swap_in(group)
-    yield True
-    if write:
-        zero._optimizer_states_and_gradient_swap_out(group)
-    else:
-        zero._release_swap_buffers(group)
+    try:
+        yield True
+    finally:
+        (zero._optimizer_states_and_gradient_swap_out if write else zero._release_swap_buffers)(group)
 
 
 def swaps(zero: Any) -> bool:
