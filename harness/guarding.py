@@ -65,19 +65,22 @@ def _roll_back(
     config: Config, plan: Plan, engine: Engine, folder: Path | None, state: State, why: str
 ) -> tuple[State, list[Noticed]]:
     """Weights, moments and state of the newest good checkpoint, at a lower rate, without the samples that began the trouble."""
-    found = None if folder is None else checkpoint.newest_well(place(config, folder))
+    before = state.guard
+    found, again = (None, False) if folder is None else _target(place(config, folder), before.returned)
     if found is None or folder is None:
         raise StopError(f"{why}; there is no good checkpoint to roll back to")
     engine.load(found.tensors)
     engine.any_rank(False)  # all have read: what is given up may go
     if engine.rank == 0:
         checkpoint.drop_newer(place(config, folder), found.name)
-    then, gap = found.state, state.guard.suspect
+    then, gap, in_vain = found.state, before.suspect, before.in_vain + 1 if again else 0
     guard = Guarded(
-        brake=_brake("roll_back", config, plan, state.guard.brake, then.samples),
-        interventions=state.guard.interventions + 1,
-        rollbacks=state.guard.rollbacks + 1,
-        gaps=tuple(sorted({*state.guard.gaps, gap} if gap else state.guard.gaps)),
+        brake=before.brake.pressed(config.guard.factor ** (in_vain + 1), then.samples, plan.recover_samples),
+        interventions=before.interventions + 1,
+        rollbacks=before.rollbacks + 1,
+        gaps=tuple(sorted({*before.gaps, gap} if gap else before.gaps)),
+        returned=then.samples,
+        in_vain=in_vain,
     )
     back = replace(
         then,
@@ -96,6 +99,18 @@ def _roll_back(
         f"{_until(guard.brake)}{f', samples {gap[0]:,} to {gap[1]:,} left out' if gap else ''}, because of {why}"
     )
     return back, [Noticed(back.step, back.samples, "roll_back", text)]
+
+
+def _target(where: str, returned: int | None) -> tuple[checkpoint.Checkpoint | None, bool]:
+    """(checkpoint to go back to, whether the last roll-back was in vain: no good one is newer than what it took).
+
+    Then it is the one before, where there is one: the weights may have been ill before the losses showed it.
+    """
+    good = checkpoint.well(where)
+    newest = next(good, None)
+    if newest is None or newest.state.samples != returned:
+        return newest, False
+    return next(good, newest), True
 
 
 def remember(folder: Path, guard: Guarded, rank: int) -> None:

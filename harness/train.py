@@ -285,9 +285,10 @@ class _Run:
     def _save(self) -> Iterator[Event]:
         """Begin a checkpoint; training goes on while it is written."""
         s = self.state
-        value = s.last.get(self.config.eval.metric) if self.evaluated_at == s.samples else None
+        found: Metrics = s.last if self.evaluated_at == s.samples else {}
+        value = found.get(self.config.eval.metric)
         score = -value if value is not None and self.config.eval.better == "higher" else value
-        yield from self.saver.save(s, {"score": score, "well": s.health.well(self.recipe.uniform_loss())})
+        yield from self.saver.save(s, {"score": score, "well": s.health.well(self.recipe.uniform_loss(), found.get("eval/loss"))})
 
     def _end(self, reason: str, message: str = "") -> Ended:
         s = self.state

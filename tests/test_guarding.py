@@ -139,8 +139,10 @@ def test_a_rate_that_ruins_the_run_is_rolled_back(monkeypatch: pytest.MonkeyPatc
     assert end(events).samples == 3200
 
 
-@pytest.mark.parametrize("policy", ["watch", "protect"])
-def test_digits_at_64_times_the_batch_with_a_rate_that_diverges(tmp_path: Path, policy: str) -> None:
+@pytest.mark.parametrize(("policy", "threads"), [("watch", 1), ("protect", 1), ("protect", 2)])
+def test_digits_at_64_times_the_batch_with_a_rate_that_diverges(tmp_path: Path, policy: str, threads: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
     over = {
         "recipe": {"use": "digits"},
         "batch": {"reference": 32, "total": 2048},
@@ -152,13 +154,20 @@ def test_digits_at_64_times_the_batch_with_a_rate_that_diverges(tmp_path: Path, 
         "guard": {"policy": policy},
         "watch": {"wandb": "off"},
     }
-    last = end(run(config(over), tmp_path))
+    try:
+        events = run(config(over), tmp_path)
+    finally:
+        torch.set_num_threads(before)
+    last = end(events)
     assert last.reason == ("guard" if policy == "watch" else "complete")
     if policy == "protect":
         accuracy = last.metrics["eval/accuracy_pct"]
         assert accuracy is not None
         assert accuracy > 80
         assert "rolled back" in last.message
+        backs = [e.message for e in events if isinstance(e, Noticed) and e.code == "roll_back"]
+        assert "lr x 0.5 " in backs[0]
+        assert "lr x 0.125 " in backs[1], "what did not help is pressed harder the next time"
     else:
         assert "--batch.total" in last.message or "--scaling.rule" in last.message, "what to try next is said"
 

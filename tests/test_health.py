@@ -92,3 +92,22 @@ def test_a_loss_that_blows_up_at_the_start_is_seen_at_once_and_is_no_state_to_go
     assert fed([2.3, 2.3, 2.35, 2.2]).well(None)
     assert not fed([2.3, 2.3, 2.31, 2.3]).well(2.3), "no better than knowing nothing"
     assert Health().well(2.3), "the start is one"
+
+
+def test_a_blow_up_is_seen_even_where_the_window_ends_lower() -> None:
+    assert fed([2.3] * 12 + [9.0, 40.0, 9.0] + [2.5] * 5).diverging
+    assert not fed([2.3] * 12 + [40.0] + [2.2] * 7).diverging, "one loss is a spike"
+
+
+def test_losses_worse_than_the_uniform_one_are_dead_too() -> None:
+    assert fed([2.3] * 3 + [2.4] * MEMORY).dead(2.3)
+    assert not fed([2.3] * 3 + [2.4] * (MEMORY - 1) + [2.0]).dead(2.3)
+
+
+def test_a_state_whose_last_loss_or_validation_is_far_above_the_start_is_none_to_go_back_to() -> None:
+    learning = [2.3, 2.2, 2.0, 1.8, 1.5]
+    assert fed(learning).well(2.3)
+    assert not fed([*learning, 1.1, 0.9, 14.0]).well(2.3), "the median hides it"
+    assert fed(learning).well(2.3, evaluated=1.6)
+    assert not fed(learning).well(2.3, evaluated=4.0)
+    assert not fed(learning).well(2.3, evaluated=math.nan)

@@ -67,8 +67,8 @@ def newest(where: str) -> tuple[Checkpoint | None, list[str]]:
     return None, complaints
 
 
-def newest_well(where: str) -> Checkpoint | None:
-    """The newest checkpoint that verifies and was written while the run was well; None where there is none. All ranks call it."""
+def well(where: str) -> Iterator[Checkpoint]:
+    """The checkpoints that verify and were written while the run was well, the newest first. All ranks ask for equally many."""
     store = store_at(where)
     for name in gather(store.names())[0]:
         try:
@@ -76,8 +76,7 @@ def newest_well(where: str) -> Checkpoint | None:
         except DamagedError:
             continue
         if found.about["well"]:
-            return found
-    return None
+            yield found
 
 
 def drop_newer(where: str, kept: str) -> None:

@@ -27,7 +27,8 @@ Gap = tuple[int, int]
 class Guarded:
     """What the guard has done in a run: kept in the checkpoint, and through a roll-back.
 
-    `suspect` is the window in which the trouble began that the run has not recovered from.
+    `suspect` is the window in which the trouble began that the run has not recovered from. `returned` is how many samples the
+    checkpoint had seen that was gone back to last, `in_vain` how many roll-backs just before led to no newer good checkpoint.
     """
 
     brake: Brake = field(default_factory=Brake)
@@ -35,6 +36,8 @@ class Guarded:
     rollbacks: int = 0
     gaps: tuple[Gap, ...] = ()
     suspect: Gap | None = None
+    returned: int | None = None
+    in_vain: int = 0
 
     def past(self, position: int) -> int:
         """The first position from `position` on that is in no gap."""
@@ -58,7 +61,8 @@ class Guarded:
         """From what `dataclasses.asdict` gave."""
         gaps = tuple((int(start), int(stop)) for start, stop in tree["gaps"])
         suspect = tree["suspect"]
-        return Guarded(Brake(**tree["brake"]), tree["interventions"], tree["rollbacks"], gaps, suspect and (suspect[0], suspect[1]))
+        own = {"brake": Brake(**tree["brake"]), "gaps": gaps, "suspect": suspect and (suspect[0], suspect[1])}
+        return Guarded(**{**tree, **own})
 
 
 def policy(guard: GuardConfig) -> dict[Trouble, Action]:

@@ -1,7 +1,8 @@
 """Is a run well? From its losses and from how far its steps move the weights: diverging, dead, or erratic. Pure values.
 
 The loss's level is the median of its last LEVEL values. A run diverges when the level is well above its start, or when it gives up
-half of what it had won since; both by more than the losses scatter.
+half of what it had won since; both by more than the losses scatter. NEWEST losses in a row far above the start are a divergence at
+once, even if those after them are lower: what such steps do to the weights seldom heals.
 """
 
 import math
@@ -30,7 +31,8 @@ class Health:
 
     Losses that are not finite are left out.
     `ratios` holds the logarithms of the update-to-weight ratio, one a window; `still` counts windows whose weights stood still.
-    `sick`: the run diverged or died, and its new losses have not shown yet that it is well.
+    `blown_up`: NEWEST losses in a row stood far above the start in the last window. `sick`: the run diverged or died, and its new
+    losses have not shown yet that it is well.
     """
 
     start: tuple[float, ...] = ()
@@ -41,6 +43,7 @@ class Health:
     erratic: bool = False
     still: int = 0
     sick: bool = False
+    blown_up: bool = False
 
     def after(self, losses: Sequence[float], ratio: float | None) -> "Health":
         """With a window's losses and its update-to-weight ratio (None: not measured)."""
@@ -48,9 +51,11 @@ class Health:
         start = (*self.start, *finite[: START - len(self.start)]) if len(self.start) < START else self.start
         recent = (*self.recent, *finite)[-MEMORY:]
         level, lowest, scatter = _level(recent), self.lowest, self.scatter
+        middles = _middles([*self.recent[1 - NEWEST :], *finite])
+        blown_up = bool(start) and max(middles, default=-math.inf) - median(start) > BLOWN_UP * abs(median(start))
         if level is not None and (lowest is None or level < lowest):
             lowest, scatter = level, median([abs(x - level) for x in recent[-LEVEL:]])
-        moved = Health(start, recent, lowest, scatter, *self._moved(ratio), self.sick)
+        moved = Health(start, recent, lowest, scatter, *self._moved(ratio), self.sick, blown_up)
         return replace(moved, sick=not moved.well(None)) if self.sick else moved
 
     def _moved(self, ratio: float | None) -> tuple[Spikes, bool, int]:
@@ -65,7 +70,7 @@ class Health:
 
     def forgiven(self, *, ill: bool) -> "Health":
         """After the guard has acted: what was seen is not held against the run twice. `ill`: it was about the losses."""
-        return replace(self, recent=() if ill else self.recent, erratic=False, still=0, sick=self.sick or ill)
+        return replace(self, recent=() if ill else self.recent, erratic=False, still=0, sick=self.sick or ill, blown_up=False)
 
     @cached_property
     def level(self) -> float | None:
@@ -83,7 +88,7 @@ class Health:
         level, began, lowest = self.level, self.began, self.lowest
         if began is None:
             return False
-        if len(self.recent) >= NEWEST and median(self.recent[-NEWEST:]) - began > BLOWN_UP * abs(began):
+        if self.blown_up:
             return True
         if level is None or lowest is None:
             return False
@@ -92,25 +97,27 @@ class Health:
             return True
         return level - lowest > max(GIVEN_UP * (began - lowest), chance) and lowest < began
 
-    def well(self, uniform: float | None) -> bool:
+    def well(self, uniform: float | None, evaluated: float | None = None) -> bool:
         """Whether this state is one to go back to: the last NEWEST losses have kept three quarters of what was won.
 
-        A loss that is not below `uniform`, that of a model that has learnt nothing, is no such state, except before the first.
+        Neither one of them nor the validation loss of this very state (`evaluated`; None: not known) lies well above the start. A
+        loss that is not below `uniform`, that of a model that has learnt nothing, is no such state, except before the first.
         """
-        began = self.began
+        began, last = self.began, self.recent[-NEWEST:]
         if began is None or len(self.recent) < (NEWEST if self.sick else 1):
             return not self.sick
-        if uniform is not None and median(self.recent[-NEWEST:]) > (1 - DEAD_NEAR) * uniform:
+        newest, lowest = median(last), min(began if self.lowest is None else self.lowest, began)
+        if uniform is not None and newest > (1 - DEAD_NEAR) * uniform:
             return False
-        newest, lowest = median(self.recent[-NEWEST:]), min(began if self.lowest is None else self.lowest, began)
-        chance = SCATTER * self.scatter if self.lowest is not None else ABOVE / 2 * abs(began)
-        return newest - lowest <= max(GIVEN_UP / 2 * (began - lowest), chance)
+        chance = SCATTER * self.scatter
+        for loss in (*last, began if evaluated is None else evaluated):
+            if not loss - began <= max(ABOVE * abs(began), chance):
+                return False
+        return newest - lowest <= max(GIVEN_UP / 2 * (began - lowest), ABOVE / 2 * abs(began) if self.lowest is None else chance)
 
     def dead(self, uniform: float | None) -> bool:
-        """Whether all of MEMORY losses stood at the uniform loss, or the weights have stood still for two windows."""
-        at_uniform = (
-            uniform is not None and len(self.recent) == MEMORY and all(abs(x / uniform - 1) < DEAD_NEAR for x in self.recent)
-        )
+        """Whether none of MEMORY losses was better than the uniform loss, or the weights have stood still for two windows."""
+        at_uniform = uniform is not None and len(self.recent) == MEMORY and min(self.recent) > (1 - DEAD_NEAR) * uniform
         return at_uniform or self.still >= 2
 
     @staticmethod
@@ -118,6 +125,11 @@ class Health:
         """From what `dataclasses.asdict` gave."""
         own = {"start": tuple(tree["start"]), "recent": tuple(tree["recent"]), "ratios": Spikes.from_json(tree["ratios"])}
         return Health(**{**tree, **own})
+
+
+def _middles(losses: Sequence[float]) -> list[float]:
+    """The medians of NEWEST losses in a row."""
+    return [median(losses[at : at + NEWEST]) for at in range(len(losses) - NEWEST + 1)]
 
 
 def _level(recent: Sequence[float]) -> float | None:
