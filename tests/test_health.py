@@ -102,6 +102,7 @@ def test_a_blow_up_is_seen_even_where_the_window_ends_lower() -> None:
 def test_losses_worse_than_the_uniform_one_are_dead_too() -> None:
     assert fed([2.3] * 3 + [2.4] * MEMORY).dead(2.3)
     assert not fed([2.3] * 3 + [2.4] * (MEMORY - 1) + [2.0]).dead(2.3)
+    assert not fed([50 - 0.2 * t for t in range(100)]).dead(5.5), "still far above, and falling"
 
 
 def test_a_state_whose_last_loss_or_validation_is_far_above_the_start_is_none_to_go_back_to() -> None:

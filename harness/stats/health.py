@@ -116,8 +116,15 @@ class Health:
         return newest - lowest <= max(GIVEN_UP / 2 * (began - lowest), ABOVE / 2 * abs(began) if self.lowest is None else chance)
 
     def dead(self, uniform: float | None) -> bool:
-        """Whether none of MEMORY losses was better than the uniform loss, or the weights have stood still for two windows."""
-        at_uniform = uniform is not None and len(self.recent) == MEMORY and min(self.recent) > (1 - DEAD_NEAR) * uniform
+        """Whether MEMORY losses taught nothing, or the weights have stood still for two windows.
+
+        They taught nothing where all stood at the uniform loss, or where none was better than that or than the start. A run that
+        began far above the uniform loss and falls is not dead.
+        """
+        if uniform is None or len(self.recent) < MEMORY or self.began is None:
+            return self.still >= 2
+        least, most, near = min(self.recent), max(self.recent), DEAD_NEAR
+        at_uniform = least > (1 - near) * uniform and (most < (1 + near) * uniform or least > (1 - near) * self.began)
         return at_uniform or self.still >= 2
 
     @staticmethod
