@@ -31,6 +31,13 @@ def limit(config: Config, state: State) -> Limit | None:
     return None if usual is None else Limit(math.exp(usual), skip=given == "skip")
 
 
+def suspicion(before: State, state: State, position: int, wrong: dict[Trouble, str], uniform: float | None) -> Guarded:
+    """What the guard has done, with the window from `before` to `position` suspected or cleared."""
+    well = state.health.well(uniform)
+    fell = not well and before.step > 0 and before.health.well(uniform)
+    return state.guard.seen(wrong, (before.samples, position), well=well, fell=fell)
+
+
 class StopError(Exception):
     """The guard ends the run; the text says why."""
 

@@ -16,7 +16,7 @@ from harness.engine.open import open_engine
 from harness.engine.state import State
 from harness.evaluate import evaluate, sharpness
 from harness.faults import meet, spent, take_up
-from harness.guarding import StopError, act, limit
+from harness.guarding import StopError, act, limit, suspicion
 from harness.pace import Taken, pace
 from harness.parts.data import Feed
 from harness.parts.recipe import Recipe, load_recipe
@@ -204,8 +204,7 @@ class _Run:
             yield from notices
         warmed = before.step == self.first
         self.state, told, wrong = self.teller.window(before, reading, taken, first=warmed)
-        well = self.state.health.well(self.recipe.uniform_loss())
-        guard = self.state.guard.seen(wrong, (before.samples, position), well=well)
+        guard = suspicion(before, self.state, position, wrong, self.recipe.uniform_loss())
         if self.state.samples != position or guard is not self.state.guard:
             self.state = replace(self.state, samples=position, guard=guard)
         yield from told
@@ -272,7 +271,7 @@ class _Run:
             raise UserError("eval.metric", f"the recipe gives no {name}", did_you_mean(name, list(metrics)))
         s = self.evaluated_at = self.state.samples
         best = better(self.config, self.state, metrics)
-        self.state = replace(self.state, last=dict(metrics))
+        self.state = replace(self.state, last=dict(metrics), health=self.state.health.after_validation(found["eval/loss"]))
         if best:
             self.state = replace(self.state, best=dict(metrics), best_at=s)
         gap = {"eval/generalization_gap": self.teller.gap(metrics["eval/loss"])}

@@ -118,9 +118,10 @@ def spiked_rates(monkeypatch: pytest.MonkeyPatch, steps: int = 5, by: float = 50
     monkeypatch.setattr(Schedule, "lr", lr)
 
 
+@pytest.mark.parametrize("by", [50.0, 500.0])
 @pytest.mark.parametrize("policy", ["watch", "protect"])
-def test_a_rate_that_ruins_the_run_is_rolled_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, policy: str) -> None:
-    spiked_rates(monkeypatch)
+def test_a_rate_that_ruins_the_run_is_rolled_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, policy: str, by: float) -> None:
+    spiked_rates(monkeypatch, by=by)
     over = {"guard": {"policy": policy, "spike": "note"}, "checkpoint": {"every_samples": 640, "keep": 9}}
     events = run(config(over | {"eval": {"every_samples": 3200}, "optim": {"lr": 0.02, "momentum": 0.9}}), tmp_path)
     assert "divergence" in codes(events)
@@ -137,6 +138,12 @@ def test_a_rate_that_ruins_the_run_is_rolled_back(monkeypatch: pytest.MonkeyPatc
     assert last["stability/rollbacks"] >= 1
     assert last["reliability/lost_s"] > 0
     assert end(events).samples == 3200
+
+
+def test_validations_show_sooner_than_the_losses_that_a_run_is_thrown_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    spiked_rates(monkeypatch, by=50)
+    events = run(config({"eval": {"every_samples": 160}, "optim": {"lr": 0.02, "momentum": 0.9}, "guard": {"spike": "note"}}))
+    assert next(e.step for e in events if isinstance(e, Noticed) and e.code in ("divergence", "dead")) == 65
 
 
 @pytest.mark.parametrize(("policy", "threads"), [("watch", 1), ("protect", 1), ("protect", 2)])

@@ -45,6 +45,65 @@ def test_a_loss_that_gives_up_half_of_what_it_had_won_diverges() -> None:
     assert not fed(won + lost).well(None)
 
 
+def thrown_back(after: float) -> list[float]:
+    """A loss that falls fast, with noise, until a few steps throw it back for good."""
+    rng = np.random.default_rng(0)
+    fast = [2.3 - 0.05 * max(0, t - 15) + 0.15 * float(rng.standard_normal()) for t in range(50)]
+    return fast + [5.4] + [after + 0.04 * float(rng.standard_normal()) for _ in range(2 * LEVEL)]
+
+
+def test_a_run_thrown_back_to_its_start_while_it_learnt_fast_diverges() -> None:
+    assert fed(thrown_back(2.3)).diverging
+    assert not fed(thrown_back(1.2)).diverging
+
+
+def noisy(steps: int, seed: int, persistence: float) -> list[float]:
+    """A loss at 2 that no step betters, with noise of a tenth that lasts over steps."""
+    rng, losses, off = np.random.default_rng(seed), [], 0.0
+    for _ in range(steps):
+        off = persistence * off + math.sqrt(1 - persistence**2) * 0.2 * float(rng.standard_normal())
+        losses.append(2 + off)
+    return losses
+
+
+@pytest.mark.parametrize("persistence", [0.0, 0.3])
+def test_a_run_that_stands_still_in_noise_is_not_called_diverging(persistence: float) -> None:
+    told = 0
+    for seed in range(4):
+        losses, health = noisy(2500, seed, persistence), Health()
+        for begin in range(0, len(losses), 10):
+            health = health.after(losses[begin : begin + 10], 1e-3)
+            told += health.diverging
+    assert told <= 1, "of 1,000 windows"
+
+
+def validated(losses: list[float], validations: list[float]) -> Health:
+    health = fed(losses)
+    for loss in validations:
+        health = health.after_validation(loss)
+    return health
+
+
+def test_two_validations_and_losses_that_give_up_half_of_what_was_won_diverge() -> None:
+    learnt, lost = [2.3] * 3 + [1.6, 1.2, 1.0, 1.5], [2.3, 9.0, 2.2, 2.4]
+    assert validated(learnt + lost, [1.4, 4.6, 2.3]).diverging
+    assert validated(learnt + lost, [1.4, math.nan, math.inf]).diverging
+    assert not validated(learnt + lost, [1.4, 4.6]).diverging, "one is chance"
+    assert not validated([*learnt, 1.0, 0.8, 0.6], [1.4, 2.2, 2.3]).diverging, "it overfits"
+    assert not validated(learnt + lost, [4.6, 1.4, 1.5]).diverging
+    assert not validated(learnt, [math.nan, 1.4, 1.5]).diverging
+    assert not validated(learnt + lost, [1.4, 4.6, 2.3]).forgiven(ill=True).after(lost, None).diverging
+
+
+def test_a_run_that_validates_as_if_it_had_never_learnt_is_dead() -> None:
+    learnt, lost = [2.3, 2.1, 1.6, 0.7, 1.5], [6.2, 5.8, 2.4, 2.3]
+    assert validated(learnt + lost, [2.36, 6.0]).dead(math.log(10))
+    assert not validated(learnt + lost, [6.0]).dead(math.log(10)), "one is chance"
+    assert not validated(learnt + lost, [2.36, 6.0]).dead(None)
+    assert not validated(learnt, [2.36, 6.0]).dead(math.log(10)), "it overfits"
+    assert not validated([2.3] * 9, [2.31, 2.3]).dead(math.log(10)), "it has not begun to learn"
+
+
 def test_losses_that_are_not_finite_blind_nothing() -> None:
     broken = [math.nan if t % 7 == 0 else x for t, x in enumerate(falling(400, 3))]
     health = fed(broken)
@@ -80,7 +139,7 @@ def test_what_is_forgiven_is_not_held_against_the_run_twice() -> None:
 def test_health_survives_a_checkpoint() -> None:
     from dataclasses import asdict
 
-    health = fed(falling(200, 4))
+    health = validated(falling(200, 4), [1.5, 1.4])
     assert Health.from_json(asdict(health)) == health
 
 

@@ -50,9 +50,9 @@ class Guarded:
         """Where the next gap after `position` begins, or `end`."""
         return min((start for start, _ in self.gaps if start >= position), default=end)
 
-    def seen(self, troubles: Collection[Trouble], window: Gap, *, well: bool) -> "Guarded":
-        """After a window: the first one with trouble is the suspect, until the run is well again."""
-        if any(t in ("nonfinite", "spike", "erratic") for t in troubles):
+    def seen(self, troubles: Collection[Trouble], window: Gap, *, well: bool, fell: bool) -> "Guarded":
+        """After a window: the first with trouble, or after which the run was not well (`fell`), is the suspect until it is well."""
+        if fell or any(t in ("nonfinite", "spike", "erratic") for t in troubles):
             return self if self.suspect else replace(self, suspect=window)
         return replace(self, suspect=None) if well and self.suspect else self
 

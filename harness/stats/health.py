@@ -1,8 +1,10 @@
 """Is a run well? From its losses and from how far its steps move the weights: diverging, dead, or erratic. Pure values.
 
 The loss's level is the median of its last LEVEL values. A run diverges when the level is well above its start, or when it gives up
-half of what it had won since; both by more than the losses scatter. NEWEST losses in a row far above the start are a divergence at
-once, even if those after them are lower: what such steps do to the weights seldom heals.
+half of what it had won since; both by more than the losses scatter. It diverges too when two validations in a row and the newest
+losses have given up half of what the best validation had won. NEWEST losses in a row far above the start are a divergence at once,
+even if those after them are lower: what such steps do to the weights seldom heals. A run is dead when it learns nothing, or when it
+validates as if it never had.
 """
 
 import math
@@ -15,8 +17,11 @@ from typing import Any
 from harness.stats.spikes import FLAGGED, Spikes
 
 START, NEWEST, LEVEL, MEMORY = 3, 3, 20, 50
-ABOVE, BLOWN_UP, GIVEN_UP, SCATTER = 0.2, 2.0, 0.5, 6.0
-"""Above the start by these shares of it, the second at once; of what was won; in median deviations: what is a divergence."""
+ABOVE, BLOWN_UP, GIVEN_UP = 0.2, 2.0, 0.5
+"""Above the start by these shares of it, the second at once; of what was won: what is a divergence."""
+SCATTER, SCATTER_LEAST = 6.0, 4.0
+"""Median deviations that chance may explain: of a level, and of the least of its losses. The first alone misses a run that a few
+steps of a ruinous rate threw back to its start: it was learning fast, so that the losses of its lowest level lay far apart."""
 DEAD_NEAR = 0.01
 """A level within this share of the uniform loss has learnt nothing."""
 ERRATIC_LEAST, ERRATIC_MOST = 0.1, 1.0
@@ -29,10 +34,10 @@ MANY_BAD = 3
 class Health:
     """`start` are the first losses, `recent` the newest, `lowest` the lowest level so far and `scatter` the median deviation there.
 
-    Losses that are not finite are left out.
+    Losses that are not finite are left out. `deepest` is the lowest median of NEWEST losses in a row.
     `ratios` holds the logarithms of the update-to-weight ratio, one a window; `still` counts windows whose weights stood still.
     `blown_up`: NEWEST losses in a row stood far above the start in the last window. `sick`: the run diverged or died, and its new
-    losses have not shown yet that it is well.
+    losses have not shown yet that it is well. `validated` are the two newest validation losses, `best_validated` is the lowest.
     """
 
     start: tuple[float, ...] = ()
@@ -44,6 +49,9 @@ class Health:
     still: int = 0
     sick: bool = False
     blown_up: bool = False
+    validated: tuple[float, ...] = ()
+    best_validated: float | None = None
+    deepest: float | None = None
 
     def after(self, losses: Sequence[float], ratio: float | None) -> "Health":
         """With a window's losses and its update-to-weight ratio (None: not measured)."""
@@ -52,25 +60,42 @@ class Health:
         recent = (*self.recent, *finite)[-MEMORY:]
         level, lowest, scatter = _level(recent), self.lowest, self.scatter
         middles = _middles([*self.recent[1 - NEWEST :], *finite])
+        known = [] if self.deepest is None else [self.deepest]
         blown_up = bool(start) and max(middles, default=-math.inf) - median(start) > BLOWN_UP * abs(median(start))
         if level is not None and (lowest is None or level < lowest):
             lowest, scatter = level, median([abs(x - level) for x in recent[-LEVEL:]])
-        moved = Health(start, recent, lowest, scatter, *self._moved(ratio), self.sick, blown_up)
+        moved = replace(
+            self._moved(ratio),
+            start=start,
+            recent=recent,
+            lowest=lowest,
+            scatter=scatter,
+            deepest=min([*middles, *known], default=None),
+            blown_up=blown_up,
+        )
         return replace(moved, sick=not moved.well(None)) if self.sick else moved
 
-    def _moved(self, ratio: float | None) -> tuple[Spikes, bool, int]:
-        """(ratios, erratic, still) after a window's update-to-weight ratio."""
+    def _moved(self, ratio: float | None) -> "Health":
+        """After a window's update-to-weight ratio."""
         if ratio is None:
-            return self.ratios, self.erratic, self.still
+            return self
         if not math.isfinite(ratio) or ratio <= 0:
-            return self.ratios, False, self.still + 1 if ratio == 0 else self.still
+            return replace(self, erratic=False, still=self.still + 1 if ratio == 0 else self.still)
         (score,), ratios = self.ratios.judged([math.log(ratio)])
         unusual = score is not None and score > FLAGGED and ratio > ERRATIC_LEAST
-        return ratios, unusual or ratio > ERRATIC_MOST, 0
+        return replace(self, ratios=ratios, erratic=unusual or ratio > ERRATIC_MOST, still=0)
+
+    def after_validation(self, loss: float) -> "Health":
+        """With a validation loss; one that is not finite counts as worse than any."""
+        best = self.best_validated
+        if math.isfinite(loss) and (best is None or loss < best):
+            best = loss
+        return replace(self, validated=(*self.validated, loss)[-2:], best_validated=best)
 
     def forgiven(self, *, ill: bool) -> "Health":
         """After the guard has acted: what was seen is not held against the run twice. `ill`: it was about the losses."""
-        return replace(self, recent=() if ill else self.recent, erratic=False, still=0, sick=self.sick or ill, blown_up=False)
+        known = {"recent": (), "validated": (), "sick": True} if ill else {}
+        return replace(self, **known, erratic=False, still=0, blown_up=False)  # type: ignore[arg-type]
 
     @cached_property
     def level(self) -> float | None:
@@ -88,14 +113,25 @@ class Health:
         level, began, lowest = self.level, self.began, self.lowest
         if began is None:
             return False
-        if self.blown_up:
+        if self.blown_up or self._validates_worse(began):
             return True
         if level is None or lowest is None:
             return False
-        chance = SCATTER * self.scatter
-        if level - began > max(ABOVE * abs(began), chance):
+        if level - began > max(ABOVE * abs(began), SCATTER * self.scatter):
             return True
-        return level - lowest > max(GIVEN_UP * (began - lowest), chance) and lowest < began
+        much, lost, least_lost = GIVEN_UP * (began - lowest), level - lowest, min(self.recent[-LEVEL:]) - lowest
+        return lowest < began and (lost > max(much, SCATTER * self.scatter) or least_lost > max(much, SCATTER_LEAST * self.scatter))
+
+    def _validates_worse(self, began: float) -> bool:
+        """Whether two validations in a row, and the newest losses, have given up much of what the best validation had won.
+
+        The losses too: a run that overfits does not diverge.
+        """
+        best, last = self.best_validated, self.recent[-NEWEST:]
+        if best is None or len(self.validated) < 2 or len(last) < NEWEST:
+            return False
+        bar = best + max(GIVEN_UP * (began - best), ABOVE * abs(began))
+        return not any(loss <= bar for loss in (*self.validated, median(last)))
 
     def well(self, uniform: float | None, evaluated: float | None = None) -> bool:
         """Whether this state is one to go back to: the last NEWEST losses have kept three quarters of what was won.
@@ -116,22 +152,32 @@ class Health:
         return newest - lowest <= max(GIVEN_UP / 2 * (began - lowest), ABOVE / 2 * abs(began) if self.lowest is None else chance)
 
     def dead(self, uniform: float | None) -> bool:
-        """Whether MEMORY losses taught nothing, or the weights have stood still for two windows.
+        """Whether the run learns nothing, has forgotten what it had learnt, or its weights have stood still for two windows.
 
-        They taught nothing where all stood at the uniform loss, or where none was better than that or than the start. A run that
-        began far above the uniform loss and falls is not dead.
+        It learns nothing where MEMORY losses all stood at the uniform loss, or where none was better than that or than the start. A
+        run that began far above the uniform loss and falls is not dead.
         """
-        if uniform is None or len(self.recent) < MEMORY or self.began is None:
+        if self.still >= 2 or uniform is None or self.began is None:
             return self.still >= 2
-        least, most, near = min(self.recent), max(self.recent), DEAD_NEAR
+        if self._forgot(uniform):
+            return True
+        least, most, near = min(self.recent, default=0.0), max(self.recent, default=0.0), DEAD_NEAR
         at_uniform = least > (1 - near) * uniform and (most < (1 + near) * uniform or least > (1 - near) * self.began)
-        return at_uniform or self.still >= 2
+        return len(self.recent) == MEMORY and at_uniform
+
+    def _forgot(self, uniform: float) -> bool:
+        """Whether two validations in a row, and the newest losses, are no better than knowing nothing, where losses had been."""
+        last = self.recent[-NEWEST:]
+        learnt = self.deepest is not None and self.deepest < (1 - ABOVE) * uniform
+        if len(self.validated) < 2 or len(last) < NEWEST or not learnt:
+            return False
+        return not any(loss <= (1 - DEAD_NEAR) * uniform for loss in (*self.validated, median(last)))
 
     @staticmethod
     def from_json(tree: Mapping[str, Any]) -> "Health":
         """From what `dataclasses.asdict` gave."""
-        own = {"start": tuple(tree["start"]), "recent": tuple(tree["recent"]), "ratios": Spikes.from_json(tree["ratios"])}
-        return Health(**{**tree, **own})
+        own = {"start": tuple(tree["start"]), "recent": tuple(tree["recent"]), "validated": tuple(tree.get("validated", ()))}
+        return Health(**{**tree, **own, "ratios": Spikes.from_json(tree["ratios"])})
 
 
 def _middles(losses: Sequence[float]) -> list[float]:
