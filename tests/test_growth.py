@@ -101,7 +101,7 @@ def sent(ranks: int, labels: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
         meters = Meters(torch.device("cpu"), 0, ranks, [f"group{n}" for n in range(labels)])
         meters.step_done((6.0, 3.0, 0.0))
         meters.rows.add((1.0,) * 7)
-        reading = meters.read(0.0, 0, torch.zeros(()), 1)
+        reading = meters.read(0.0, 0, 1)
     assert reading.loss_max_rank == 2
     assert reading.ranks.slowest == 0
     monkeypatch.setattr(dist, "all_reduce", whole)

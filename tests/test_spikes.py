@@ -2,12 +2,15 @@
 
 import math
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from harness.stats.spikes import FLAGGED, LEAST, Spikes
+from harness.stats.spikes import FLAGGED, LEAST, MEMORY, Spikes
 from harness.telling import SPIKE_LEAST
 
 CURVES = dict(np.load(Path(__file__).parent / "golden" / "losses.npz"))
@@ -77,3 +80,12 @@ def test_the_limit_is_the_value_of_its_score() -> None:
     assert below <= FLAGGED < above
     assert Spikes().limit(6.0) is None
     assert Spikes((1.0,) * 40).limit(6.0) is None
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(-3, 3) | st.integers(-10_000, 10_000), min_size=LEAST, max_size=MEMORY))
+def test_scores_are_by_median_and_median_deviation(memory: list[int]) -> None:
+    middle = median(memory)
+    spread = median([abs(x - middle) for x in memory])
+    (score,), _ = Spikes(tuple(map(float, memory))).judged([middle + spread])
+    assert score == pytest.approx(0.6745) if spread else score == 0

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from harness.engine.average import Average
 from harness.engine.engine import DTYPES, Engine, Estimator, Limit, autocast
-from harness.engine.ledger import Number, total_norm
+from harness.engine.ledger import Number
 from harness.engine.meters import Meters
 from harness.engine.moved import Moved, View
 from harness.engine.names import check_fit, layer_label, load_optimizer, name_optimizer, weights
@@ -131,7 +131,8 @@ class BaseEngine(Engine):
             meters.add_noise(self._small, self._norm, bad)
         self._small = None
         if moved is not None:
-            meters.norms = moved.squares(self._grad_norms, self._labels, len(meters.labels))
+            moments = self._moments()
+            meters.add_norms(self._labels, moved.norms(moments), len(moments), self._grad_norms)
         meters.computed += real + ghosts
         meters.step_done(local)
 
@@ -214,11 +215,12 @@ class BaseEngine(Engine):
         labels = [names[layer_label(name)] if self.config.watch.layers else group for name, group, _ in self._held()]
         return torch.tensor(labels, device=self.device)
 
-    def _moment(self) -> Tensor:
-        """Squared norm of what lies here of the optimizer's first moment, where the noise scale is made of it."""
+    def _moments(self) -> list[Tensor]:
+        """What lies here of the optimizer's first moments, where the noise scale is made of them."""
+        if self.estimator != "moments":
+            return []
         found = [state.get(k) for state in self.optimizer.state.values() for k in ("exp_avg", "momentum_buffer")]
-        moments = [self._local(m) for m in found if m is not None] if self.estimator == "moments" else []
-        return total_norm(moments).to(self.device) ** 2 if moments else torch.zeros((), device=self.device)
+        return [self._local(m) for m in found if m is not None]
 
     def begin(self) -> None:
         """See Engine.begin."""
@@ -231,7 +233,7 @@ class BaseEngine(Engine):
     def read(self, data_wait_s: float = 0.0, troubles: int = 0, *, save_due: bool = False, save_failed: bool = False) -> Reading:
         """See Engine.read."""
         flags = (float(save_due), float(save_failed))
-        return self.meters.read(data_wait_s, troubles, self._moment(), self._copies(), flags)
+        return self.meters.read(data_wait_s, troubles, self._copies(), flags)
 
     def sync_buffers(self) -> None:
         """See Engine.sync_buffers."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from harness.engine.base import Sums, summed, told
 from harness.engine.copies import CopyEngine
-from harness.engine.ledger import Number, total_norm
+from harness.engine.ledger import Number
 from harness.engine.torch_step import ratio
 from harness.parts.data import Micro
 from harness.parts.recipe import Recipe
@@ -53,4 +53,4 @@ class CarriedEngine(CopyEngine):
             local = told(carried * self.processes)
         divided = self.processes * self._divide
         self._unscaled(local[1])
-        return local, total_norm(grads), ratio(divided, local[1])
+        return local, self._total(grads), ratio(divided, local[1])

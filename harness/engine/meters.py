@@ -5,9 +5,10 @@ Nothing here grows with the number of ranks: what meets is one sum and one maxim
 
 import math
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import fields
-from functools import cache
+from functools import cache, lru_cache
 from itertools import pairwise
 from typing import final
 
@@ -35,13 +36,20 @@ class Meters:
         self.rows = Ledger(device)
         self._local = Ledger(device)
         self._noise = Ledger(device)
-        self._no_norms = torch.full((_NORMS, len(self.labels)), float("nan"), dtype=torch.float64, device=device)
-        self.norms = self._no_norms
+        self._unmeasured = torch.full((self.cells,), float("nan"), dtype=torch.float64, device=device)
+        self._no_noise = torch.zeros(_NOISE, dtype=torch.float64, device=device)
+        self._squares = self._unmeasured
+        self._layouts: dict[tuple[int, bool], tuple[Tensor, Tensor]] = {}
         self.syncs = 0
         self.computed = 0
         self._stamps: list[Stamp] = [stamp(device)]
         self._waits: list[tuple[Stamp, Stamp]] = []
         self.waits_known = processes == 1
+
+    @property
+    def cells(self) -> int:
+        """How many squares are measured: NormRow's, each label by label, then that of the optimizer's first moment."""
+        return _NORMS * len(self.labels) + 1
 
     def begin(self) -> None:
         """The window's time begins now."""
@@ -61,19 +69,40 @@ class Meters:
         """A full step's squared gradient norm at the small batch, and its norm at the whole one; a `bad` step adds nothing."""
         self._noise.add((small_square, norm, bad))
 
-    def read(
-        self, data_wait_s: float, troubles: int, moment: Tensor, copies: int, flags: tuple[float, float] = (0.0, 0.0)
-    ) -> Reading:
+    def add_norms(self, labels: Tensor, found: Tensor, moments: int, grads: Tensor | None) -> None:
+        """The norms after a window's last step, as Moved.norms has them with `moments` moments of the optimizer at the end.
+
+        `labels` int64 [parameters] says whose is whose; `grads` are the norms of gradients, [parameters], None where the backend
+        keeps those to itself.
+        """
+        found = found.to(self.device, torch.float64)
+        if grads is not None:
+            found = torch.cat([found, grads.to(found)])
+        blank, places = self._layout(labels, moments, known=grads is not None)
+        self._squares = blank.index_add(0, places, found.square_())
+
+    def _layout(self, labels: Tensor, moments: int, *, known: bool) -> tuple[Tensor, Tensor]:
+        """(no squares yet, to which of them each norm belongs): float64 [cells], int64 [norms]. Gradients not `known` are NaN."""
+        if (moments, known) not in self._layouts:
+            count = len(self.labels)
+            blank = torch.zeros(self.cells, dtype=torch.float64, device=self.device)
+            blank[3 * count : 4 * count] = 0.0 if known else math.nan
+            last = torch.full((moments,), self.cells - 1, device=self.device)
+            parts = [labels, labels + count, labels + 2 * count, last, *([labels + 3 * count] if known else [])]
+            self._layouts[moments, known] = blank, torch.cat(parts)
+        return self._layouts[moments, known]
+
+    def read(self, data_wait_s: float, troubles: int, copies: int, flags: tuple[float, float] = (0.0, 0.0)) -> Reading:
         """All ranks' window: the steps' rows are equal on all; the rest meets, and all of it is read in one copy.
 
-        `moment` is the squared norm of what lies here of the optimizer's first moment; `copies` ranks hold the same of weights.
+        `copies` ranks hold the same of weights and moments.
         """
         host, rows = self._host(data_wait_s, troubles, flags), self.rows.take()
         cells = self.rows.cells(rows)
-        numbers = torch.cat([self._noise_sums(), moment.double().view(1), self.norms.view(-1)])
+        numbers = [self._noise_sums(), self._squares]
         told, highs = self._alone(host, cells, numbers) if self.processes == 1 else self._met(host, cells, numbers)
         self.syncs += 1
-        first, last = len(cells), len(cells) + len(numbers)
+        first, last = len(cells), len(cells) + _NOISE + self.cells
         steps = [_step_row(row) for row in filled(rows, told[:first])]
         if self.processes == 1:
             loss, count = sum([s.loss_sum for s in steps]), sum([s.count for s in steps])
@@ -83,11 +112,11 @@ class Meters:
         self._reset()
         return reading
 
-    def _alone(self, host: HostRow, cells: Tensor, numbers: Tensor) -> tuple[list[float], list[float]]:
+    def _alone(self, host: HostRow, cells: Tensor, numbers: list[Tensor]) -> tuple[list[float], list[float]]:
         """(what was measured, added up over ranks where it is theirs; the largest over ranks), for a rank alone."""
-        return torch.cat([cells, numbers]).tolist() + sums_of(host), highs_of(host, self.rank)
+        return torch.cat([cells, *numbers]).tolist() + sums_of(host), highs_of(host, self.rank)
 
-    def _met(self, host: HostRow, cells: Tensor, numbers: Tensor) -> tuple[list[float], list[float]]:
+    def _met(self, host: HostRow, cells: Tensor, numbers: list[Tensor]) -> tuple[list[float], list[float]]:
         """As `_alone`, over all ranks; the largest begin with the ranks' own mean losses, NaN where one is.
 
         A loss that is not a number has no place in a maximum, so it is counted in the sum. A rank that counted nothing has no say.
@@ -96,7 +125,7 @@ class Meters:
         mean = loss / count
         unknown = torch.isnan(mean) & (count > 0)
         own = torch.tensor(sums_of(host) + highs_of(host, self.rank), dtype=torch.float64).to(self.device, non_blocking=True)
-        sums = torch.cat([numbers, own[:SUMS], unknown.double().view(1)])
+        sums = torch.cat([*numbers, own[:SUMS], unknown.double().view(1)])
         highs = torch.cat([mean.nan_to_num(-math.inf, math.inf, -math.inf).view(1), own[SUMS:]])
         works = [dist.all_reduce(sums, async_op=True), dist.all_reduce(highs, dist.ReduceOp.MAX, async_op=True)]
         for work in works:
@@ -111,7 +140,7 @@ class Meters:
         """Squares at the small batch, at the whole one, and the number of steps, summed over the finite steps: float64 [3]."""
         rows = self._noise.take()
         if not rows:
-            return torch.zeros(_NOISE, dtype=torch.float64, device=self.device)
+            return self._no_noise
         small, norm, bad = self._noise.whole(rows).unbind(1)
         found = torch.stack([small, norm**2, torch.ones_like(small)], 1)
         return torch.where(((bad == 0) & found.isfinite().all(1))[:, None], found, 0.0).sum(0)
@@ -131,19 +160,19 @@ class Meters:
     ) -> Reading:
         """The numbers, sorted. Shards' squares add up; where `copies` ranks hold the same, they are counted once."""
         small, big, taken = (value / self.processes for value in numbers[:_NOISE])
-        squares = [value / copies for value in numbers[_NOISE + 1 :]]
+        *squares, moment = (value / copies for value in numbers[_NOISE:])
         return Reading(
             steps=steps,
             loss_max_rank=highs[0],
             ranks=met(sums, highs[1:], self.processes),
             syncs=self.syncs,
-            noise=NoiseSums(small, big, taken, numbers[_NOISE] / copies),
+            noise=NoiseSums(small, big, taken, moment),
             norms={label: NormRow(*squares[i :: len(self.labels)]) for i, label in enumerate(self.labels)},
             laps_s=laps,
         )
 
     def _reset(self) -> None:
-        self.norms = self._no_norms
+        self._squares = self._unmeasured
         self.syncs, self.computed = 0, 0
         self._stamps, self._waits = [stamp(self.device)], []
 
@@ -161,7 +190,12 @@ def _statm() -> tuple[int, float]:
 
 
 def rss_gib() -> float:
-    """Resident memory of this process."""
+    """Resident memory of this process, by a look that is at most a second old: the kernel takes as long as 20 of our lines."""
+    return _rss_gib(int(time.monotonic()))
+
+
+@lru_cache(maxsize=1)
+def _rss_gib(second: int) -> float:
     file, page = _statm()
     return int(os.pread(file, 128, 0).split()[1]) * page
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from harness.engine.ledger import norms
 
-FOLLOWED = 8_192
+FOLLOWED = 2_048
 """Elements of a tensor, about, that are followed through a step; all of them in a small one."""
 
 
@@ -35,20 +35,17 @@ class View:
 
 @final
 class Moved:
-    """Made before a step of the parameters' `views`; `squares` after it."""
+    """Made before a step of the parameters' `views`; `norms` after it."""
 
     def __init__(self, views: Sequence[View]) -> None:
         self._views = views
         self._before = list(torch._foreach_add([view.part for view in views], 0))
 
-    def squares(self, grads: Tensor | None, labels: Tensor, count: int) -> Tensor:
-        """Squared norms by label, as NormRow has them: float64 [4, count]; `labels` int64 [parameters] says whose is whose.
+    def norms(self, also: Sequence[Tensor]) -> Tensor:
+        """Norms of what lies here of each parameter, of each part followed, of how far it moved, and of the tensors `also`.
 
-        `grads`: the gradients' norms, float [parameters]; None where the backend keeps them to itself.
+        [3 parameters + len(also)], in this order.
         """
         parts = [view.part for view in self._views]
         torch._foreach_sub_(self._before, parts)
-        found = norms([*(view.held for view in self._views), *parts, *self._before]).to(labels.device, torch.float64)
-        known = torch.full_like(found[: len(parts)], float("nan")) if grads is None else grads.to(found)
-        squares = torch.cat([found, known]).square_().view(4, -1)
-        return torch.zeros(4, count, dtype=torch.float64, device=labels.device).index_add_(1, labels, squares)
+        return norms([*(view.held for view in self._views), *parts, *self._before, *also])

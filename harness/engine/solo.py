@@ -10,7 +10,7 @@ from torch.autograd.graph import _engine_run_backward
 from harness.engine.base import Sums
 from harness.engine.copies import CopyEngine
 from harness.engine.engine import autocast
-from harness.engine.ledger import Number, total_norm
+from harness.engine.ledger import Number
 from harness.engine.torch_step import ratio
 from harness.parts.data import Micro
 from harness.parts.recipe import Recipe
@@ -69,4 +69,4 @@ class SoloEngine(CopyEngine):
         """See TorchEngine._meet."""
         divided = self._divide
         self._unscaled(local[1])
-        return local, total_norm(grads), 1.0 if self._whole else ratio(divided, local[1])
+        return local, self._total(grads), 1.0 if self._whole else ratio(divided, local[1])

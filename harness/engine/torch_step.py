@@ -24,6 +24,7 @@ class TorchEngine(BaseEngine):
     """An engine that moves the weights itself. A subclass sets `optimizer` and `_params`, and says how gradients meet."""
 
     _params: list[nn.Parameter]
+    _own_norms: Tensor | None = None
 
     @abstractmethod
     def _grads(self) -> list[Tensor]:
@@ -82,7 +83,7 @@ class TorchEngine(BaseEngine):
         grads = self._grads()
         sums, norm, scale = self._meet(grads, local)
         if self._closing:
-            self._grad_norms = norms(grads).to(norm.device) * scale if len(grads) == len(self._params) else None
+            self._grad_norms = self._each(grads, norm, scale) if len(grads) == len(self._params) else None
         norm = norm if _one(scale) else norm * scale
         most = self._most()
         factor: Number = 1.0 if most is None else (norm + 1e-6).reciprocal_().mul_(most).clamp_(max=1.0)
@@ -100,6 +101,17 @@ class TorchEngine(BaseEngine):
         for parameter in self._params:
             parameter.grad = None
         return bad
+
+    def _total(self, grads: list[Tensor]) -> Tensor:
+        """The norm of the gradients as one vector; each one's own is kept for `_each`."""
+        self._own_norms = norms(grads)
+        norm: Tensor = torch.linalg.vector_norm(self._own_norms)
+        return norm
+
+    def _each(self, grads: list[Tensor], norm: Tensor, scale: Number) -> Tensor:
+        """The norm of each gradient of the mean: [parameters]."""
+        each = norms(grads).to(norm.device) if self._own_norms is None else self._own_norms
+        return each if _one(scale) else each * scale
 
     def _bad(self, norm: Tensor, loss: Number) -> Tensor:
         """1 where one of both is not finite, else 0: float32 []. torch's own check for the loss scale, which is one kernel."""

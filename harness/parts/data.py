@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import tee
+from itertools import islice, tee
 from typing import Any, final
 
 import torch
@@ -14,6 +14,11 @@ from harness.parts.fetch import MapStyle as MapStyle
 from harness.plan.config import DataConfig
 from harness.plan.errors import UserError
 from harness.plan.order import Chunk, Deal, Order, derive, keys
+
+AHEAD_BYTES = 1 << 20
+"""Of a Table so much is gathered at once, for as many steps as that is: what a slice costs is little of it its rows."""
+ALIGNED = 64
+"""Bytes at whose multiples torch lays tensors. A batch begins at one too: elsewhere kernels may round differently."""
 
 
 @final
@@ -87,14 +92,35 @@ class Feed:
     def steps(self, deals: Iterable[Deal]) -> Iterator[tuple[Deal, list[Micro]]]:
         """The batches of each deal, in order. A data set that is no Table may be read ahead by worker processes."""
         if isinstance(self.data, Table):
-            for deal in deals:
-                yield deal, [Micro(self._place(self.data.take(self._indices(c)), c), c) for c in deal.chunks]
+            yield from self._gathered(self.data, iter(deals))
             return
         now, later = tee(deals)
         chunks, asked = tee(chunk for deal in later for chunk in deal.chunks)
         answers = self._answers(self.data, map(self._task, asked))
         for deal in now:
             yield deal, [self._micro(next(chunks), *next(answers)) for _ in deal.chunks]
+
+    def _gathered(self, data: Table, deals: Iterator[Deal]) -> Iterator[tuple[Deal, list[Micro]]]:
+        """`steps` of a Table: rows of several deals at once, where each batch then lies as it would alone."""
+        rows = [column[:1].nbytes for column in data.columns.values()]
+        for first in deals:
+            size = sum(rows) * sum([c.count for c in first.chunks])
+            together = all(row * first.chunks[0].count % ALIGNED == 0 for row in rows)
+            group = [first, *islice(deals, AHEAD_BYTES // max(size, 1) if together else 0)]
+            batches = self._cut(data, [c for deal in group for c in deal.chunks])
+            for deal in group:
+                yield deal, [Micro(self._place(next(batches), c), c) for c in deal.chunks]
+
+    def _cut(self, data: Table, chunks: list[Chunk]) -> Iterator[dict[str, Tensor]]:
+        """The batch of each chunk, all of them gathered at once."""
+        spans: list[tuple[int, int]] = []
+        for c in chunks:
+            start = spans.pop()[0] if spans and spans[-1][1] == c.start else c.start
+            spans.append((start, c.start + c.count))
+        whole = data.take(torch.cat([self._indices(*span) for span in spans]))
+        counts = [c.count for c in chunks]
+        for parts in zip(*[torch.split(column, counts) for column in whole.values()], strict=True):
+            yield {name: part if part.data_ptr() % ALIGNED == 0 else part.clone() for name, part in zip(whole, parts, strict=True)}
 
     def example(self, most: int) -> tuple[Any, int]:
         """(a batch, its samples) as passes get them: of a Table, its first `most`; else the last that was fetched."""
@@ -104,14 +130,14 @@ class Feed:
         batch, count = self._spare or (None, 0)
         return batch, count
 
-    def _indices(self, chunk: Chunk) -> Tensor:
-        stop = chunk.start + chunk.count
+    def _indices(self, start: int, stop: int) -> Tensor:
+        """The samples at stream positions [start, stop): int64 [stop - start]."""
         if self.order is None:
-            return torch.arange(chunk.start, stop)
-        return torch.from_numpy(self.order.take(chunk.start, stop))
+            return torch.arange(start, stop)
+        return torch.from_numpy(self.order.take(start, stop))
 
     def _task(self, chunk: Chunk) -> Task:
-        ids = tuple(self._indices(chunk).tolist())
+        ids = tuple(self._indices(chunk.start, chunk.start + chunk.count).tolist())
         skip = self.quarantine.intersection(ids) if self.quarantine else ()
         return Task(ids, derive(self.order.seed if self.order else 0, chunk.start), frozenset(skip))
 

@@ -182,7 +182,7 @@ class Health:
 
 def _middles(losses: Sequence[float]) -> list[float]:
     """The medians of NEWEST losses in a row."""
-    return [median(losses[at : at + NEWEST]) for at in range(len(losses) - NEWEST + 1)]
+    return [sorted(losses[at : at + NEWEST])[NEWEST // 2] for at in range(len(losses) - NEWEST + 1)]
 
 
 def _level(recent: Sequence[float]) -> float | None:

@@ -82,7 +82,7 @@ class Spikes:
         """(median, median deviation, how far the second largest value lies above the median) of the memory."""
         ordered = sorted(self.memory)
         middle = _middle(ordered)
-        return middle, _middle(sorted([abs(x - middle) for x in ordered])), ordered[-2] - middle
+        return middle, _deviation(ordered, middle), ordered[-2] - middle
 
     @staticmethod
     def from_json(tree: Mapping[str, Any]) -> "Spikes":
@@ -94,6 +94,23 @@ def _middle(ordered: Sequence[float]) -> float:
     """The median of values in order."""
     half = len(ordered) // 2
     return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
+
+
+def _deviation(ordered: Sequence[float], middle: float) -> float:
+    """The median distance of values in order from their median: half of them lie nearest to it, side by side, from `first` on."""
+    half = len(ordered) // 2
+    first, last = 0, len(ordered) - half
+    while first < last:
+        at = (first + last) // 2
+        if middle - ordered[at] > ordered[at + half] - middle:
+            first = at + 1
+        else:
+            last = at
+    outer = [middle - ordered[first - 1]] if first else []
+    outer += [ordered[first + half] - middle] if first + half < len(ordered) else []
+    if len(ordered) % 2:
+        return min(outer)
+    return (max(middle - ordered[first], ordered[first + half - 1] - middle) + min(outer)) / 2
 
 
 def _score(value: float, middle: float, spread: float, beyond: float) -> float:
