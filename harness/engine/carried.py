@@ -32,7 +32,12 @@ class Unit(nn.Module):
 
 
 class CarriedEngine(CopyEngine):
-    """A subclass wraps `_unit` and runs its passes; the last leaves the mean over ranks in every gradient, the carrier's too."""
+    """A subclass wraps `_unit` and runs its passes; the last leaves the mean over ranks in every gradient, the carrier's too.
+
+    Or the sum (`_added`), which saves the pass over all gradients that a division is.
+    """
+
+    _added = False
 
     _rounds = False
     """Whether gradients are rounded on their way, so that counts cannot travel with them."""
@@ -42,7 +47,7 @@ class CarriedEngine(CopyEngine):
         self._unit = Unit(recipe, self._model, config, self.dtype, self.device)
 
     def _meet(self, grads: list[Tensor], local: Sums) -> tuple[Sums, Tensor, Number]:
-        """See TorchEngine._meet. The last backward has brought everything: the mean over ranks, times the ranks, is the sum."""
+        """See TorchEngine._meet. The last backward has brought everything: a mean over ranks, times the ranks, is the sum."""
         carried, self._unit.carrier.grad = self._unit.carrier.grad, None
         assert carried is not None  # noqa: S101  the backward above made it
         if self.processes > 1 and self._rounds:
@@ -50,7 +55,7 @@ class CarriedEngine(CopyEngine):
         elif self.processes > 1:
             if self._scaler:
                 carried = carried / self._scaler.scale(torch.ones_like(carried))
-            local = told(carried * self.processes)
-        divided = self.processes * self._divide
+            local = told(carried * (1 if self._added else self.processes))  # a copy: the next step writes over the gradient
+        divided = self._divide if self._added else self.processes * self._divide
         self._unscaled(local[1])
         return local, self._total(grads), ratio(divided, local[1])

@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from typing import Any, final
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor, nn
 from torch._C._distributed_c10d import GradBucket
@@ -33,6 +34,7 @@ class DdpEngine(CarriedEngine):
         self._fresh = True
         self._powersgd: PowerSGDState | None = None
         self._rounds = config.backend.compress != "none"
+        self._added = not self._rounds and not config.backend.static_graph  # whose first pass meets too: only means may meet twice
         self._squares: list[Tensor] = []
         self._ready: Stamp = 0.0
         self._wrapped = self._wrap(cpu)
@@ -57,7 +59,8 @@ class DdpEngine(CarriedEngine):
 
         On their way out they are measured: this rank's own squared norm, and when the last of them was ready.
         """
-        travel: Any = {"none": allreduce_hook, "bf16": bf16_compress_hook, "powersgd": powerSGD_hook}[self.config.backend.compress]
+        plain = add_up if self._added else allreduce_hook
+        travel: Any = {"none": plain, "bf16": bf16_compress_hook, "powersgd": powerSGD_hook}[self.config.backend.compress]
         if self.config.backend.compress == "powersgd":
             self._powersgd = PowerSGDState(None, matrix_approximation_rank=POWERSGD_RANK, start_powerSGD_iter=2)
 
@@ -97,6 +100,12 @@ class DdpEngine(CarriedEngine):
         if self._powersgd is not None and bad:
             for memory in (self._powersgd.error_dict, self._powersgd.p_memory_dict, self._powersgd.q_memory_dict):
                 memory.clear()
+
+
+def add_up(state: Any, bucket: GradBucket) -> torch.futures.Future[Tensor]:
+    """A bucket's gradients, added up over ranks."""
+    work = dist.all_reduce(bucket.buffer(), async_op=True)
+    return work.get_future().then(lambda met: met.value()[0])  # type: ignore[no-any-return]
 
 
 def ddp_options(backend: BackendConfig) -> DistributedDataParallelKwargs:
