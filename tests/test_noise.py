@@ -1,7 +1,9 @@
 """The noise scale is that of gradients whose covariance is known, and that of one example at a time; NaN does not reach it."""
 
+import json
 import math
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from harness.plan.order import Chunk
 from harness.plan.plan import plan
 from harness.plan.world import World
 from harness.stats.noise import NoiseScale
+from tests.dist.processes import run_ranks
 
 DIMENSIONS = 200
 
@@ -123,3 +126,8 @@ def _brute_force(model: nn.Module, data: Table) -> float:
     flat = torch.cat([g.flatten(1) for g in gradients.values()], 1).double()
     mean = flat.mean(0)
     return float((flat - mean).square().sum(1).mean() / mean.square().sum())
+
+
+def test_ranks_measure_one_step_in_four_and_all_where_the_run_follows(tmp_path: Path) -> None:
+    found = json.loads(run_ranks(2, ["tests.dist.measuring"], tmp_path).splitlines()[-1])
+    assert found == {"none": ["ranks", 2], "adascale": ["ranks", 8]}

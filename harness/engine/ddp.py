@@ -23,6 +23,8 @@ from harness.plan.errors import UserError
 from harness.plan.plan import Plan
 
 POWERSGD_RANK = 4
+MEASURED_EVERY = 4
+"""In one of so many steps the ranks' own gradients are measured, which is a pass over them; in all where the run follows it."""
 
 
 @final
@@ -41,6 +43,8 @@ class DdpEngine(CarriedEngine):
         self.meters.waits_known = True
         if config.watch.noise_scale and plan.passes == 1 and self._scaler is None:
             self.estimator = "ranks"
+        self._every = 1 if plan.rule == "adascale" or config.batch.grow == "noise" else MEASURED_EVERY
+        self._measuring = False
         self._hook(self._wrapped)
 
     def _wrap(self, cpu: bool) -> nn.parallel.DistributedDataParallel:
@@ -65,7 +69,7 @@ class DdpEngine(CarriedEngine):
             self._powersgd = PowerSGDState(None, matrix_approximation_rank=POWERSGD_RANK, start_powerSGD_iter=2)
 
         def measured(state: Any, bucket: GradBucket) -> torch.futures.Future[Tensor]:
-            if self.estimator == "ranks":
+            if self._measuring:
                 own = [g for p, g in zip(bucket.parameters(), bucket.gradients(), strict=True) if p is not self._unit.carrier]
                 self._squares += [norm**2 for norm in torch._foreach_norm(own)]
             self._ready = stamp(self.device)
@@ -79,6 +83,7 @@ class DdpEngine(CarriedEngine):
         # averages may be averaged again, so an early sync only costs time; a static graph must have one in its first pass
         sync = last or (self.config.backend.static_graph and self._fresh)
         self._fresh = False
+        self._measuring = self.estimator == "ranks" and micro.chunk.start // self.plan.global_batch % self._every == 0
         quiet: Any = nullcontext() if sync else self._wrapped.no_sync()
         with quiet:
             objective, sums = self._wrapped(micro, stop, self._divide)

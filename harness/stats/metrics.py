@@ -85,7 +85,12 @@ METRICS = [
         ("accumulate", "passes per step and rank", "all", "run"),
         ("world_size", "data-parallel ranks", "all", "run"),
         ("ratio", "k = global batch / reference batch", "all", "run"),
-        ("noise_scale_samples", "gradient noise scale (McCandlish et al. 2018), running means over about 100 steps", "all", "run"),
+        (
+            "noise_scale_samples",
+            "gradient noise scale (McCandlish et al. 2018), means over about 100 measured steps",
+            "all",
+            "run",
+        ),
         (
             "noise_scale_estimator",
             "passes, ranks, moments or none: text, in the journal's start line and W&B's summary",
