@@ -4,6 +4,7 @@ On a disk a save is written into a hidden folder, flushed, and committed by one 
 manifest is written last, and a folder without one is no checkpoint. No torch in here: the writer process lives on it.
 """
 
+import mmap
 import os
 import shutil
 import stat
@@ -14,6 +15,7 @@ from typing import Any, final
 
 import xxhash
 
+from harness.engine import past_cache as past
 from harness.engine.manifest import MANIFEST, Digest, free_name, newest_first
 
 BLOCK = 8 << 20
@@ -49,8 +51,8 @@ class Store(ABC):
         """Write a new file, durably."""
 
     @abstractmethod
-    def read_into(self, folder: str, file: str, first: int, out: memoryview) -> None:
-        """Fill `out` with a file's bytes from `first` on."""
+    def read_into(self, folder: str, file: str, first: int, out: memoryview, *, fresh: bool = False) -> None:
+        """Fill `out` with a file's bytes from `first` on; `fresh`: those that lie on the disk, not what the machine remembers."""
 
     @abstractmethod
     def size(self, folder: str, file: str) -> int | None:
@@ -77,7 +79,7 @@ class Store(ABC):
 
         self.append(folder, file, passed())
         wrote = Digest(total, found.hexdigest())
-        if self.digest(folder, file) != wrote:
+        if self.digest(folder, file, fresh=True) != wrote:
             raise OSError(f"{file} does not read back as it was written")
         return wrote
 
@@ -87,15 +89,15 @@ class Store(ABC):
         self.read_into(folder, file, first, memoryview(out))
         return bytes(out)
 
-    def digest(self, folder: str, file: str) -> Digest:
-        """Size and digest of a file as it lies there."""
+    def digest(self, folder: str, file: str, *, fresh: bool = False) -> Digest:
+        """Size and digest of a file as it lies there; `fresh` as in `read_into`."""
         size = self.size(folder, file)
         if size is None:
             raise FileNotFoundError(f"{file} is missing")
-        found, block = xxhash.xxh3_128(), memoryview(bytearray(min(size, BLOCK)))
+        found, block = xxhash.xxh3_128(), memoryview(mmap.mmap(-1, min(max(size, 1), BLOCK)))  # which begins at a page
         for first in range(0, size, BLOCK):
             part = block[: min(BLOCK, size - first)]
-            self.read_into(folder, file, first, part)
+            self.read_into(folder, file, first, part, fresh=fresh)
             found.update(part)
         return Digest(size, found.hexdigest())
 
@@ -140,21 +142,24 @@ class LocalStore(Store):
 
     def append(self, folder: str, file: str, blocks: Iterable[Bytes]) -> None:
         """See Store.append."""
-        handle = os.open(self._root / folder / file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
+        handle, written = os.open(self._root / folder / file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644), 0
         try:
             for block in blocks:
-                left = memoryview(block)
+                left = past.write(handle, memoryview(block), written)
                 while left:
                     left = left[os.write(handle, left) :]
+                written += len(block)
             os.fsync(handle)
             os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)  # so that it is read back from the disk
         finally:
             os.close(handle)
 
-    def read_into(self, folder: str, file: str, first: int, out: memoryview) -> None:
+    def read_into(self, folder: str, file: str, first: int, out: memoryview, *, fresh: bool = False) -> None:
         """See Store.read_into."""
         handle = os.open(self._root / folder / file, os.O_RDONLY | os.O_NOFOLLOW)
         try:
+            got = past.read(handle, out, first) if fresh else 0
+            out, first = out[got:], first + got
             while out:
                 got = os.preadv(handle, [out], first)
                 if not got:
@@ -229,7 +234,7 @@ class RemoteStore(Store):
             for block in blocks:
                 f.write(bytes(block))
 
-    def read_into(self, folder: str, file: str, first: int, out: memoryview) -> None:
+    def read_into(self, folder: str, file: str, first: int, out: memoryview, *, fresh: bool = False) -> None:
         """See Store.read_into."""
         got = self._fs.cat_file(f"{self._at(folder)}/{file}", first, first + len(out)) if out else b""
         if len(got) != len(out):

@@ -21,6 +21,8 @@ WIDTHS = {
 LARGEST_HEADER = 100_000_000
 """Bytes; safetensors' own bound."""
 _PREFIX = 8
+ALIGNED = 4096
+"""The data begin at a multiple of so many bytes, so that the kernel can take them to the disk from where they lie."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +52,12 @@ def lay_out(pieces: Iterable[tuple[str, tuple[int, ...], int, int, str]]) -> lis
 
 
 def header(entries: Sequence[Entry]) -> bytes:
-    """What stands before the data, padded to a multiple of 8 bytes."""
+    """What stands before the data, padded with spaces to a multiple of ALIGNED bytes."""
     tree: dict[str, Any] = {"__metadata__": {"shapes": json.dumps({e.name: e.shape for e in entries})}}
     for e in entries:
         tree[f"{e.start}:{e.name}"] = {"dtype": e.dtype, "shape": [e.count], "data_offsets": [e.first, e.last]}
     text = json.dumps(tree, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % _PREFIX)
+    text += b" " * (-(_PREFIX + len(text)) % ALIGNED)
     return len(text).to_bytes(_PREFIX, "little") + text
 
 
