@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 from statistics import median
 from typing import Any
 
@@ -19,9 +20,10 @@ from harness.stats.spikes import FLAGGED, Spikes
 START, NEWEST, LEVEL, MEMORY = 3, 3, 20, 50
 ABOVE, BLOWN_UP, GIVEN_UP = 0.2, 2.0, 0.5
 """Above the start by these shares of it, the second at once; of what was won: what is a divergence."""
-SCATTER, SCATTER_LEAST = 6.0, 4.0
-"""Median deviations that chance may explain: of a level, and of the least of its losses. The first alone misses a run that a few
-steps of a ruinous rate threw back to its start: it was learning fast, so that the losses of its lowest level lay far apart."""
+SCATTER, SCATTER_LEAST = 6.0, 5.0
+"""Deviations that chance may explain: of a level, and of the least of its losses. The first alone misses a run that a few steps of
+a ruinous rate threw back to its start: it was learning fast, so that the losses of its lowest level lay far apart. The second is by
+what one loss differs from the next."""
 DEAD_NEAR = 0.01
 """A level within this share of the uniform loss has learnt nothing."""
 ERRATIC_LEAST, ERRATIC_MOST = 0.1, 1.0
@@ -34,7 +36,8 @@ MANY_BAD = 3
 class Health:
     """`start` are the first losses, `recent` the newest, `lowest` the lowest level so far and `scatter` the median deviation there.
 
-    Losses that are not finite are left out. `deepest` is the lowest median of NEWEST losses in a row.
+    Losses that are not finite are left out. `steady` is how they scatter there less how they fall: the median distance of one loss
+    from the next, over the square root of 2. `deepest` is the lowest median of NEWEST losses in a row.
     `ratios` holds the logarithms of the update-to-weight ratio, one a window; `still` counts windows whose weights stood still.
     `blown_up`: NEWEST losses in a row stood far above the start in the last window. `sick`: the run diverged or died, and its new
     losses have not shown yet that it is well. `validated` are the two newest validation losses, `best_validated` is the lowest.
@@ -44,6 +47,7 @@ class Health:
     recent: tuple[float, ...] = ()
     lowest: float | None = None
     scatter: float = 0.0
+    steady: float = 0.0
     ratios: Spikes = field(default_factory=Spikes)
     erratic: bool = False
     still: int = 0
@@ -58,18 +62,20 @@ class Health:
         finite = [x for x in losses if math.isfinite(x)]
         start = (*self.start, *finite[: START - len(self.start)]) if len(self.start) < START else self.start
         recent = (*self.recent, *finite)[-MEMORY:]
-        level, lowest, scatter = _level(recent), self.lowest, self.scatter
+        level, lowest, scatter, steady = _level(recent), self.lowest, self.scatter, self.steady
         middles = _middles([*self.recent[1 - NEWEST :], *finite])
         known = [] if self.deepest is None else [self.deepest]
         blown_up = bool(start) and max(middles, default=-math.inf) - median(start) > BLOWN_UP * abs(median(start))
         if level is not None and (lowest is None or level < lowest):
             lowest, scatter = level, median([abs(x - level) for x in recent[-LEVEL:]])
+            steady = median([abs(b - a) for a, b in pairwise(recent[-LEVEL:])]) / math.sqrt(2)
         moved = replace(
             self._moved(ratio),
             start=start,
             recent=recent,
             lowest=lowest,
             scatter=scatter,
+            steady=steady,
             deepest=min([*middles, *known], default=None),
             blown_up=blown_up,
         )
@@ -120,7 +126,7 @@ class Health:
         if level - began > max(ABOVE * abs(began), SCATTER * self.scatter):
             return True
         much, lost, least_lost = GIVEN_UP * (began - lowest), level - lowest, min(self.recent[-LEVEL:]) - lowest
-        return lowest < began and (lost > max(much, SCATTER * self.scatter) or least_lost > max(much, SCATTER_LEAST * self.scatter))
+        return lowest < began and (lost > max(much, SCATTER * self.scatter) or least_lost > max(much, SCATTER_LEAST * self.steady))
 
     def _validates_worse(self, began: float) -> bool:
         """Whether two validations in a row, and the newest losses, have given up much of what the best validation had won.
