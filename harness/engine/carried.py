@@ -32,12 +32,10 @@ class Unit(nn.Module):
 
 
 class CarriedEngine(CopyEngine):
-    """A subclass wraps `_unit` and runs its passes; the last leaves the mean over ranks in every gradient, the carrier's too.
-
-    Or the sum (`_added`), which saves the pass over all gradients that a division is.
-    """
+    """A subclass wraps `_unit` and runs its passes; the last leaves the mean over ranks in every gradient, the carrier's too."""
 
     _added = False
+    """Whether it leaves the sum instead, which saves the pass over all gradients that a division is."""
 
     _rounds = False
     """Whether gradients are rounded on their way, so that counts cannot travel with them."""
