@@ -81,6 +81,17 @@ def test_a_user_s_own_json_file_is_read_into_the_run_file(tmp_path: Path) -> Non
         load(tmp_path / "run.yaml", {"backend.deepspeed": "none.json"})
 
 
+def test_environments_of_one_version_do_not_build_into_one_folder(tmp_path: Path) -> None:
+    """DeepSpeed's operator was built anew, for half a minute, whenever the other environment had started in between."""
+    (tmp_path / "venv").symlink_to(sys.prefix)
+    code = "from harness.engine.ops import cache_folder; print(cache_folder())"
+    shown = [
+        subprocess.run([python, "-c", code], env=environ(), capture_output=True, text=True, check=True, timeout=60).stdout
+        for python in (sys.executable, sys.executable, str(tmp_path / "venv" / "bin" / Path(sys.executable).name))
+    ]
+    assert shown[0] == shown[1] != shown[2]
+
+
 @pytest.mark.slow
 def test_a_lock_left_by_a_killed_build_is_removed_and_nothing_hangs() -> None:
     """torch's builder would wait for that file for ever."""

@@ -10,12 +10,17 @@ import sys
 from pathlib import Path
 
 import torch
+from xxhash import xxh3_64_hexdigest
 
 
 def cache_folder() -> Path:
-    """Where compiled operators lie: one folder per version of torch and Python, as they do not fit each other."""
+    """Where compiled operators lie: one folder per version of torch and Python, as they do not fit each other, and per environment.
+
+    The builder's files name the environment's headers: two that shared a folder would build anew each time they take turns.
+    """
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return root / "widebatch" / f"ops-torch{torch.__version__}-py{sys.version_info.major}{sys.version_info.minor}"
+    version = f"torch{torch.__version__}-py{sys.version_info.major}{sys.version_info.minor}"
+    return root / "widebatch" / f"ops-{version}-{xxh3_64_hexdigest(os.fsencode(sys.prefix))}"
 
 
 def stale_locks(folder: Path) -> list[Path]:
