@@ -1,5 +1,6 @@
 """One process of a run: reads the run file, plans for the world it finds, trains, and tells the watchers (on rank 0)."""
 
+import gc
 import json
 import shlex
 import sys
@@ -125,13 +126,17 @@ def _take(lock: FolderLock, folder: Path, rank: int, presence: Presence) -> None
 
 def _follow(events: Iterator[Event], presence: Presence, watchers: Callable[[ExitStack], list[Watcher]]) -> Ended:
     """Tell the watchers every event; the last one. They are opened at the first: a mistake found before it leaves nothing."""
-    opened, ended = None, Ended(0, 0, "complete", "")
+    opened, ended, warm = None, Ended(0, 0, "complete", ""), False
     with ExitStack() as stack:
+        stack.callback(gc.unfreeze)
         for event in events:
             if opened is None:
                 opened = watchers(stack)
             if isinstance(event, Started | Windowed):
                 presence.pulse.at(event.step)
+            if isinstance(event, Windowed) and not warm:
+                gc.freeze()  # Python's full collection would walk all that start-up made, each rank when it likes: 0.2 s of a step
+                warm = True
             for watcher in opened:
                 watcher(event)
             if isinstance(event, Ended):

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from harness.parts import data
 from harness.parts.data import ALIGNED, Feed, Table
-from harness.plan.order import Order, deals
+from harness.plan.order import Order, deals, keys
 
 SAMPLES = 700
 
@@ -33,6 +33,15 @@ def test_each_pass_gets_its_own_rows_where_torch_would_lay_them(width: int, micr
                 rows = whole.take(torch.from_numpy(order.take(m.chunk.start, m.chunk.start + m.chunk.count)))
                 assert all(torch.equal(m.batch[name], rows[name]) for name in rows)
                 assert all(part.data_ptr() % ALIGNED == 0 and part.is_contiguous() for part in m.batch.values())
+
+
+@pytest.mark.parametrize("width", [1, 16])
+def test_each_sample_s_random_key_is_of_its_place_in_the_stream_however_many_are_gathered_at_once(width: int) -> None:
+    augmented = Feed(table(width), order=Order(SAMPLES, 5), device=torch.device("cpu"), dtype=torch.float32, key_seed=9)
+    for _, micros in augmented.steps(deals(3, 2 * SAMPLES, 32, 8, 2, 1, 2)):
+        for m in micros:
+            expected = torch.from_numpy(keys(9, m.chunk.start, m.chunk.start + m.chunk.count))
+            assert torch.equal(m.batch["key"], expected)
 
 
 def test_many_steps_are_one_slice_where_their_batches_are_aligned(monkeypatch: pytest.MonkeyPatch) -> None:

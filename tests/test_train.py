@@ -1,5 +1,6 @@
 """The loop in one process: what steers it, what it tells, and what it refuses."""
 
+import gc
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from harness.plan.plan import plan
 from harness.plan.world import World
 from harness.stats.events import Ended, Evaluated, Event, Noticed, Saved, Shown, Started, Stepped, Windowed
 from harness.train import train
+from harness.worker import work
 
 
 def config(over: Mapping[str, Mapping[str, Any] | str] | None = None) -> Config:
@@ -201,3 +203,23 @@ def test_worker_processes_change_nothing() -> None:
         losses.append([s.metrics["train/loss"] for s in steps(events)])
     assert len(losses[0]) == 11
     assert losses[0] == losses[1]
+
+
+class Frozen:
+    """A watcher that tells what Python's collector leaves alone, at each event."""
+
+    def __call__(self, event: Event) -> None:
+        print("frozen", type(event).__name__, gc.get_freeze_count())
+
+
+def test_no_full_collection_walks_what_start_up_made_in_the_midst_of_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    watch = {"wandb": "off", "every_steps": 4, "use": [f"{__file__}:Frozen"]}
+    assert work(config({"run": {"dir": str(tmp_path / "run")}, "watch": watch}), "run", {"ACCELERATE_USE_CPU": "true"}) == 0
+    told = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("frozen")]
+    first, *windows = [int(count) for _, kind, count in told if kind in ("Started", "Windowed")]
+    assert first == 0
+    assert len(windows) == 4
+    assert all(count > 100_000 for count in windows)
+    assert gc.get_freeze_count() == 0, "given back when the run is over: what it left can be freed"

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from itertools import islice, tee
 from typing import Any, final
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import default_collate as default_collate
@@ -36,7 +37,7 @@ class Table:
 
     def take(self, indices: Tensor) -> dict[str, Tensor]:
         """The rows `indices` (int64 [n]) of every column, each [n, ...]."""
-        return {name: column[indices] for name, column in self.columns.items()}
+        return {name: column.index_select(0, indices.to(column.device)) for name, column in self.columns.items()}
 
 
 Data = Table | MapStyle
@@ -87,7 +88,7 @@ class Feed:
         self._replaced = 0
         self._spare: tuple[Any, int] | None = None
         kinds = [c.dtype for c in data.columns.values() if c.is_floating_point()] if isinstance(data, Table) else [None]
-        self._at_home = device.type == "cpu" and key_seed is None and all(kind == dtype for kind in kinds)
+        self._at_home = device.type == "cpu" and all(kind == dtype for kind in kinds)
 
     def steps(self, deals: Iterable[Deal]) -> Iterator[tuple[Deal, list[Micro]]]:
         """The batches of each deal, in order. A data set that is no Table may be read ahead by worker processes."""
@@ -102,25 +103,29 @@ class Feed:
 
     def _gathered(self, data: Table, deals: Iterator[Deal]) -> Iterator[tuple[Deal, list[Micro]]]:
         """`steps` of a Table: rows of several deals at once, where each batch then lies as it would alone."""
-        rows = [column[:1].nbytes for column in data.columns.values()]
+        widths = [column[:1].nbytes for column in data.columns.values()]
         for first in deals:
-            size = sum(rows) * sum([c.count for c in first.chunks])
-            together = all(row * first.chunks[0].count % ALIGNED == 0 for row in rows)
+            size = sum(widths) * sum([c.count for c in first.chunks])
+            together = all(width * first.chunks[0].count % ALIGNED == 0 for width in widths)
             group = [first, *islice(deals, AHEAD_BYTES // max(size, 1) if together else 0)]
             batches = self._cut(data, [c for deal in group for c in deal.chunks])
             for deal in group:
-                yield deal, [Micro(self._place(next(batches), c), c) for c in deal.chunks]
+                yield deal, [Micro(next(batches), c) for c in deal.chunks]
 
-    def _cut(self, data: Table, chunks: list[Chunk]) -> Iterator[dict[str, Tensor]]:
-        """The batch of each chunk, all of them gathered at once."""
+    def _cut(self, data: Table, chunks: list[Chunk]) -> Iterator[Any]:
+        """The batch of each chunk on the device, with its random keys where the recipe augments: all of them gathered at once."""
         spans: list[tuple[int, int]] = []
         for c in chunks:
             start = spans.pop()[0] if spans and spans[-1][1] == c.start else c.start
             spans.append((start, c.start + c.count))
         whole = data.take(torch.cat([self._indices(*span) for span in spans]))
+        if self.key_seed is not None:
+            whole["key"] = torch.from_numpy(np.concatenate([keys(self.key_seed, *span) for span in spans]))
         counts = [c.count for c in chunks]
         for parts in zip(*[torch.split(column, counts) for column in whole.values()], strict=True):
-            yield {name: part if part.data_ptr() % ALIGNED == 0 else part.clone() for name, part in zip(whole, parts, strict=True)}
+            laid = [part if part.data_ptr() % ALIGNED == 0 else part.clone() for part in parts]
+            batch = dict(zip(whole, laid, strict=True))
+            yield batch if self._at_home else move(batch, self.device, self.dtype)
 
     def example(self, most: int) -> tuple[Any, int]:
         """(a batch, its samples) as passes get them: of a Table, its first `most`; else the last that was fetched."""
@@ -181,8 +186,6 @@ class Feed:
 
         `kept`: the places in the chunk that the batch has; None: all.
         """
-        if self._at_home:
-            return batch
         if self.key_seed is not None:
             if not isinstance(batch, dict):
                 raise UserError("recipe.use", "the recipe augments, but its batch is no dict", "collate into a dict")
