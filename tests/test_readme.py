@@ -103,12 +103,14 @@ def test_the_counts_of_damaged_checkpoints_are_the_recorded_ones() -> None:
 def survival() -> str:
     """The README's sentences on configs/results/kills.json and sigterm.json."""
     kills, stops = (json.loads((ROOT / "configs" / "results" / f"{name}.json").read_text()) for name in ("kills", "sigterm"))
-    total, unended = kills["total"], len(kills["failed"])
+    total, unended, back = kills["total"], len(kills["failed"]), kills["restart"]
     assert total["orphans"] == total["steps missing"] == 0
     return (
         f"Of {total['kills']:,} kills of ranks, launching processes and launchers at random moments (`python -m tests.soak_kills`) "
         f"{total['bad resumes']} ended in a bad resume, and {total['samples lost or repeated']} samples were lost or repeated"
         + (f"; {unended} runs did not come to their end" if unended else "")
+        + f". From a kill to the end of the next step it took {back['all_median_s']:.1f} s, at most {back['all_max_s']:.1f}, of which "
+        f"{back['imports_median_s']:.1f} s are Python's imports"
         + f". Of {stops['count']} SIGTERMs, {stops['right']} left a checkpoint of the last step and no process "
         "(`python -m tests.soak_sigterm`)."
     )
