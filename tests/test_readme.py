@@ -109,8 +109,8 @@ def survival() -> str:
         f"Of {total['kills']:,} kills of ranks, launching processes and launchers at random moments (`python -m tests.soak_kills`) "
         f"{total['bad resumes']} ended in a bad resume, and {total['samples lost or repeated']} samples were lost or repeated"
         + (f"; {unended} runs did not come to their end" if unended else "")
-        + f". From a kill to the end of the next step it took {back['all_median_s']:.1f} s, at most {back['all_max_s']:.1f}, of which "
-        f"{back['imports_median_s']:.1f} s are Python's imports"
+        + f". From a kill to the end of the next step it took {back['all_median_s']:.1f} s, at most {back['all_max_s']:.1f}, "
+        f"of which {back['imports_median_s']:.1f} s are Python's imports"
         + f". Of {stops['count']} SIGTERMs, {stops['right']} left a checkpoint of the last step and no process "
         "(`python -m tests.soak_sigterm`)."
     )
