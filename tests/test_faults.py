@@ -151,17 +151,24 @@ def test_a_kill_before_any_checkpoint_is_a_restart_and_a_slow_rank_is_named(tmp_
         assert int(found[3]) > 10
 
 
+def newest(folder: Path) -> int:
+    """Samples of the newest committed checkpoint; 0 where there is none."""
+    return max([int(path.name.split("-")[1]) for path in (folder / "run" / "checkpoints").glob("samples-*")], default=0)
+
+
 @pytest.mark.parametrize("hours", [-1, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_clock_that_jumps_by_an_hour_steers_nothing(tmp_path: Path, whole: dict[int, float], hours: int) -> None:
     """Back and forth while a run trains, and once more between two starts: only how long ago it began cannot be known then."""
     clock, env = tmp_path / "clock", {"PYTHONPATH": f"{ROOT}{os.pathsep}{SITE}", "CLOCK": str(tmp_path / "clock")}
     set_clock(clock, 0)
-    path = run_file(tmp_path, pace_ms=60, restart={"hang_s": 20}, checkpoint={"every_samples": None, "every_minutes": 0.01})
+    path = run_file(tmp_path, pace_ms=100, restart={"hang_s": 20}, checkpoint={"every_samples": None, "every_minutes": 0.01})
     with launching(path, env=env) as launch:
         for step, seconds in ((4, 3600 * hours), (8, -3600 * hours), (12, 0)):
             launch.at_step(step)
             set_clock(clock, seconds)
         pids = launch.at_step(16)
+        now = wait_for(lambda: launch.beat(0), "a beat").step
+        wait_for(lambda: newest(tmp_path) > 8 * now, "a checkpoint that was written while the clock was right")
         os.kill(pids[1], signal.SIGKILL)
         set_clock(clock, 3600 * hours)
         assert launch.wait() == 0, launch.text()
