@@ -87,8 +87,8 @@ class Feed:
         self.troubles: list[Trouble] = []
         self._replaced = 0
         self._spare: tuple[Any, int] | None = None
-        kinds = [c.dtype for c in data.columns.values() if c.is_floating_point()] if isinstance(data, Table) else [None]
-        self._at_home = device.type == "cpu" and all(kind == dtype for kind in kinds)
+        columns = data.columns.values() if isinstance(data, Table) else ()
+        self._at_home = device.type == "cpu" and all(c.dtype == dtype for c in columns if c.is_floating_point())
 
     def steps(self, deals: Iterable[Deal]) -> Iterator[tuple[Deal, list[Micro]]]:
         """The batches of each deal, in order. A data set that is no Table may be read ahead by worker processes."""
