@@ -1,7 +1,8 @@
 """What it costs to get to the first step, in CPU seconds: by hand, by us, with W&B; and what stands above the ranks.
 
 `python -m tests.bench_start` writes configs/results/start.json. Every round starts each of them once; the differences are medians
-over the rounds. CPU seconds are those of the one process that is named, and not of those that it starts.
+over the rounds, after one that is not counted. CPU seconds are those of the one process that is named, and not of those that it
+starts. Python keeps its bytecode between the rounds, as it does by default; PYTHONDONTWRITEBYTECODE is taken away.
 """
 
 import json
@@ -59,6 +60,7 @@ print("CPU", used.ru_utime + used.ru_stime, "torch" in sys.modules)
 def told(argv: list[str]) -> tuple[float, bool]:
     """(CPU seconds, whether torch was there) as a process prints them. Raises RuntimeError."""
     environ = os.environ | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "", "NO_COLOR": "1", "PYTHONPATH": str(ROOT)}
+    environ.pop("PYTHONDONTWRITEBYTECODE", None)
     done = subprocess.run(argv, env=environ, capture_output=True, text=True, cwd=ROOT, check=False, timeout=300)
     for line in done.stdout.splitlines():
         if line.startswith("CPU "):
@@ -100,10 +102,12 @@ def main() -> None:
             "accelerate launch, itself": accelerate_parent,
         }
         found: dict[str, list[float]] = {what: [] for what in measures}
-        for _ in range(ROUNDS):
+        for number_of_round in range(ROUNDS + 1):
             for what, measure in measures.items():
-                found[what].append(measure())
-                print(what, round(found[what][-1], 2), flush=True)
+                seconds = measure()
+                print(what, round(seconds, 2), flush=True)
+                if number_of_round:
+                    found[what].append(seconds)
     extra = [a - b for a, b in zip(found["widebatch"], found["by hand"], strict=True)]
     record: dict[str, Any] = {
         "command": "python -m tests.bench_start",

@@ -204,7 +204,7 @@ CASES = [
         ("1", "'fp32'", "one of them"),
         flags={"precision": "fp32", "precision.x": "1"},
     ),
-    Case("seed too large", "run.seed", ("4294967296", "< 4.29497e+09"), {"run": {"seed": 2**32}}),
+    Case("seed too large", "run.seed", ("4294967296", "<= 4294967295"), {"run": {"seed": 2**32}}),
     Case("a flag that is not YAML", "batch.total", ("'[1'", "quote it"), flags={"batch.total": "[1"}),
     Case("a flag of the wrong type", "batch.total", ("'many'", "whole number"), flags={"batch.total": "many"}),
     # the world

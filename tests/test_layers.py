@@ -47,7 +47,7 @@ FLOORS = {
     "harness/__main__.py": 4,
     "launch/": 5,
 }
-L0_FOREIGN = {"pydantic", "pydantic_core", "yaml", "numpy"}
+L0_FOREIGN = {"msgspec", "yaml", "numpy"}
 """What L0 may import beside the standard library; numpy for the sample order."""
 HOMES = {
     "accelerate": ("harness/engine/", "harness/watch/trackers.py"),

@@ -1,20 +1,18 @@
 """What a recipe is: one frozen dataclass whose fields are its knobs, with a model, data and a loss."""
 
 import dataclasses
-import json
 from abc import ABC, abstractmethod
 from importlib import import_module
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import PydanticSchemaGenerationError, TypeAdapter
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from harness.parts.data import Data, default_collate
+from harness.plan.check import check
 from harness.plan.code import load_attribute
-from harness.plan.config import RecipeConfig, Strict
-from harness.plan.decode import check
+from harness.plan.config import RecipeConfig
 from harness.plan.errors import UserError, did_you_mean
 from harness.plan.plan import Plan
 
@@ -39,7 +37,7 @@ class Group:
     weight_decay: float = 1.0
 
 
-class Recipe(Strict, ABC):
+class Recipe(ABC):
     """The user's one file. Subclass it as `@dataclass(frozen=True)`; the fields are knobs of the run file.
 
     A batch is what `collate` makes of samples, moved to the device: for a `Table`, a dict of its columns.
@@ -127,8 +125,8 @@ def load_recipe(config: RecipeConfig) -> Recipe:
         if knob not in known:
             raise UserError(f"recipe.{knob}", f"is {value!r}, but {kind.__name__} has no such knob", did_you_mean(knob, known))
     try:
-        return check(TypeAdapter[Recipe](kind), json.dumps(dict(config.knobs)), prefix="recipe.", at=config.knobs)
-    except PydanticSchemaGenerationError as e:
+        return check(kind, config.knobs, prefix="recipe.")
+    except TypeError as e:
         raise UserError("recipe.use", f"{config.use}: a field has a type no run file can hold ({e})", "use numbers and text") from e
 
 

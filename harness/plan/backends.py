@@ -23,7 +23,7 @@ def check_backend(config: Config, facts: OptimizerFacts, world: World) -> None:
     """Raises UserError where a setting is of another backend, or the backend cannot run the optimizer or precision asked for."""
     backend, name = config.backend, config.backend.name
     for setting, owners in _OWNERS.items():
-        value, default = vars(backend)[setting], type(backend).__dataclass_fields__[setting].default
+        value, default = getattr(backend, setting), type(backend).__dataclass_fields__[setting].default
         if value != default and name not in owners:
             at = f"is {_said(value)}, but backend.name: {name} has no such setting"
             raise UserError(f"backend.{setting}", at, f"leave it out, or set backend.name: {' or '.join(owners)}")

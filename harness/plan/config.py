@@ -6,9 +6,10 @@ Nothing here is derived: `harness.plan.plan` turns wishes into numbers.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal
+from sys import float_info
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from msgspec import Meta
 
 EXCLUSIVE = (
     ("batch.per_gpu", "batch.total"),
@@ -21,23 +22,17 @@ EXCLUSIVE = (
 )
 """Settings of which one at most may be set. A flag replaces the run file's choice of the same group."""
 
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Below1 = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Meta(ge=1)]
+Positive = Annotated[float, Meta(gt=0, le=float_info.max)]
+NonNegative = Annotated[float, Meta(ge=0, le=float_info.max)]
+Fraction = Annotated[float, Meta(ge=0, le=1)]
+Below1 = Annotated[float, Meta(ge=0, lt=1)]
 Backend = Literal["ddp", "fsdp", "zero0", "zero1", "zero2", "zero3"]
 Knob = bool | int | float | str | None | list[bool | int | float | str]
 
 
-class Strict:
-    """Base of dataclasses that refuse unknown fields and values of another type when decoded."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
-
-
 @dataclass(frozen=True, kw_only=True)
-class RecipeConfig(Strict):
+class RecipeConfig:
     """What is trained: model, data and loss. Any other key of this section is a knob of the recipe itself."""
 
     use: str = "digits"
@@ -49,7 +44,7 @@ class RecipeConfig(Strict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BatchConfig(Strict):
+class BatchConfig:
     """The batch at which the recipe was tuned, and the batch wanted now."""
 
     reference: Count
@@ -76,7 +71,7 @@ class BatchConfig(Strict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimConfig(Strict):
+class OptimConfig:
     """The optimizer as tuned at batch.reference. The plan rewrites these numbers for the batch wanted now."""
 
     name: str = "sgd"
@@ -98,7 +93,7 @@ class OptimConfig(Strict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScalingConfig(Strict):
+class ScalingConfig:
     """How the ratio k = global batch / batch.reference changes the recipe."""
 
     rule: str = "linear"
@@ -109,7 +104,7 @@ class ScalingConfig(Strict):
     """Weight decay at ratio k: kept, or scaled so that B/(lr wd) stays. Unset: as the rule says."""
     warmup_epochs: NonNegative | None = None
     """Length of the warm-up in epochs. Unset with the two below: 5 epochs where the rule raises lr, else none."""
-    warmup_samples: Annotated[int, Field(ge=0)] | None = None
+    warmup_samples: Annotated[int, Meta(ge=0)] | None = None
     """Length of the warm-up in samples. Exclusive with the other two."""
     warmup_fraction: Below1 | None = None
     """Length of the warm-up as a share of the schedule. Exclusive with the other two."""
@@ -128,7 +123,7 @@ class ScalingConfig(Strict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScheduleConfig(Strict):
+class ScheduleConfig:
     """How long to train and the shape of the learning rate. Lengths are in the unit of the schedule: epochs or samples."""
 
     epochs: Positive | None = None
@@ -139,11 +134,11 @@ class ScheduleConfig(Strict):
     """Learning rate after the warm-up, as a factor of its peak."""
     milestones: tuple[Positive, ...] = ()
     """Shape step: where the rate is multiplied by gamma, in the schedule's unit, counted from the start."""
-    gamma: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    gamma: Annotated[float, Meta(gt=0, lt=1)] = 0.1
     """Shapes step, exponential, plateau: the factor of one drop."""
     every: Positive | None = None
     """Shape exponential: one factor gamma per this length. Shape plateau: patience, the length without improvement."""
-    decay_fraction: Annotated[float, Field(gt=0, le=1)] = 0.2
+    decay_fraction: Annotated[float, Meta(gt=0, le=1)] = 0.2
     """Shape wsd (warm-up, stable, decay): the share of the schedule that decays."""
     final_fraction: Fraction = 0.0
     """Shapes linear, cosine, wsd: the factor at the end. Shape plateau: the smallest factor."""
@@ -152,7 +147,7 @@ class ScheduleConfig(Strict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BackendConfig(Strict):
+class BackendConfig:
     """How the model lies on the devices. To change `name` changes nothing else about the run."""
 
     name: Backend = "ddp"
@@ -176,7 +171,7 @@ class BackendConfig(Strict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ComputeConfig(Strict):
+class ComputeConfig:
     """How a pass is computed: speed and memory, the same run."""
 
     compile: bool = False
@@ -190,7 +185,7 @@ class ComputeConfig(Strict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalConfig(Strict):
+class EvalConfig:
     """When to evaluate. The end of the run is always evaluated."""
 
     every_epochs: Positive | None = None
@@ -210,7 +205,7 @@ class EvalConfig(Strict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckpointConfig(Strict):
+class CheckpointConfig:
     """When to save. The end of the run, and a stop on request, are always saved."""
 
     every_epochs: Positive | None = None
@@ -225,12 +220,12 @@ class CheckpointConfig(Strict):
     """Where checkpoints lie: a path, or a URL that fsspec knows (s3://bucket/run). Unset: in the run folder."""
     keep: Count = 2
     """How many of the newest checkpoints stay."""
-    keep_best: Annotated[int, Field(ge=0)] = 0
+    keep_best: Annotated[int, Meta(ge=0)] = 0
     """How many of those with the best eval.metric stay besides. Above 0, an evaluation that is the best so far is saved at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class GuardConfig(Strict):
+class GuardConfig:
     """What happens when training is in trouble. A step that is not finite on any rank never moves a weight on any rank."""
 
     policy: Literal["watch", "protect"] = "watch"
@@ -239,9 +234,9 @@ class GuardConfig(Strict):
     nonfinite: Literal["skip", "back_off", "roll_back", "stop"] | None = None
     """After a loss or gradient that is not finite: go on with the next batch; besides, lower the rate; go back to the last good
     checkpoint; end the run. Unset: skip."""
-    budget: Annotated[int, Field(ge=0)] = 10
+    budget: Annotated[int, Meta(ge=0)] = 10
     """How many steps may be skipped as not finite before the run stops all the same."""
-    bad_samples: Annotated[int, Field(ge=0)] = 10
+    bad_samples: Annotated[int, Meta(ge=0)] = 10
     """How many samples that cannot be read are left out, each named, before the run stops."""
     spike: Literal["note", "clip", "skip", "back_off", "roll_back", "stop"] | None = None
     """A loss or gradient norm far above the usual. clip, skip: gradients beyond what was usual in the last window are clipped to
@@ -253,9 +248,9 @@ class GuardConfig(Strict):
     """The loss stands at that of a model that has learnt nothing, or the weights stand still. Unset: by guard.policy."""
     erratic: Literal["note", "back_off", "roll_back", "stop"] | None = None
     """A step moves the weights by a large share of themselves, far more than usual. Unset: by guard.policy, note or back_off."""
-    interventions: Annotated[int, Field(ge=0)] = 8
+    interventions: Annotated[int, Meta(ge=0)] = 8
     """How often the guard may lower the rate or roll back before the run stops."""
-    factor: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    factor: Annotated[float, Meta(gt=0, lt=1)] = 0.5
     """By what the guard multiplies the rate."""
     recover_epochs: Positive | None = None
     """The rate climbs back to the schedule's over so many epochs. Unset: it stays lowered. Exclusive with guard.recover_samples."""
@@ -264,20 +259,20 @@ class GuardConfig(Strict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig(Strict):
+class DataConfig:
     """How samples are fetched by worker processes (recipe.workers), and what happens when one of them fails."""
 
     timeout_s: Positive = 120.0
     """Longest wait for a worker's next batch, or for a sample when a bad one is looked for, before the worker counts as hung."""
-    restarts: Annotated[int, Field(ge=0)] = 3
+    restarts: Annotated[int, Meta(ge=0)] = 3
     """How many workers that died or hung are replaced before the run stops. The sample that did it is left out as a bad one."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class RestartConfig(Strict):
+class RestartConfig:
     """What is done about ranks that die or hang. `widebatch launch` starts them again; other launchers end with an error."""
 
-    budget: Annotated[int, Field(ge=0)] = 3
+    budget: Annotated[int, Meta(ge=0)] = 3
     """Faults that are answered by starting all ranks again from the newest checkpoint, as long as that brings progress. 0: none."""
     hang_s: Positive = 60.0
     """Seconds, from the third step on, without a step or a batch of an evaluation, after which a rank hangs; or in a collective."""
@@ -286,7 +281,7 @@ class RestartConfig(Strict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class WatchConfig(Strict):
+class WatchConfig:
     """Who is told what happens."""
 
     every_steps: Count = 10
@@ -314,19 +309,19 @@ class WatchConfig(Strict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig(Strict):
+class RunConfig:
     """The run itself."""
 
     dir: str | None = None
     """Run folder. One that holds checkpoints is resumed. Unset: runs/NAME-TIME, always new."""
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    seed: Annotated[int, Meta(ge=0, lt=2**32)] = 0
     """Seed of the initial weights, the sample order, augmentation and dropout."""
     stop_after_steps: Count | None = None
     """Save and stop after this many steps of this process, leaving the schedule as it is. For tests and debugging."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Strict):
+class Config:
     """A whole run file."""
 
     recipe: RecipeConfig = field(default_factory=RecipeConfig)

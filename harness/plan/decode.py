@@ -7,20 +7,18 @@ import dataclasses
 import json
 import re
 from collections.abc import Hashable, Mapping
-from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, get_type_hints
 
+import msgspec
 import yaml
-from pydantic import TypeAdapter, ValidationError
-from pydantic_core import ErrorDetails
 
-from harness.plan.config import EXCLUSIVE, Config, RecipeConfig
+from harness.plan.check import check, show
+from harness.plan.config import EXCLUSIVE, Config, Knob, RecipeConfig
 from harness.plan.errors import UserError, did_you_mean
 from harness.plan.names import PROJECT, checked, checked_folder
 from harness.plan.text import FLOAT
 
-T = TypeVar("T")
 MAX_BYTES = 1_000_000
 
 
@@ -53,22 +51,6 @@ class _Loader(yaml.SafeLoader):
 
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("true|True|TRUE|false|False|FALSE"), list("tTfF"))
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+.0123456789"))
-
-
-_WANTED = {
-    "int_type": "give a whole number",
-    "int_parsing": "give a whole number",
-    "int_from_float": "give a whole number",
-    "float_type": "give a number",
-    "float_parsing": "give a number",
-    "string_type": "give text, in quotes if it looks like a number",
-    "bool_type": "give true or false",
-    "tuple_type": "give a list, such as [1, 2]",
-    "list_type": "give a list, such as [1, 2]",
-    "dict_type": "give a mapping",
-    "dataclass_type": "give a section",
-}
-_KNOB = "give a number, text, true, false or a list of these"
 
 
 def load(path: Path, flags: Mapping[str, str] | None = None) -> Config:
@@ -116,26 +98,16 @@ def decode(tree: Mapping[str, Any]) -> Config:
         if name not in known:
             raise UserError(str(name), "unknown section", did_you_mean(str(name), known))
         if name != "precision" and not isinstance(section, Mapping):
-            raise UserError(name, f"is {_show(section)}, not a section", f"write `{name}: {{...}}`")
+            raise UserError(name, f"is {show(section)}, not a section", f"write `{name}: {{...}}`")
     for name in ("batch", "optim", "schedule"):
         tree.setdefault(name, {})
     _refuse_strangers("", tree)
     tree["recipe"] = _split_knobs(tree.get("recipe", {}))
-    config = check(_adapter(), json.dumps(tree, allow_nan=True), prefix="", at=tree)
+    config = check(Config, tree)
     checked("watch.project", config.watch.project, PROJECT, "give a name of letters, digits, blanks and . _ - only")
     if config.run.dir is not None:
         checked_folder("run.dir", config.run.dir)
     return config
-
-
-def check(adapter: TypeAdapter[T], text: str, prefix: str, at: Mapping[str, Any]) -> T:
-    """Validate JSON text strictly; the first mistake becomes a UserError under `prefix`."""
-    try:
-        return adapter.validate_json(text, strict=True)
-    except ValidationError as e:
-        errors = e.errors(include_url=False)
-        unknown = [x for x in errors if x["type"] == "unexpected_keyword_argument"]
-        raise _explain((unknown or errors)[0], prefix, at) from None
 
 
 def encode(config: Config) -> dict[str, Any]:
@@ -151,53 +123,15 @@ def fields_of(section: str) -> list[str]:
     return [f.name for f in dataclasses.fields(kind) if f.name != "knobs"] if dataclasses.is_dataclass(kind) else []
 
 
-@cache
-def _adapter() -> TypeAdapter[Config]:
-    return TypeAdapter(Config)
-
-
 def _split_knobs(section: Mapping[str, Any]) -> dict[str, Any]:
     own = {f.name for f in dataclasses.fields(RecipeConfig)} - {"knobs"}
-    knobs = {k: v for k, v in section.items() if k not in own}
+    knobs = {str(k): v for k, v in section.items() if k not in own}
+    for name, value in knobs.items():
+        try:
+            msgspec.convert(value, Knob, strict=True)
+        except msgspec.ValidationError:
+            raise UserError(f"recipe.{name}", f"is {show(value)}", "give a number, text, true, false or a list of these") from None
     return {k: v for k, v in section.items() if k in own} | {"knobs": knobs}
-
-
-def _explain(error: ErrorDetails, prefix: str, tree: Mapping[str, Any]) -> UserError:
-    """Pydantic's first error as setting, value and remedy."""
-    loc = [str(x) for x in error["loc"] if not _is_type_tag(str(x))]
-    if loc[:2] == ["recipe", "knobs"]:
-        loc.pop(1)
-    path = prefix + ".".join(loc)
-    kind, ctx, value = error["type"], error.get("ctx", {}), error.get("input")
-    if kind == "unexpected_keyword_argument":
-        names = fields_of(loc[0]) if len(loc) > 1 else []
-        return UserError(path, f"is {_show(value)}, but there is no such setting", did_you_mean(loc[-1], names))
-    if kind.startswith("missing") and len(loc) <= 2:
-        return UserError(path, "missing", f"write {path} in the run file or give --{path}")
-    if (len(loc) > 2 and kind.startswith("missing")) or kind in ("too_long", "too_short"):
-        whole = ".".join(loc[:2])
-        form = "give two, such as [0.9, 0.999]" if loc[-1] == "betas" or loc[1:2] == ["betas"] else "see --help for the form"
-        return UserError(prefix + whole, f"has the wrong number of values, {_show(_at(tree, loc[:2]))}", form)
-    if kind in _WANTED:
-        union = [str(x) for x in error["loc"] if _is_type_tag(str(x))]
-        wanted = "give a whole number or auto" if loc[-1] == "micro" else _WANTED[kind]
-        return UserError(path, f"is {_show(value)}", _KNOB if union and loc[-1] != "micro" else wanted)
-    bound = {"greater_than": ">", "greater_than_equal": ">=", "less_than": "<", "less_than_equal": "<="}.get(kind)
-    if bound:
-        limit = next(iter(v for k, v in ctx.items() if k in ("gt", "ge", "lt", "le")))
-        return UserError(path, f"is {_show(value)}", f"it must be {bound} {limit:g}")
-    if kind == "literal_error":
-        return UserError(path, f"is {_show(value)}", f"choose one of {ctx['expected']}")
-    if kind == "finite_number":
-        return UserError(path, f"is {_show(value)}", "it must be finite")
-    return UserError(path, f"is {_show(value)}", error["msg"].removeprefix("Input ").lower())
-
-
-def _at(tree: Mapping[str, Any], loc: list[str]) -> Any:
-    value: Any = tree
-    for part in loc:
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value
 
 
 def _refuse_strangers(path: str, value: Any) -> None:
@@ -209,17 +143,7 @@ def _refuse_strangers(path: str, value: Any) -> None:
         for part in value:
             _refuse_strangers(path, part)
     elif not isinstance(value, bool | int | float | str | None):
-        raise UserError(path, f"is {_show(value)}, read as {type(value).__name__}", "put it in quotes")
-
-
-def _is_type_tag(part: str) -> bool:
-    """Pydantic names the arm of a union inside the location: `micro.constrained-int`."""
-    return part in ("int", "float", "str", "bool") or part.startswith(("constrained-", "literal[", "list[", "tuple["))
-
-
-def _show(value: object) -> str:
-    text = "none" if value is None else repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+        raise UserError(path, f"is {show(value)}, read as {type(value).__name__}", "put it in quotes")
 
 
 def _scalar(dotted: str, text: str) -> Any:
@@ -233,7 +157,7 @@ def _set(tree: dict[str, Any], dotted: str, value: Any) -> None:
     section, _, name = dotted.partition(".")
     if name:
         if not isinstance(tree.setdefault(section, {}), dict):
-            raise UserError(f"--{dotted}", f"is {_show(value)}, but --{section} is {_show(tree[section])}", "give one of them")
+            raise UserError(f"--{dotted}", f"is {show(value)}, but --{section} is {show(tree[section])}", "give one of them")
         tree[section][name] = value
     else:
         tree[section] = value

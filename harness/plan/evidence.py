@@ -12,17 +12,15 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import TypeAdapter
-
-from harness.plan.config import Count, Positive, Strict
-from harness.plan.decode import check
+from harness.plan.check import check
+from harness.plan.config import Count, Positive
 from harness.plan.errors import UserError
 
 FILE = "evidence.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evidence(Strict):
+class Evidence:
     """Numbers that were measured, and where."""
 
     noise_scale_samples: Positive | None = None
@@ -52,7 +50,7 @@ def to_json(evidence: Evidence) -> dict[str, Any]:
 
 def from_json(tree: dict[str, Any], where: str) -> Evidence:
     """Checked evidence from plain data. Raises UserError that names the file."""
-    return check(TypeAdapter(Evidence), json.dumps(tree), prefix=f"{where}: ", at=tree)
+    return check(Evidence, tree, prefix=f"{where}: ")
 
 
 def as_flags(found: Evidence, optimizer: str, given: Collection[str] = ()) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
-from pydantic import Field
+from msgspec import Meta
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -39,7 +39,7 @@ class Images(Recipe):
     """Channels of the ResNet's first stage, or hidden units of the mlp. Unset: 16, or 256. timm models have their own."""
     norm: Norm = "batch"
     """batch, group or none. timm models have their own: leave batch, which bears on the BatchNorms they have."""
-    norm_samples: Annotated[int, Field(ge=2)] = 32
+    norm_samples: Annotated[int, Meta(ge=2)] = 32
     """Samples over which BatchNorm takes its statistics, whatever the micro-batch; choose a micro-batch that it divides."""
     dropout: Below1 = 0.0
     """Share of features dropped before the last layer."""
@@ -53,7 +53,7 @@ class Images(Recipe):
     """Alpha of the Beta distribution by which training images are mixed with a neighbour in the micro-batch. 0: not mixed."""
     stochastic_depth: Below1 = 0.0
     """How often the ResNet's last block is left out of a training sample; those before it less often (Huang et al. 2016)."""
-    workers: Annotated[int, Field(ge=0)] = 0
+    workers: Annotated[int, Meta(ge=0)] = 0
     """Processes that decode image folders. 0: decode in this one."""
 
     def model(self) -> nn.Module:
