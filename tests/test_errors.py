@@ -205,6 +205,12 @@ CASES = [
         flags={"precision": "fp32", "precision.x": "1"},
     ),
     Case("seed too large", "run.seed", ("4294967296", "<= 4294967295"), {"run": {"seed": 2**32}}),
+    Case("a number past all", "optim.lr", ("100000", "give a number"), {"optim.lr": 10**400}),
+    Case("a recipe that is a number", "recipe.use", ("3", "give text"), {"recipe.use": 3}),
+    Case("a switch that is a number", "compute.compile", ("1", "true or false"), {"compute": {"compile": 1}}),
+    Case("a choice that is a number", "eval.better", ("2", "choose lower or higher"), {"eval": {"better": 2}}),
+    Case("keys that are a list", "backend.deepspeed", ("[1]", "mapping of names"), {"backend": {"deepspeed": [1]}}),
+    Case("a key that is a number", "backend.deepspeed", ("{1: 2}", "mapping of names"), {"backend": {"deepspeed": {1: 2}}}),
     Case("a flag that is not YAML", "batch.total", ("'[1'", "quote it"), flags={"batch.total": "[1"}),
     Case("a flag of the wrong type", "batch.total", ("'many'", "whole number"), flags={"batch.total": "many"}),
     # the world

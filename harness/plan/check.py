@@ -115,5 +115,5 @@ def _words(hint: Any) -> str:
         elif isinstance(kind, type) and issubclass(kind, Mapping):
             said.append("a mapping of names")
         else:
-            said.append(_WORDS.get(kind, str(kind)))
+            said.append(_WORDS.get(kind) or f"a {kind.__name__}, for which a run file has no word")
     return " or ".join([", ".join(said[:-1]), said[-1]] if len(said) > 1 else said)

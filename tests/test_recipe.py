@@ -1,0 +1,61 @@
+"""A recipe's fields are knobs of the run file, checked by their types; what no run file can hold is said."""
+
+from pathlib import Path
+
+import pytest
+
+from harness.parts.recipe import load_recipe
+from harness.plan.config import Knob, RecipeConfig
+from harness.plan.errors import UserError
+
+FILE = """
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from msgspec import Meta
+
+from harness.recipes.digits import Digits
+
+
+@dataclass(frozen=True)
+class Mine(Digits):
+    share: Annotated[float, Meta(gt=0, le=1)] = 0.5
+    sizes: tuple[int, ...] = (1, 2)
+    kind: Literal["small", "large"] = "small"
+    place: torch.device = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Unclear(Digits):
+    place: torch.device | torch.dtype = torch.float32
+"""
+
+
+@pytest.fixture
+def use(tmp_path: Path) -> str:
+    (tmp_path / "mine.py").write_text(FILE)
+    return f"{tmp_path}/mine.py:"
+
+
+def test_fields_take_what_their_types_allow(use: str) -> None:
+    recipe = load_recipe(RecipeConfig(use=use + "Mine", knobs={"share": 1, "sizes": [3], "kind": "large"}))
+    fields = vars(recipe)
+    assert (fields["share"], fields["sizes"], fields["kind"]) == (1.0, (3,), "large")
+    assert isinstance(fields["share"], float)
+
+
+@pytest.mark.parametrize(
+    ("kind", "knobs", "line"),
+    [
+        ("Mine", {"share": 1.5}, "recipe.share: is 1.5; it must be <= 1"),
+        ("Mine", {"sizes": [1, "x"]}, "recipe.sizes.1: is 'x'; give a whole number"),
+        ("Mine", {"kind": "huge"}, "recipe.kind: is 'huge'; choose small or large"),
+        ("Mine", {"shape": 1}, "recipe.shape: is 1, but Mine has no such knob; did you mean share?"),
+        ("Mine", {"place": "cpu"}, "recipe.place: is 'cpu'; give a device, for which a run file has no word"),
+        ("Unclear", {}, "recipe.use: .*: a field has a type no run file can hold"),
+    ],
+)
+def test_a_knob_that_does_not_fit_is_one_line(use: str, kind: str, knobs: dict[str, Knob], line: str) -> None:
+    with pytest.raises(UserError, match=line):
+        load_recipe(RecipeConfig(use=use + kind, knobs=knobs))
