@@ -2,7 +2,8 @@
 
 `python -m tests.bench_checkpoint` prints a line per round and writes configs/results/checkpoint.json: how long training stands,
 what `memcpy` of the same bytes takes in the same process, and how long steps take while the writer is at work and while it is not.
-A round interleaves them, so that other load on the machine falls on all alike.
+A round interleaves them, so that other load on the machine falls on all alike. Where two cores share what one of them needs, any
+process beside training makes it slower: so steps beside one that only counts are measured too.
 """
 
 import argparse
@@ -10,8 +11,12 @@ import json
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +67,19 @@ def timed(action: Any) -> float:
     return time.perf_counter() - begin
 
 
+@contextmanager
+def busy_core() -> Iterator[None]:
+    """Another process counts meanwhile, and touches no memory."""
+    code = "print(flush=True)\nwhile True: pass"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as counting:
+        assert counting.stdout is not None
+        counting.stdout.readline()
+        try:
+            yield
+        finally:
+            counting.kill()
+
+
 def measure(width: int, rounds: int, where: str) -> dict[str, Any]:
     """All rounds."""
     tree = {
@@ -89,7 +107,8 @@ def measure(width: int, rounds: int, where: str) -> dict[str, Any]:
     sources = [p.data for p in pieces]
     torch._foreach_copy_(plain, sources)
     step()
-    out: dict[str, list[float]] = {"memcpy_s": [], "stop_s": [], "step_idle_s": [], "step_writing_s": [], "write_s": []}
+    names = ("memcpy_s", "stop_s", "step_idle_s", "step_counting_s", "step_writing_s", "write_s")
+    out: dict[str, list[float]] = {name: [] for name in names}
     for number in range(rounds):
         out["memcpy_s"].append(timed(lambda: torch._foreach_copy_(plain, sources)))
         task = Task(where, number + 1, f"bench-{number}", 0, 1, _state(number + 1), keep=1, keep_best=0)
@@ -105,6 +124,8 @@ def measure(width: int, rounds: int, where: str) -> dict[str, Any]:
         out["write_s"].append(line["write_s"])
         out["step_writing_s"].append(statistics.median(writing))
         out["step_idle_s"].append(statistics.median(timed(step) for _ in writing))
+        with busy_core():
+            out["step_counting_s"].append(statistics.median(timed(step) for _ in writing))
         print({name: round(values[-1], 3) for name, values in out.items()} | {"steps": len(writing)}, flush=True)
     staging.close(busy=False)
     found, complaints = newest(where)
@@ -120,7 +141,9 @@ def _state(samples: int) -> str:
 def _summary(out: dict[str, list[float]], size: int, width: int) -> dict[str, Any]:
     """Medians and ratios."""
     middle = {name: round(statistics.median(values), 4) for name, values in out.items()}
-    stops, slows = out["stop_s"], [a / b for a, b in zip(out["step_writing_s"], out["step_idle_s"], strict=True)]
+    stops, idle = out["stop_s"], out["step_idle_s"]
+    slows = [a / b for a, b in zip(out["step_writing_s"], idle, strict=True)]
+    counts = [a / b for a, b in zip(out["step_counting_s"], idle, strict=True)]
     pairs = [stop / statistics.mean(out["memcpy_s"][2 * i : 2 * i + 2]) for i, stop in enumerate(stops)]
     return {
         "command": "python -m tests.bench_checkpoint",
@@ -135,6 +158,8 @@ def _summary(out: dict[str, list[float]], size: int, width: int) -> dict[str, An
         "stop_over_memcpy_range": [round(min(pairs), 3), round(max(pairs), 3)],
         "step_writing_over_idle": round(statistics.median(slows), 3),
         "step_writing_over_idle_range": [round(min(slows), 3), round(max(slows), 3)],
+        "step_counting_over_idle": round(statistics.median(counts), 3),
+        "step_counting_over_idle_range": [round(min(counts), 3), round(max(counts), 3)],
         "verified": True,
     }
 

@@ -30,14 +30,15 @@ def text() -> str:
         )
     )
     million, size, stop, write = saved["parameters"] / 1e6, saved["bytes"] / 1e9, saved["stop_s"], saved["write_s"]
-    stopped, slowed = saved["stop_over_memcpy"], saved["step_writing_over_idle"]
+    stopped, slowed, counted = (saved[name] for name in ("stop_over_memcpy", "step_writing_over_idle", "step_counting_over_idle"))
     return f"""To the first step of digits we take {ours} CPU seconds, a loop by hand {hand}; with W&B, which starts beside
 training, {offline}. `widebatch launch` itself takes {launcher} and has no torch in it, `accelerate launch` {theirs},
 `widebatch plan` {planning} (`{start["command"]}`).
 
 A checkpoint of {million:.0f} million parameters with Adam, {size:.1f} GB, holds training up for {stop:.2f} s,
 {stopped:.2f} times a plain copy of the same bytes. It is written in {write:.1f} s beside training, in which a step takes
-{slowed:.2f} times as long (`{saved["command"]}`, medians of {saved["rounds"]} rounds).
+{slowed:.2f} times as long; beside a process that only counts it takes {counted:.2f} times as long (`{saved["command"]}`,
+medians of {saved["rounds"]} rounds).
 """
 
 
