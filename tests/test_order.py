@@ -44,6 +44,13 @@ def test_an_image_does_not_depend_on_its_neighbours(n: int, key: int, at: float)
     assert alone[0] == among[1]
 
 
+@pytest.mark.parametrize("n", [1, 100, 256, 257, 1437, 5000])
+def test_a_position_has_the_same_image_whether_few_or_all_are_asked_for(n: int) -> None:
+    """Of all, the walks are looked up in a table."""
+    alone = [permute(n, 7, np.array([position]))[0] for position in range(n)]
+    assert permute(n, 7, np.arange(n)).tolist() == alone
+
+
 def test_the_shuffle_leaves_its_input_alone() -> None:
     given_positions = np.arange(100)
     permute(100, 3, given_positions)

@@ -8,8 +8,9 @@ The shuffle is a keyed bijection of range(n), a Feistel network with cycle walki
 worker holds a list of the data set and any position is found in O(1).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,18 +44,13 @@ def keys(seed: int, start: int, stop: int) -> Indices:
 
 def permute(n: int, key: int, positions: Indices) -> Indices:
     """The images of `positions` (each in range(n)) under the bijection of range(n) that `key` names. Shape kept."""
-    low_bits = np.uint64(max((n - 1).bit_length(), _MIN_BITS) // 2)
-    high_bits = np.uint64(max((n - 1).bit_length(), _MIN_BITS) - int(low_bits))
-    low_mask, high_mask = (np.uint64((1 << int(b)) - 1) for b in (low_bits, high_bits))
+    low_bits = max((n - 1).bit_length(), _MIN_BITS) // 2
+    high_bits = max((n - 1).bit_length(), _MIN_BITS) - low_bits
     keys = [np.uint64(derive(key, r)) for r in range(_ROUNDS)]
-
-    def once(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-        low, high = x & low_mask, x >> low_bits
-        for r in range(0, _ROUNDS, 2):
-            high ^= _hash(low, keys[r]) & high_mask
-            low ^= _hash(high, keys[r + 1]) & low_mask
-        return (high << low_bits) | low
-
+    once: Callable[[NDArray[np.uint64]], NDArray[np.uint64]] = partial(_feistel, low_bits, high_bits, keys)
+    domain = 1 << (low_bits + high_bits)
+    if 2 * positions.size >= domain:  # cheaper to know all of it: then a walk is looked up
+        once = once(np.arange(domain, dtype=np.uint64)).take
     out = once(positions.astype(np.uint64))
     outside = np.flatnonzero(out >= n)
     while outside.size:
@@ -63,10 +59,22 @@ def permute(n: int, key: int, positions: Indices) -> Indices:
     return out.astype(np.int64)
 
 
+def _feistel(low_bits: int, high_bits: int, keys: list[np.uint64], x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    low_mask, high_mask, shift = (np.uint64(v) for v in ((1 << low_bits) - 1, (1 << high_bits) - 1, low_bits))
+    low, high = x & low_mask, x >> shift
+    for r in range(0, _ROUNDS, 2):
+        high ^= _hash(low, keys[r]) & high_mask
+        low ^= _hash(high, keys[r + 1]) & low_mask
+    return (high << shift) | low
+
+
 def _hash(x: NDArray[np.uint64], key: np.uint64) -> NDArray[np.uint64]:
-    x = (x ^ key) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(29))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(32))
+    x = x ^ key
+    x *= np.uint64(0xBF58476D1CE4E5B9)
+    x ^= x >> np.uint64(29)
+    x *= np.uint64(0x94D049BB133111EB)
+    x ^= x >> np.uint64(32)
+    return x
 
 
 class Order:
