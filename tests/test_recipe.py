@@ -9,6 +9,7 @@ from harness.plan.config import Knob, RecipeConfig
 from harness.plan.errors import UserError
 
 FILE = """
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -22,6 +23,7 @@ from harness.recipes.digits import Digits
 class Mine(Digits):
     share: Annotated[float, Meta(gt=0, le=1)] = 0.5
     sizes: tuple[int, ...] = (1, 2)
+    more: Literal["none"] | Sequence[float] = "none"
     kind: Literal["small", "large"] = "small"
     place: torch.device = torch.device("cpu")
 
@@ -50,6 +52,7 @@ def test_fields_take_what_their_types_allow(use: str) -> None:
     [
         ("Mine", {"share": 1.5}, "recipe.share: is 1.5; it must be <= 1"),
         ("Mine", {"sizes": [1, "x"]}, "recipe.sizes.1: is 'x'; give a whole number"),
+        ("Mine", {"more": [1, "x"]}, "recipe.more.1: is 'x'; give a number"),
         ("Mine", {"kind": "huge"}, "recipe.kind: is 'huge'; choose small or large"),
         ("Mine", {"shape": 1}, "recipe.shape: is 1, but Mine has no such knob; did you mean share?"),
         ("Mine", {"place": "cpu"}, "recipe.place: is 'cpu'; give a device, for which a run file has no word"),

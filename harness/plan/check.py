@@ -91,7 +91,7 @@ def _hint(hint: Any, loc: list[str]) -> Any:
         if isinstance(hint, type) and dataclasses.is_dataclass(hint):
             hint = get_type_hints(hint)[part]
         else:
-            items = next(get_args(arm) for arm in _arms(hint) if get_origin(arm) in (tuple, list))
+            items = next(get_args(arm) for arm in _arms(hint) if get_args(arm) and get_origin(arm) is not Literal)
             hint = items[0] if len(items) == 1 or items[-1] is Ellipsis else items[int(part)]
     return hint
 
