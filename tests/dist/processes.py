@@ -33,5 +33,6 @@ def run_command(argv: Sequence[str], cwd: Path, *, status: int = 0, limit_s: flo
     """Run a command to its end and return its output; fails unless the exit status is `status`."""
     done = subprocess.run(argv, cwd=cwd, env=environ(), capture_output=True, text=True, timeout=limit_s, check=False)
     output = done.stdout + done.stderr
-    assert done.returncode == status, f"{argv} ended with {done.returncode}:\n{output[-4000:]}"
+    errors = "\n".join([line for line in output.splitlines() if "Error" in line][:20])  # of ranks, the first to die tells why
+    assert done.returncode == status, f"{argv} ended with {done.returncode}:\n{errors}\n...\n{output[-4000:]}"
     return output
