@@ -284,7 +284,7 @@ def test_a_rank_has_written_its_part_though_rank_0_takes_its_note_at_once(tmp_pa
 
 
 def test_the_writer_starts_without_torch() -> None:
-    code = "import sys, harness.engine.writer; print(sorted({'torch', 'msgspec', 'fsspec'} & set(sys.modules)))"
+    code = "import sys, harness.engine.writer; print(sorted({'torch', 'msgspec', 'pydantic', 'fsspec'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 
