@@ -1,12 +1,14 @@
 """What is found wrong with a machine comes with a remedy; the ranks that are measured are real ones."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from shutil import which
 
 import pytest
 
-from harness.engine.ops import stale_locks
+from harness.engine.ops import own_programs, stale_locks
 from harness.stats import machine
 from harness.stats.machine import GIB, Finding, Lap
 from launch.cli import main
@@ -125,6 +127,16 @@ def test_a_lock_is_stale_when_nobody_holds_it(tmp_path: Path) -> None:
     with lock.open("w"):
         assert stale_locks(tmp_path) == []
     assert stale_locks(tmp_path) == [lock]
+
+
+def test_deepspeed_s_operators_are_built_by_this_environment_s_ninja(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another one, as a shell without this environment finds it first, would build them anew: half a minute at every change."""
+    other = tmp_path / "ninja"
+    other.touch(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with own_programs():
+        assert which("ninja") == str(Path(sys.executable).parent / "ninja")
+    assert which("ninja") == str(other)
 
 
 def test_people_read_a_line_for_each_finding_and_its_remedy_under_it() -> None:

@@ -3,7 +3,10 @@
 from pathlib import Path
 
 import pytest
+import torch
 
+from harness.parts.data import Table
+from harness.parts.flops import count_flops
 from harness.parts.recipe import load_recipe
 from harness.plan.config import Knob, RecipeConfig
 from harness.plan.errors import UserError
@@ -62,3 +65,11 @@ def test_fields_take_what_their_types_allow(use: str) -> None:
 def test_a_knob_that_does_not_fit_is_one_line(use: str, kind: str, knobs: dict[str, Knob], line: str) -> None:
     with pytest.raises(UserError, match=line):
         load_recipe(RecipeConfig(use=use + kind, knobs=knobs))
+
+
+@pytest.mark.parametrize("width", [5, 16])
+def test_a_recipe_s_own_count_of_operations_is_what_its_model_does(width: int) -> None:
+    recipe = load_recipe(RecipeConfig(use="digits", knobs={"width": width}))
+    data = recipe.data("valid")
+    assert isinstance(data, Table)
+    assert recipe.flops_per_item() == count_flops(recipe, data.take(torch.arange(3)), 3)

@@ -7,6 +7,8 @@ lock of the kernel guards the build, which dies with its holder; a `lock` that n
 import fcntl
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -34,6 +36,17 @@ def stale_locks(folder: Path) -> list[Path]:
     return [lock for lock in folder.glob("*/lock") if str(lock.resolve()) not in held]
 
 
+@contextmanager
+def own_programs() -> Iterator[None]:
+    """This environment's programs come before others of their name: two versions of ninja each build anew what the other built."""
+    before = os.environ.get("PATH", os.defpath)
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{before}"
+    try:
+        yield
+    finally:
+        os.environ["PATH"] = before
+
+
 def build_cpu_ops() -> None:
     """Build what DeepSpeed's CPU ranks need, or wait for the process that does; load it. To call before DeepSpeed joins a group."""
     folder = Path(os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(cache_folder())))
@@ -48,4 +61,5 @@ def build_cpu_ops() -> None:
         for stale in stale_locks(folder):
             print(f"removing {stale}, left by a build that was killed", file=sys.stderr, flush=True)
             stale.unlink()
-        ShareMemCommBuilder().load(verbose=False)
+        with own_programs():
+            ShareMemCommBuilder().load(verbose=False)

@@ -1,12 +1,14 @@
 """Samples -> batches on the device. Arrays are sliced whole; other data sets are read sample by sample (fetch.py)."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice, tee
 from typing import Any, final
 
 import numpy as np
 import torch
+from msgspec import Struct
+from msgspec.structs import replace
 from torch import Tensor
 from torch.utils.data import default_collate as default_collate
 
@@ -16,7 +18,7 @@ from harness.plan.config import DataConfig
 from harness.plan.errors import UserError
 from harness.plan.order import Chunk, Deal, Order, derive, keys
 
-AHEAD_BYTES = 1 << 20
+AHEAD_BYTES = 1 << 22
 """Of a Table so much is gathered at once, for as many steps as that is: what a slice costs is little of it its rows."""
 ALIGNED = 64
 """Bytes at whose multiples torch lays tensors. A batch begins at one too: elsewhere kernels may round differently."""
@@ -43,8 +45,7 @@ class Table:
 Data = Table | MapStyle
 
 
-@dataclass(frozen=True)
-class Micro:
+class Micro(Struct, frozen=True):
     """One forward pass: its batch on the device, and the chunk of the stream it holds, less what could not be read."""
 
     batch: Any
@@ -87,8 +88,6 @@ class Feed:
         self.troubles: list[Trouble] = []
         self._replaced = 0
         self._spare: tuple[Any, int] | None = None
-        columns = data.columns.values() if isinstance(data, Table) else ()
-        self._at_home = device.type == "cpu" and all(c.dtype == dtype for c in columns if c.is_floating_point())
 
     def steps(self, deals: Iterable[Deal]) -> Iterator[tuple[Deal, list[Micro]]]:
         """The batches of each deal, in order. A data set that is no Table may be read ahead by worker processes."""
@@ -108,12 +107,11 @@ class Feed:
             size = sum(widths) * sum([c.count for c in first.chunks])
             together = all(width * first.chunks[0].count % ALIGNED == 0 for width in widths)
             group = [first, *islice(deals, AHEAD_BYTES // max(size, 1) if together else 0)]
-            batches = self._cut(data, [c for deal in group for c in deal.chunks])
-            for deal in group:
-                yield deal, [Micro(next(batches), c) for c in deal.chunks]
+            batches = iter(self._cut(data, [c for deal in group for c in deal.chunks]))
+            yield from [(deal, [Micro(next(batches), c) for c in deal.chunks]) for deal in group]
 
-    def _cut(self, data: Table, chunks: list[Chunk]) -> Iterator[Any]:
-        """The batch of each chunk on the device, with its random keys where the recipe augments: all of them gathered at once."""
+    def _cut(self, data: Table, chunks: list[Chunk]) -> list[dict[str, Tensor]]:
+        """The batch of each chunk on the device, with its random keys where the recipe augments: gathered and moved as one."""
         spans: list[tuple[int, int]] = []
         for c in chunks:
             start = spans.pop()[0] if spans and spans[-1][1] == c.start else c.start
@@ -121,11 +119,10 @@ class Feed:
         whole = data.take(torch.cat([self._indices(*span) for span in spans]))
         if self.key_seed is not None:
             whole["key"] = torch.from_numpy(np.concatenate([keys(self.key_seed, *span) for span in spans]))
+        moved: dict[str, Tensor] = move(whole, self.device, self.dtype)
         counts = [c.count for c in chunks]
-        for parts in zip(*[torch.split(column, counts) for column in whole.values()], strict=True):
-            laid = [part if part.data_ptr() % ALIGNED == 0 else part.clone() for part in parts]
-            batch = dict(zip(whole, laid, strict=True))
-            yield batch if self._at_home else move(batch, self.device, self.dtype)
+        columns = [[_aligned(part) for part in torch.split(column, counts)] for column in moved.values()]
+        return [dict(zip(moved, parts, strict=True)) for parts in zip(*columns, strict=True)]
 
     def example(self, most: int) -> tuple[Any, int]:
         """(a batch, its samples) as passes get them: of a Table, its first `most`; else the last that was fetched."""
@@ -193,6 +190,10 @@ class Feed:
             every = torch.from_numpy(keys(self.key_seed, chunk.start, chunk.start + count))
             batch["key"] = every if kept is None else every[list(kept)]
         return move(batch, self.device, self.dtype)
+
+
+def _aligned(part: Tensor) -> Tensor:
+    return part if part.data_ptr() % ALIGNED == 0 else part.clone()
 
 
 def move(batch: Any, device: torch.device, dtype: torch.dtype) -> Any:

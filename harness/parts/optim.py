@@ -1,7 +1,10 @@
 """The optimizer of a plan, by name. None of our own: torch.optim and pytorch_optimizer."""
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
+from inspect import unwrap
 from typing import Any
 
 import torch
@@ -44,10 +47,22 @@ def build_optimizer(plan: Plan, recipe: Recipe, model: nn.Module, *, fused: bool
         for g in groups
         if g.parameters
     ]
-    optimizer = kind(split_muon(built, recipe, model, plan) if plan.optimizer == "muon" else built, **options)
+    with _no_compiler():
+        optimizer = kind(split_muon(built, recipe, model, plan) if plan.optimizer == "muon" else built, **options)
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"{facts.source} is no torch optimizer")
     return optimizer
+
+
+@contextmanager
+def _no_compiler() -> Iterator[None]:
+    """Make an optimizer without torch's compiler: torch loads it, for a CPU second, to tell it to leave `add_param_group` alone."""
+    wrapped = Optimizer.add_param_group
+    Optimizer.add_param_group = unwrap(wrapped)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Optimizer.add_param_group = wrapped  # type: ignore[method-assign]
 
 
 def _checked(groups: list[Group], model: nn.Module) -> list[Group]:

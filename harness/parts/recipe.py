@@ -45,10 +45,13 @@ class Recipe(ABC):
 
     item: ClassVar[str] = "sample"
     """What the loss counts: "sample" or "token"."""
-    augments: ClassVar[bool] = False
-    """Whether batches carry `key`: int64 [n], a random number per sample and epoch, the same on every layout of GPUs."""
     workers: int = 0
     """Processes that fetch samples where the data is no `Table`. A recipe may make it a knob."""
+
+    @property
+    def augments(self) -> bool:
+        """Whether batches carry `key`: int64 [n], a random number per sample and epoch, the same on every layout of GPUs."""
+        return False
 
     @abstractmethod
     def model(self) -> nn.Module:

@@ -9,10 +9,10 @@ worker holds a list of the data set and any position is found in O(1).
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 Indices = NDArray[np.int64]
@@ -111,8 +111,7 @@ class Order:
         return start, start + stop - within, indices
 
 
-@dataclass(frozen=True)
-class Chunk:
+class Chunk(Struct, frozen=True):
     """One forward pass of one rank: stream positions [start, start + count). `ghost`: run it with weight zero.
 
     A ghost stands where a short last batch leaves a rank without samples while others still have some.
@@ -123,8 +122,7 @@ class Chunk:
     ghost: bool = False
 
 
-@dataclass(frozen=True)
-class Deal:
+class Deal(Struct, frozen=True):
     """The chunks of one optimizer step for one process: `samples` positions from `start` over all ranks."""
 
     start: int

@@ -1,7 +1,7 @@
 """Image classification: IDX files or a folder per class; a small ResNet of our own, or any model of timm."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 from msgspec import Meta
 from torch import Tensor, nn
@@ -26,8 +26,6 @@ class Images(Recipe):
 
     Bytes stay bytes until the loss, which maps them to [-1, 1] in the type of the model's weights.
     """
-
-    augments: ClassVar[bool] = True
 
     root: str = "/usr/share/datasets/fashion-mnist"
     """Folder with IDX files named as MNIST's (train-images-idx3-ubyte[.gz], ...), or with train/CLASS/*.png|jpg and valid/."""
@@ -55,6 +53,11 @@ class Images(Recipe):
     """How often the ResNet's last block is left out of a training sample; those before it less often (Huang et al. 2016)."""
     workers: Annotated[int, Meta(ge=0)] = 0
     """Processes that decode image folders. 0: decode in this one."""
+
+    @property
+    def augments(self) -> bool:
+        """Whether anything is drawn per image."""
+        return self.augment or self.mixup > 0 or self.stochastic_depth > 0
 
     def model(self) -> nn.Module:
         """Images [n, c, h, w] in [-1, 1] -> logits [n, classes]."""
