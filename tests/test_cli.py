@@ -37,9 +37,9 @@ def test_planning_and_help_import_neither_torch_nor_any_other_heavy_package(argv
     assert run_without(["torch", "accelerate", "deepspeed", "wandb", "transformers", "numpy", "sklearn"], argv, ROOT)
 
 
-def test_training_in_one_process_imports_neither_torch_s_compiler_nor_what_sends_gradients(tmp_path: Path) -> None:
-    """A CPU second of torch._dynamo, which torch's optimizers load when they are made; with it sympy."""
-    heavy = ["torch._dynamo", "torch.distributed.tensor", "sympy", "deepspeed", "wandb", "transformers"]
+def test_training_in_one_process_imports_neither_torch_s_compiler_nor_scikit_learn(tmp_path: Path) -> None:
+    """A CPU second each: torch._dynamo, which torch's optimizers load, and scikit-learn, which brings the file of digits."""
+    heavy = ["torch._dynamo", "torch.distributed.tensor", "sympy", "scipy", "deepspeed", "wandb", "transformers"]
     argv = ["train", DIGITS, "--run.stop_after_steps", "12", "--run.dir", "run", "--watch.wandb", "off"]
     assert "stop_after_steps after 12 steps" in run_without(heavy, argv, tmp_path)
 

@@ -44,7 +44,7 @@ def test_each_sample_s_random_key_is_of_its_place_in_the_stream_however_many_are
             assert torch.equal(m.batch["key"], expected)
 
 
-def test_many_steps_are_one_slice_where_their_batches_are_aligned(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_steps_are_one_slice(monkeypatch: pytest.MonkeyPatch) -> None:
     slices: list[int] = []
     take = Table.take
 
@@ -58,4 +58,8 @@ def test_many_steps_are_one_slice_where_their_batches_are_aligned(monkeypatch: p
     assert slices == [16 * 9, 16 * 9, 16 * 2], "eight steps ahead"
     slices.clear()
     list(feed(table(1)).steps(deals(0, 21, 7, 7, 1, 0, 1)))
-    assert slices == [7, 7, 7]
+    assert slices == [7 * 3], "of an odd width too"
+    slices.clear()
+    monkeypatch.setattr(data, "AHEAD_STEPS", 1)
+    list(feed(table(1)).steps(deals(0, 21, 7, 7, 1, 0, 1)))
+    assert slices == [7 * 2, 7], "one step ahead"

@@ -15,6 +15,6 @@ def test_the_readme_shows_the_record() -> None:
     assert markdown(record) in (ROOT / "README.md").read_text()
 
 
-@pytest.mark.skipif(not all((costs.RESULTS / f"{name}.json").exists() for name in ("start", "checkpoint")), reason="not recorded")
+@pytest.mark.skipif(not all((costs.RESULTS / f"{name}.json").exists() for name in costs.RECORDS), reason="not recorded")
 def test_the_readme_says_what_a_start_and_a_checkpoint_cost() -> None:
     assert costs.text() in (ROOT / "README.md").read_text()

@@ -18,8 +18,8 @@ from harness.plan.config import DataConfig
 from harness.plan.errors import UserError
 from harness.plan.order import Chunk, Deal, Order, derive, keys
 
-AHEAD_BYTES = 1 << 22
-"""Of a Table so much is gathered at once, for as many steps as that is: what a slice costs is little of it its rows."""
+AHEAD_BYTES, AHEAD_STEPS = 1 << 22, 512
+"""Of a Table so much at most is gathered at once, for so many steps: what a slice costs is little of it its rows."""
 ALIGNED = 64
 """Bytes at whose multiples torch lays tensors. A batch begins at one too: elsewhere kernels may round differently."""
 
@@ -102,11 +102,10 @@ class Feed:
 
     def _gathered(self, data: Table, deals: Iterator[Deal]) -> Iterator[tuple[Deal, list[Micro]]]:
         """`steps` of a Table: rows of several deals at once, where each batch then lies as it would alone."""
-        widths = [column[:1].nbytes for column in data.columns.values()]
+        width = sum(column[:1].nbytes for column in data.columns.values())
         for first in deals:
-            size = sum(widths) * sum([c.count for c in first.chunks])
-            together = all(width * first.chunks[0].count % ALIGNED == 0 for width in widths)
-            group = [first, *islice(deals, AHEAD_BYTES // max(size, 1) if together else 0)]
+            size = width * sum([c.count for c in first.chunks])
+            group = [first, *islice(deals, min(AHEAD_BYTES // max(size, 1), AHEAD_STEPS))]
             batches = iter(self._cut(data, [c for deal in group for c in deal.chunks]))
             yield from [(deal, [Micro(next(batches), c) for c in deal.chunks]) for deal in group]
 
