@@ -8,7 +8,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 demo: .venv/.base  ## Train a real model on real data in two processes, with the plan, a live line and the result.
 	$(BIN)/widebatch launch configs/digits.yaml --gpus 0 --procs 2
 
-test: .venv/.dev  ## All tests, under 10 minutes on 2 cores.
+test: .venv/.dev  ## All tests but the long ones, about 11 minutes on 2 cores.
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-all: test  ## The long ones too: every backend's checkpoints on every world, compiled blocks.
