@@ -10,6 +10,7 @@ from typing import final
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 
 @final
@@ -59,4 +60,4 @@ class Average:
 
 def _local(tensors: Mapping[str, Tensor]) -> list[Tensor]:
     """What lies here of each, to read and to write without a gradient."""
-    return [(t.to_local() if hasattr(t, "to_local") else t).detach() for t in tensors.values()]
+    return [(t.to_local() if isinstance(t, DTensor) else t).detach() for t in tensors.values()]

@@ -7,7 +7,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -15,7 +15,6 @@ from accelerate import PartialState
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from harness.engine.average import Average
 from harness.engine.engine import DTYPES, Engine, Estimator, Limit, autocast
 from harness.engine.ledger import Number
 from harness.engine.meters import Meters
@@ -30,6 +29,9 @@ from harness.plan.order import derive
 from harness.plan.plan import Plan
 from harness.stats.rows import Reading
 from harness.survive.pulse import Pulse
+
+if TYPE_CHECKING:
+    from harness.engine.average import Average
 
 Sums = tuple[Number, Number, Number]
 """Summed loss, count of items and stop flags."""
@@ -59,7 +61,7 @@ class BaseEngine(Engine):
     """One process's part of a step. A subclass sets `optimizer`, and says how a pass runs and how the step ends."""
 
     optimizer: Optimizer
-    average: Average | None = None  # of the weights, where the plan has one and the backend can keep it
+    average: "Average | None" = None  # of the weights, where the plan has one and the backend can keep it
 
     def __init__(self, config: Config, plan: Plan, *, cpu: bool) -> None:
         state = PartialState(cpu=cpu)
@@ -81,10 +83,7 @@ class BaseEngine(Engine):
 
     @abstractmethod
     def _pass(self, micro: Micro, stop: float, last: bool) -> Sums:
-        """Forward and backward of one micro-batch; gradients of all ranks meet in the last.
-
-        Returns this rank's sums.
-        """
+        """Forward and backward of one micro-batch; gradients of all ranks meet in the last. Returns this rank's sums."""
 
     @abstractmethod
     def _finish(self, local: Sums) -> Tensor:

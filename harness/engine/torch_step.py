@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-from harness.engine.average import Average
 from harness.engine.base import BaseEngine, Sums
 from harness.engine.ledger import Number, norms
 from harness.engine.names import persistent, weights
@@ -40,6 +39,8 @@ class TorchEngine(BaseEngine):
     def _keep_average(self) -> None:
         """Begin the average that the plan asks for; to call once the model lies as it will."""
         if self.plan.ema is not None:
+            from harness.engine.average import Average  # it brings the tensors of shards, half a CPU second
+
             self.average = Average(self.model, persistent(self.model))
 
     def _settle(self) -> None:

@@ -25,7 +25,6 @@ class BytesLM(Recipe):
     """Pre-norm GPT: learned positions, causal attention (torch's SDPA), tied embedding, no biases, no dropout by default."""
 
     item: ClassVar[str] = "token"
-    augments: ClassVar[bool] = True
 
     files: str | None = None
     """A folder of text files, or one file. Unset: the modules at the top of the Python standard library."""
@@ -47,6 +46,11 @@ class BytesLM(Recipe):
     """Share of the target spread over all bytes (Szegedy et al. 2016, 1512.00567), in training only."""
     stochastic_depth: Below1 = 0.0
     """How often the last branch is left out of a training sample; those before it less often (Huang et al. 2016)."""
+
+    @property
+    def augments(self) -> bool:
+        """Whether branches are left out by each sample's key."""
+        return self.stochastic_depth > 0
 
     def model(self) -> nn.Module:
         """Token ids int64 [n, t] -> logits [n, t, 256]."""
