@@ -1,41 +1,43 @@
-"""One process of a run: reads the run file, plans for the world it finds, trains, and tells the watchers (on rank 0)."""
+"""One process of a run: reads the run file, plans for the ranks it finds, trains, and sends events to the watchers (on rank 0)."""
 
 import gc
-import json
-import shlex
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, cast
 
-from harness.engine.process import agree, join, leave, out_of_memory, set_limit, use_cpu
-from harness.engine.rendezvous import StoppedError
-from harness.engine.shared import check_shared
-from harness.parts.recipe import load_recipe
-from harness.plan.code import load_attribute
-from harness.plan.config import Config
-from harness.plan.decode import encode
-from harness.plan.errors import UserError
-from harness.plan.lengths import needs_dataset
-from harness.plan.names import new_folder
+from harness.config.allowed_names import new_folder
+from harness.config.errors import UserError
+from harness.config.schema import Config, RestartConfig
+from harness.config.user_errors import as_error, explain, summary
+from harness.distributed.process_group import agree, first_here_first, join, leave, on_rank_0, out_of_memory, set_limit
+from harness.distributed.rendezvous import StoppedError
+from harness.distributed.shared_folder import check_shared
+from harness.engine.device import use_cpu
+from harness.plan.durations import needs_dataset
 from harness.plan.plan import Plan, plan
-from harness.plan.text import to_yaml
 from harness.plan.world import Place, World, place
-from harness.plan.zero import deepspeed_json
-from harness.stats.events import Ended, Event, Noticed, Started, Windowed
-from harness.survive.exits import EXIT, FAILED, MEMORY, STOPPED
-from harness.survive.judge import Look, first_failure
-from harness.survive.launched import Launched
-from harness.survive.lock import PATIENCE_S, FolderLock
-from harness.survive.presence import Presence, process_state
-from harness.survive.pulse import read
-from harness.train import train
+from harness.recipes.base import load_recipe
+from harness.recipes.contract import train_split
+from harness.supervision.exit_codes import EXIT, FAILED, MEMORY, STOPPED, UNSAVED
+from harness.supervision.fault_detection import RankStatus, first_failure
+from harness.supervision.heartbeat import read
+from harness.supervision.launch_env import Launched
+from harness.supervision.output_redirect import echo, say
+from harness.supervision.rank_monitor import Presence, process_state
+from harness.supervision.resume_command import after_renaming, resume_command
+from harness.supervision.run_lock import PATIENCE_S, FolderLock
+from harness.supervision.safe_files import append_own, check_folders
+from harness.telemetry.events import Ended, Event, Noticed, Started, Windowed
+from harness.training.loop import train
+from harness.training.run_files import write_run_files
+from harness.watch.isolation import Isolated
+from harness.watch.watchers import Watching, check_watchers, make_own, open_watchers
 
-Watcher = Callable[[Event], None]
 NEWS_S = 1.0
 """How long the news may take that another rank failed before this one."""
 SPARE_S = 30.0
@@ -56,76 +58,120 @@ def work(
     Without a `presence` nobody watches this process, and signals do what they do.
     """
     presence = presence or Presence()
-    here = place(environ)
-    cpu = use_cpu(environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"))
-    world = World(simulate or here.size, here.nodes, "cpu" if cpu else "gpu", here.size)
-    dataset = len(load_recipe(config.recipe).data("train")) if needs_dataset(config) and not config.recipe.samples else None
-    planned = plan(config, world, dataset)
-    custom = [load_attribute("watch.use", named) for named in config.watch.use]
-    hang_s = config.restart.hang_s + (SPARE_S if presence.launched and not presence.launched.several else 0.0)
-    presence.pulse.on_warm = lambda warm: set_limit(hang_s if warm else config.restart.start_s)
     try:
-        join(cpu, config.restart.start_s, presence.stop)
-    except StoppedError:
-        presence.pulse.ended(STOPPED)
+        return _work(config, name, environ, presence, simulate=simulate, show_plan=show_plan)
+    except UserError:
+        raise
+    except (Exception, SystemExit) as caught:
+        e = as_error(caught)
+        status = MEMORY if out_of_memory(e) else FAILED
+        if presence.launched is not None:
+            presence.heartbeat.ended(status, summary(e))
+            return _left_behind(e, presence.launched.own(place(environ)), presence.launched)
+        if e is not caught:
+            raise e from None
+        if status == FAILED:
+            raise
+        sys.excepthook(type(e), e, e.__traceback__)
+        return status
+
+
+def _work(
+    config: Config, name: str, environ: Mapping[str, str], presence: Presence, *, simulate: int | None, show_plan: bool
+) -> int:
+    """See work."""
+    here = place(environ)
+    cpu = use_cpu(environ)
+    world = World(simulate or here.size, here.nodes, "cpu" if cpu else "gpu", here.size)
+    watching = check_watchers(config.watch)
+    if not _join(cpu, config.restart, presence):
         return STOPPED
     with ExitStack() as stack:
-        stack.callback(leave)
+        if here.size == 1:
+            stack.callback(leave)  # among peers only together with them: after a failure they may be in a collective
+        planned = plan(config, world, _samples(config, presence))
         folder = Path(agree(config.run.dir or new_folder(name, datetime.now())))
         if here.nodes > 1:
             check_shared(folder, here.rank)
         lock = FolderLock(folder)
         stack.callback(lock.close)
-        _take(lock, folder, here.rank, presence)
-        events = train(config, planned, cpu=cpu, folder=folder, stop=presence.stop, pulse=presence.pulse)
+        _take(lock, folder, presence, own_checkpoints=config.checkpoint.dir is None)
+        events = train(config, planned, cpu=cpu, folder=folder, stop=presence.stop, heartbeat=presence.heartbeat)
         told = _told(events, here, planned, presence)
+        reported = _Reported(config, planned, folder, watching, show_plan)
         try:
-            ended = _follow(
-                told,
-                presence,
-                lambda stack: (
-                    _watchers(config, planned, folder, stack, show_plan, custom, presence, lock) if here.rank == 0 else []
-                ),
-            )
+            ended = _follow(told, presence, lambda stack: _watchers(reported, stack, presence, lock) if here.rank == 0 else [])
         except UserError:
             raise
         except BaseException as e:
             if presence.launched is None:
                 raise
             return _left_behind(e, presence.launched.own(here), presence.launched)
-        status = EXIT[ended.reason]
-        if status == STOPPED and here.rank == 0:
-            print(f"to go on: widebatch train {shlex.quote(str(folder / 'run.yaml'))}")
-        presence.pulse.ended(status, ended.message)
-        if status == STOPPED:
-            presence.stop.over()
-            agree("")  # torchrun takes the first of us to leave for a failure, and kills the others: leave together
+        again = resume_command(str(folder), planned, "cpu" if cpu else "cuda") if here.rank == 0 else ""
+        status = _end(ended, after_renaming(again, folder, lock.now), presence)
+    leave()
     return status
+
+
+def _join(cpu: bool, limits: RestartConfig, presence: Presence) -> bool:
+    """Meet the other ranks; False where this one was asked to stop before all were there."""
+    spare_s = SPARE_S if presence.launched and not presence.launched.several else 0.0
+    hang_s, start_s = limits.hang_s + spare_s, limits.start_s + spare_s
+    presence.heartbeat.on_warm = lambda warm: set_limit(hang_s if warm else start_s)
+    try:
+        join(cpu, start_s, presence.stop)
+    except StoppedError:
+        presence.heartbeat.ended(STOPPED)
+        return False
+    return True
+
+
+def _end(ended: Ended, again: str, presence: Presence) -> int:
+    """Say how the run ended: the exit status. `again` is the command that resumes it, on the rank that says so."""
+    status = EXIT[ended.reason]
+    if status == STOPPED and again:
+        echo(f"to resume: {again}")
+    presence.heartbeat.ended(status, ended.message)
+    if status == STOPPED:
+        presence.stop.over()
+    if status in (STOPPED, UNSAVED):
+        agree("")  # torchrun takes the first of us to leave for a failure, and kills the others: leave together
+    return status
+
+
+def _samples(config: Config, presence: Presence) -> int | None:
+    """The size of the training data, where the plan needs it and the run file does not say it."""
+    if config.recipe.samples or not needs_dataset(config):
+        return None
+    recipe = load_recipe(config.recipe)
+    with presence.heartbeat.phase("data"):
+        return len(first_here_first(lambda: train_split(recipe, config.run.seed), config.restart.start_s))
 
 
 def _sit(lock: FolderLock, presence: Presence) -> None:
     """Take the run folder. Raises UserError."""
     if presence.launched is None:
         lock.take("launcher", "a run")
-    several = presence.launched is not None and presence.launched.several  # the one before may end on another host just now
+    several = presence.launched is not None and presence.launched.several  # the previous run may still be ending on another host
     lock.take("trainer", patience_s=PATIENCE_S if several else 0.0)
 
 
-def _take(lock: FolderLock, folder: Path, rank: int, presence: Presence) -> None:
-    """Rank 0 takes the run folder, if it is there; where another run has it, all ranks raise the UserError that says so."""
-    problem: list[str] = []
-    if rank == 0 and folder.is_dir():
-        try:
+def _take(lock: FolderLock, folder: Path, presence: Presence, *, own_checkpoints: bool) -> None:
+    """Rank 0 takes the run folder, if it is there; where another run has it or it has links, all ranks raise UserError."""
+
+    def take() -> None:
+        if folder.is_dir():
+            check_folders(folder, own_checkpoints=own_checkpoints)
             _sit(lock, presence)
-        except UserError as e:
-            problem = [e.setting, e.problem, e.remedy]
-    problem = json.loads(agree(json.dumps(problem)))
-    if problem:
-        raise UserError(*problem)
+
+    on_rank_0(take)
 
 
-def _follow(events: Iterator[Event], presence: Presence, watchers: Callable[[ExitStack], list[Watcher]]) -> Ended:
-    """Tell the watchers every event; the last one. They are opened at the first: a mistake found before it leaves nothing."""
+def _follow(events: Iterator[Event], presence: Presence, watchers: Callable[[ExitStack], list[Isolated]]) -> Ended:
+    """Tell the watchers every event; the last one. They are opened at the first: a mistake found before it leaves nothing.
+
+    They are isolated: none of them can end the run.
+    """
     opened, ended, warm = None, Ended(0, 0, "complete", ""), False
     with ExitStack() as stack:
         stack.callback(gc.unfreeze)
@@ -133,7 +179,7 @@ def _follow(events: Iterator[Event], presence: Presence, watchers: Callable[[Exi
             if opened is None:
                 opened = watchers(stack)
             if isinstance(event, Started | Windowed):
-                presence.pulse.at(event.step)
+                presence.heartbeat.at(event.step)
             if isinstance(event, Windowed) and not warm:
                 gc.freeze()  # Python's full collection would walk all that start-up made, each rank when it likes: 0.2 s of a step
                 warm = True
@@ -141,13 +187,13 @@ def _follow(events: Iterator[Event], presence: Presence, watchers: Callable[[Exi
                 watcher(event)
             if isinstance(event, Ended):
                 ended = event
-        presence.pulse.ending()
+        presence.heartbeat.ending()
     return ended
 
 
 def _told(events: Iterator[Event], here: Place, planned: Plan, presence: Presence) -> Iterator[Event]:
-    """The events; why our launcher started this process again; and where a rank fails or is lost, a last event that says so,
-    before the error itself goes on."""
+    """The events; before them why the launcher restarted this process; and if a rank fails or is lost, a last event that says so,
+    before the error is raised again."""
     step = samples = 0
     try:
         for event in events:
@@ -157,27 +203,32 @@ def _told(events: Iterator[Event], here: Place, planned: Plan, presence: Presenc
                 yield Noticed(step, samples, "restarted", presence.launched.cause)
     except (UserError, GeneratorExit):
         raise
-    except BaseException as e:
+    except BaseException as caught:
+        e = as_error(caught)
         memory = out_of_memory(e)
-        text = f"{type(e).__name__}: {str(e).strip().splitlines()[0] if str(e).strip() else 'no message'}"
+        text = summary(e)
         if memory:
             text = f"ran out of memory at micro-batch {planned.micro_batch}"
             if presence.launched is None:
                 advice = f"--batch.micro {planned.micro_batch // 2} halves it, and accumulation makes up for it"
-                print(f"error: rank {here.rank} {text}: {advice}", file=sys.stderr)
-        presence.pulse.ended(MEMORY if memory else FAILED, text)
+                say(f"error: rank {here.rank} {text}: {advice}")
+        presence.heartbeat.ended(MEMORY if memory else FAILED, text)
         if step:
-            yield Ended(step, samples, "failed", _culprit(text, here, presence))
+            done = max(presence.heartbeat.step - 1, step)  # the open window's steps are not told any more
+            samples = min(samples + (done - step) * planned.global_batch, planned.total_samples)
+            yield Ended(done, samples, "failed", _culprit(f"{text} at step {done + 1:,}", here, presence))
+        if e is not caught:
+            raise e from None
         raise
 
 
 def _culprit(text: str, here: Place, presence: Presence) -> str:
-    """Who failed first, in words: this rank, or the one whose loss it noticed."""
+    """Who failed first, as text: this rank, or the one whose loss it noticed."""
     if presence.launched is not None and not presence.launched.several:
         deadline, fault = time.monotonic() + NEWS_S, None
         while time.monotonic() < deadline and (fault is None or fault.rank == here.rank):
-            beats = [(rank, read(presence.launched.pulse(rank))) for rank in range(here.size)]
-            fault = first_failure([Look(r, b, b is not None and process_state(b.pid) not in ("", "Z")) for r, b in beats])
+            beats = [(rank, read(presence.launched.heartbeat(rank))) for rank in range(here.size)]
+            fault = first_failure([RankStatus(r, b, b is not None and process_state(b.pid) not in ("", "Z")) for r, b in beats])
             time.sleep(0.02)
         if fault is not None:
             return str(fault)
@@ -186,70 +237,31 @@ def _culprit(text: str, here: Place, presence: Presence) -> str:
 
 
 def _left_behind(error: BaseException, rank: int, launched: Launched) -> int:
-    """Leave the traceback where our launcher finds it, and in the log; the exit status."""
-    text = "".join(traceback.format_exception(error))
-    launched.error(rank).write_text(text)
-    with launched.log(rank).open("a") as log:
-        log.write(text)
+    """Leave an error where our launcher finds it, and its whole traceback in the log; the exit status."""
+    with suppress(OSError):  # the launcher is gone
+        launched.error(rank).write_text(explain(error))
+    with suppress(OSError), append_own(launched.log(rank)) as log:  # it is full, and the error itself is what counts
+        log.write("".join(traceback.format_exception(error)).encode(errors="replace"))
     return MEMORY if out_of_memory(error) else FAILED
 
 
-def _watchers(
-    config: Config,
-    planned: Plan,
-    folder: Path,
-    stack: ExitStack,
-    show_plan: bool,
-    custom: Sequence[Any],
-    presence: Presence,
-    lock: FolderLock,
-) -> list[Watcher]:
-    """Open the run folder and those who are told what happens."""
-    from harness.watch.console import Terminal
-    from harness.watch.journal import Journal
+@dataclass(frozen=True)
+class _Reported:
+    """What rank 0 reports of a run, and to whom."""
 
-    named = [_checked(make()) for make in custom]
-    folder.mkdir(parents=True, exist_ok=True)
+    config: Config
+    planned: Plan
+    folder: Path
+    watching: Watching
+    show_plan: bool
+
+
+def _watchers(run: _Reported, stack: ExitStack, presence: Presence, lock: FolderLock) -> list[Isolated]:
+    """Open the run folder and the watchers."""
+    own = make_own(run.watching)
+    for watcher in own:
+        stack.callback(watcher.close)
     _sit(lock, presence)
-    tree = encode(config)
-    tree["run"] |= {"dir": str(folder.resolve()), "stop_after_steps": None}
-    if config.checkpoint.dir and "://" not in config.checkpoint.dir:
-        tree["checkpoint"]["dir"] = str(Path(config.checkpoint.dir).resolve())
-    (folder / "run.yaml").write_text(to_yaml(tree))
-    (folder / "plan.json").write_text(json.dumps(planned.to_json(), indent=1))
-    if planned.backend.startswith("zero"):
-        (folder / "deepspeed.json").write_text(json.dumps(deepspeed_json(planned, config.backend), indent=1))
-    journal, terminal = (
-        Journal(folder / "events.jsonl"),
-        Terminal(show_plan=show_plan, against=_reference(config), alone=presence.launched is None),
-    )
-    stack.callback(journal.close)
-    stack.callback(terminal.close)
-    watchers: list[Watcher] = [journal, terminal]
-    if config.watch.wandb != "off":
-        from harness.watch.wandb import WandbWatcher
-
-        logger = WandbWatcher(config.watch, folder)
-        stack.callback(logger.close)
-        watchers.append(logger)
-    if config.watch.trackers:
-        from harness.watch.trackers import TrackerWatcher
-
-        watchers += [TrackerWatcher(tracker, folder) for tracker in config.watch.trackers]
-    return watchers + named
-
-
-def _reference(config: Config) -> Path | None:
-    """The journal of the run to compare with."""
-    if config.watch.against is None:
-        return None
-    journal = Path(config.watch.against) / "events.jsonl"
-    if not journal.is_file():
-        raise UserError("watch.against", f"{config.watch.against!r} holds no events.jsonl", "give the folder that a run wrote")
-    return journal
-
-
-def _checked(watcher: Any) -> Watcher:
-    if not callable(watcher):
-        raise UserError("watch.use", f"a {type(watcher).__name__} is no callable", "give it __call__(event)")
-    return cast(Watcher, watcher)
+    write_run_files(run.config, run.planned, run.folder)
+    alone = presence.launched is None
+    return open_watchers(run.watching, run.folder, stack, show_plan=run.show_plan, alone=alone) + own

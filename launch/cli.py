@@ -5,9 +5,11 @@ import select
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from types import TracebackType
 
-from harness.plan.errors import UserError, did_you_mean
-from launch.commands import COMMANDS
+from harness.config.errors import UserError, did_you_mean
+from harness.supervision.output_redirect import echo, open_missing, say
+from launch.options.commands import COMMANDS, MODULES
 
 UNREAD = 141
 OVERVIEW = """usage: widebatch COMMAND RUN.yaml [--section.setting VALUE ...]
@@ -16,7 +18,7 @@ Take a training recipe tuned at one batch to any number of GPUs.
 
 {commands}
 
-widebatch COMMAND --help explains every flag, and why one would want it."""
+widebatch COMMAND --help explains every flag, and why one would want it; widebatch --version."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,6 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     141 (128 + SIGPIPE), without a word, where whoever read the output has gone, as in `widebatch report RUN --json | head`.
     """
+    sys.excepthook = _show
+    open_missing()
     try:
         try:
             return _command(list(sys.argv[1:] if argv is None else argv) or ["--help"])
@@ -36,17 +40,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         return UNREAD
 
 
+def _show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    from harness.config.user_errors import show  # nothing else of a command needs it
+
+    show(kind, error, trace)
+
+
 def _command(argv: Sequence[str]) -> int:
     name, *rest = argv
     try:
         if name in ("-h", "--help"):
-            print(OVERVIEW.format(commands="\n".join(f"  {c:<11}{text}" for c, text in COMMANDS.items())))
+            echo(OVERVIEW.format(commands="\n".join(f"  {c:<11}{text}" for c, text in COMMANDS.items())))
+            return 0
+        if name == "--version":
+            from importlib.metadata import version
+
+            echo(f"widebatch {version('widebatch')}")
             return 0
         if name not in COMMANDS:
-            raise UserError("widebatch", f"{name!r} is no command", did_you_mean(name, list(COMMANDS)))
-        return int(import_module(f"launch.{name.replace('-', '_')}").main(rest))
+            raise UserError("widebatch", f"unknown command {name!r}", did_you_mean(name, list(COMMANDS)))
+        return int(import_module(MODULES[name]).main(rest))
     except UserError as e:
-        print(f"error: {e}", file=sys.stderr)
+        say(f"error: {e}")
         return 2
 
 

@@ -1,6 +1,6 @@
-"""DeepSpeed, as every engine that uses it is given it: joined to our process group, told our settings, and checked.
+"""DeepSpeed as every engine here sets it up: joined to our process group, configured by our settings, and checked.
 
-Called directly and not through Accelerator.prepare, which wants transformers installed, counts micro-batches itself (so that a
+Called directly and not through Accelerator.prepare, which needs transformers installed, counts micro-batches itself (so that a
 short last window steps at the wrong place) and divides by a fixed accumulation.
 """
 
@@ -8,21 +8,23 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.optim import Optimizer
 
-from harness.engine.ops import build_cpu_ops
-from harness.plan.errors import UserError
+from harness.config.errors import UserError
+from harness.engine.deepspeed_build import build_cpu_ops
+from harness.engine.process import join_alone
+from harness.modeling.memory_layout import check_row_major
 
 
 def open_deepspeed(module: nn.Module, optimizer: Optimizer, settings: Mapping[str, Any], device: torch.device) -> Any:
     """The DeepSpeed engine over `module` and `optimizer`, on the ranks that have joined. Raises UserError."""
+    check_row_major(module, "DeepSpeed")
     os.environ.setdefault("LOCAL_RANK", "0")
     if device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
@@ -34,9 +36,7 @@ def open_deepspeed(module: nn.Module, optimizer: Optimizer, settings: Mapping[st
     warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
     if device.type == "cpu":
         build_cpu_ops()
-    if not dist.is_initialized():
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, rank=0, world_size=1, store=dist.HashStore())  # type: ignore[attr-defined]
+    join_alone(device)
     with redirect_stdout(sys.stderr):  # what it prints is for nobody who watches a run
         engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=dict(settings))
     found = int(engine.zero_optimization_stage())
@@ -44,6 +44,16 @@ def open_deepspeed(module: nn.Module, optimizer: Optimizer, settings: Mapping[st
         asked = settings["zero_optimization"]["stage"]
         raise UserError("backend.name", f"zero{asked} asked for, DeepSpeed gave stage {found}", "check backend.deepspeed")
     return engine
+
+
+def evaluate_first(model: nn.Module) -> None:
+    """Let a model of zero3 be evaluated before its first step.
+
+    A weight that one module takes from another (tied embeddings) is gathered when a forward meets it. DeepSpeed looks for such
+    weights within its own forward only, by this flag, which that takes away again.
+    """
+    for module in model.modules():
+        module._parameters._in_forward = True  # type: ignore[attr-defined]
 
 
 def accumulate(engine: Any, objective: torch.Tensor, last: bool) -> None:
@@ -56,6 +66,17 @@ def accumulate(engine: Any, objective: torch.Tensor, last: bool) -> None:
     engine.backward(objective * 1, scale_wrt_gas=False)
 
 
+def before_reduction(engine: Any, look: Callable[[], None]) -> None:
+    """Have `look` called after each backward, before DeepSpeed reduces the gradients that it has not reduced on the way."""
+    reduce = engine.allreduce_gradients
+
+    def looked(*args: Any, **options: Any) -> None:
+        look()
+        reduce(*args, **options)
+
+    engine.allreduce_gradients = looked
+
+
 def override_loss_scale(zero: Any, scale: float) -> None:
     """Say how many times too large the gradients of DeepSpeed's optimizer `zero` are: before a backward and before the step.
 
@@ -66,3 +87,8 @@ def override_loss_scale(zero: Any, scale: float) -> None:
         zero.override_loss_scale(scale)
     elif scale not in (0.0, 1.0):
         torch._foreach_div_(gradients, scale)
+
+
+def loss_scale(zero: Any, precision: str) -> float:
+    """The loss scale that DeepSpeed's optimizer `zero` searches for fp16; 1 in other precisions."""
+    return float(zero.loss_scaler.cur_scale) if precision == "fp16" else 1.0

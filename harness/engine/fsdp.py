@@ -7,170 +7,140 @@ bf16: the gathered weights are bf16; the shards, the reductions and the accumula
 as ddp does it, would keep a cast copy of every weight for the backward, and so the whole model on every rank.
 """
 
-import math
 from typing import final
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
-from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _BatchNorm
+from typing_extensions import override
 
-from harness.engine.base import Sums, summed, told
-from harness.engine.engine import AUTOCAST, DTYPES
-from harness.engine.ledger import Number
-from harness.engine.pieces import Piece, Source
-from harness.engine.torch_step import TorchEngine
-from harness.parts.compute import prepare_model
-from harness.parts.data import Micro
-from harness.parts.optim import build_optimizer
-from harness.parts.recipe import Recipe, seed_torch
-from harness.plan.config import Config
-from harness.plan.errors import UserError
-from harness.plan.order import derive
+from harness.config.errors import UserError
+from harness.config.schema import Config
+from harness.data.feed import Micro
+from harness.engine.device_scalars import Number
+from harness.engine.frozen import base_digests
+from harness.engine.fsdp_layout import Shards, units
+from harness.engine.gradients import Gradients
+from harness.engine.initial_model import initial_model
+from harness.engine.interface import AUTOCAST, DTYPES, Engine
+from harness.engine.model_setup import ModelSetup, set_up
+from harness.engine.moment_noise import moments_estimator
+from harness.engine.passes import Sums, as_sums, summed
+from harness.engine.process import Process, join_alone, open_process
+from harness.engine.torch_engine import torch_engine
+from harness.engine.trained import leaves
+from harness.modeling.dtypes import cast_model
+from harness.modeling.memory_layout import check_row_major
+from harness.modeling.optimizer import open_optimizer
+from harness.modeling.prepare import prepare_model
 from harness.plan.plan import Plan
+from harness.recipes.base import Recipe
+from harness.recipes.contract import Loss
+
+
+def open_fsdp(config: Config, plan: Plan, recipe: Recipe, *, cpu: bool) -> Engine:
+    """The engine of one rank. One process alone holds the only shard."""
+    process = open_process(config, plan, cpu=cpu)
+    join_alone(process.device)  # fully_shard needs a group, also of one
+    mesh = fsdp_mesh(process.device.type, process.ranks, plan.nodes if config.backend.shard == "node" else 1)
+    model = initial_model(recipe, config.run.seed, config.init_from)
+    digests = base_digests(model, recipe)
+    model = cast_model(model, process.dtype)  # on the host: fully_shard moves it unit by unit
+    model = prepare_model(model, recipe, config.compute)
+    root = shard_model(model, recipe, config, mesh)
+    optimizer = open_optimizer(plan, recipe, model, fused=process.device.type == "cuda")
+    layout = Shards(model, mesh)
+    setup = set_up(process, plan, model, optimizer, digests, layout.local)
+    return torch_engine(ReduceScatter(process, plan, setup, root, Loss(recipe, whole=False), layout.copies), layout)
 
 
 @final
-class FsdpEngine(TorchEngine):
-    """Data-parallel training with everything in shards. One process alone holds the only shard."""
+class ReduceScatter(Gradients):
+    """Gradients that FSDP2 sums over ranks, each rank its shards. `copies` ranks hold the same shard."""
 
-    def __init__(self, config: Config, plan: Plan, recipe: Recipe, *, cpu: bool) -> None:
-        super().__init__(config, plan, cpu=cpu)
-        self._recipe = recipe
-        if not dist.is_initialized():  # fully_shard wants a group, also of one
-            backend = "nccl" if self.device.type == "cuda" else "gloo"
-            dist.init_process_group(backend, rank=0, world_size=1, store=dist.HashStore())  # type: ignore[attr-defined]
-        self._mesh = fsdp_mesh(self.device.type, self.processes, plan.nodes if config.backend.shard == "node" else 1)
-        seed_torch(derive(self.seed, 1))
-        model = recipe.model().to(self.dtype)  # on the host: fully_shard moves it unit by unit
-        self._model = prepare_model(model, recipe, config.compute)
-        self._check_equal()
-        self._root = shard_model(self._model, recipe, config, self._mesh)
-        self.optimizer = recipe.optimizer(self._model, plan) or build_optimizer(
-            plan, recipe, self._model, fused=self.device.type == "cuda"
-        )
-        self._params = [p for p in self._model.parameters() if p.requires_grad]
-        self._keep_average()
+    def __init__(self, process: Process, plan: Plan, setup: ModelSetup, root: FSDPModule, loss: Loss, copies: int) -> None:
+        super().__init__(process, plan, setup, moments_estimator(plan, process.config, setup.optimizer))
+        self._root, self._loss, self._copies, self._used = root, loss, copies, set[str]()
 
-    @property
-    def model(self) -> nn.Module:
-        """The recipe's own model; its parameters are DTensors."""
-        return self._model
-
-    def _check_equal(self) -> None:
-        """Every rank cuts its shards out of its own copy, so the copies must be equal. Raises UserError."""
-        state = [t.detach().double() for t in self._model.state_dict().values() if t.is_floating_point()]
-        found = torch.stack([sum((t.sum() for t in state), torch.zeros(())), sum((t.abs().sum() for t in state), torch.zeros(()))])
-        highest = torch.stack([found, -found]).to(self.device)
-        dist.all_reduce(highest, dist.ReduceOp.MAX)
-        if not torch.allclose(highest[0], -highest[1], rtol=1e-6, equal_nan=True):
-            at = "model() gave other weights on other ranks, and fsdp cuts its shards out of all of them"
-            raise UserError("recipe.use", at, "draw initial weights from torch's generators, which are seeded")
-
-    def _units(self) -> list[FSDPModule]:
-        return [m for m in self._model.modules() if isinstance(m, FSDPModule)]
-
-    def _pass(self, micro: Micro, stop: float, last: bool) -> Sums:
-        """See BaseEngine._pass."""
+    @override
+    def run(self, micro: Micro, stop: float, last: bool) -> Sums:
+        config, setup = self.process.config, self.setup
         self._root.set_requires_gradient_sync(last)
-        self._root.set_reshard_after_backward(last or self.config.backend.reshard)
-        total, sums = summed(self._recipe, self._model, micro, stop, self.config, torch.float64)
+        self._root.set_reshard_after_backward(last or config.backend.reshard)
+        total, sums = summed(self._loss, setup.model, micro, stop, config, torch.float64)
+        if setup.unused.looking:
+            self._look(total, last)
         total.backward()  # type: ignore[no-untyped-call]
-        return told(sums)
+        return as_sums(sums)
 
-    def _grads(self) -> list[Tensor]:
-        """See TorchEngine._grads."""
-        return [p.grad.to_local() for p in self._params if isinstance(p.grad, DTensor)]
+    def _look(self, total: Tensor, last: bool) -> None:
+        """In the first step: which trained parameters its passes use. Gradients do not tell: missing ones are zeros."""
+        reached, gathered, trained = leaves(total), self._gathered(), self.setup.trained
+        self._used |= {name for name, p in trained if id(gathered.get(id(p))) in reached}
+        if last and self._used:
+            self.setup.unused.names = [name for name in trained.names if name not in self._used]
 
-    def _meet(self, grads: list[Tensor], local: Sums) -> tuple[Sums, Tensor, Number]:
-        """See TorchEngine._meet. One all-reduce brings the sums and the norm: its square is the sum of the shards' squares."""
-        square = nn.utils.get_total_norm(grads).to(self.device, torch.float64) ** 2 / self._copy()[1]
-        met = self.reduce(torch.stack([*map(torch.as_tensor, local), square]))
-        return told(met[:3]), met[3].sqrt(), 1 / met[1]
+    def _gathered(self) -> dict[int, Tensor]:
+        """What passes see of the parameters that have been gathered, by the parameter's id; nothing before torch 2.13."""
+        found = units(self.setup.model)
+        groups = [g for unit in found for g in vars(unit._get_fsdp_state()).get("_fsdp_param_groups", ())]
+        pairs = [(p.sharded_param, vars(p).get("_unsharded_param")) for group in groups for p in group.fsdp_params]
+        return {id(own): whole for own, whole in pairs if whole is not None}
 
-    def pieces(self) -> list[Piece]:
-        """See Engine.pieces."""
-        self._settle()
-        return super().pieces()
+    @override
+    def check_trained(self) -> None:
+        """A recipe may see the shards or what is gathered of them."""
+        super().check_trained()
+        self.setup.trained.check(self._gathered())
 
-    def load(self, source: Source) -> None:
-        """See Engine.load."""
-        self._settle()
-        super().load(source)
+    @override
+    def grads(self) -> list[Tensor]:
+        return [p.grad.to_local() for p in self.params if isinstance(p.grad, DTensor)]
 
-    def _local(self, tensor: Tensor) -> Tensor:
-        """See BaseEngine._local."""
-        return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-    def _copies(self) -> int:
-        """See BaseEngine._copies."""
-        return self._copy()[1]
-
-    def _copy(self) -> tuple[int, int]:
-        """(which copy of its shard a rank holds, how many there are): one for each node in HSDP."""
-        return (self._mesh.get_local_rank("replicate"), self._mesh.size(0)) if self._mesh.ndim == 2 else (0, 1)
-
-    def _span(self, shape: torch.Size) -> tuple[int, int]:
-        """[first, last) of this rank's rows of a sharded tensor, as torch.chunk cuts them."""
-        rows, shards = shape[0], self._mesh["shard"]
-        share, place = -(-rows // shards.size()), shards.get_local_rank()
-        return min(place * share, rows), min((place + 1) * share, rows)
-
-    def _shard(self, tensor: Tensor) -> tuple[int, Tensor] | None:
-        """See BaseEngine._shard. Copies of a shard divide it among themselves."""
-        if not isinstance(tensor, DTensor) or tensor.placements[-1] != Shard(0):
-            return None
-        start, mine = self._span(tensor.shape)[0] * tensor[:1].numel(), tensor.to_local().detach().reshape(-1)
-        copy, copies = self._copy()
-        low, high = len(mine) * copy // copies, len(mine) * (copy + 1) // copies
-        return start + low, mine[low:high]
-
-    def _read(self, source: Source, name: str, like: Tensor | None) -> Tensor:
-        """See BaseEngine._read."""
-        shape = source.shape(name)
-        if not isinstance(like, DTensor) or not shape:
-            return source.whole(name)
-        if shape != tuple(like.shape):
-            return distribute_tensor(source.whole(name), self._mesh, [Replicate()] * self._mesh.ndim, src_data_rank=None)
-        first, last = self._span(like.shape)
-        width = math.prod(shape[1:])
-        local = source.read(name, first * width, last * width).reshape(last - first, *shape[1:])
-        return DTensor.from_local(
-            local.to(like.to_local().device), self._mesh, like.placements, shape=like.shape, stride=like.stride()
-        )
-
-    def _settle(self) -> None:
-        """See TorchEngine._settle: put the shards back in place.
-
-        After an evaluation, which has no backward, the root's weights are still whole.
-        """
-        for unit in self._units():
-            unit.reshard()
+    @override
+    def reduce(self, grads: list[Tensor], local: Sums) -> tuple[Sums, Tensor, Number]:
+        """One all-reduce brings the sums and the norm: its square is the sum of the shards' squares."""
+        square = nn.utils.get_total_norm(grads).to(self.process.device, torch.float64) ** 2 / self._copies
+        reduced = self.process.reduce(torch.stack([*map(torch.as_tensor, local), square]))
+        return as_sums(reduced[:3]), reduced[3].sqrt(), 1 / reduced[1]
 
 
 def shard_model(model: nn.Module, recipe: Recipe, config: Config, mesh: DeviceMesh) -> FSDPModule:
-    """Shard the blocks, then what is left, in place. Raises UserError where a parameter is no DTensor afterwards."""
-    dtype, half, reshard = DTYPES[config.precision], AUTOCAST.get(config.precision), config.backend.reshard
-    offload = CPUOffloadPolicy() if config.backend.offload == "all" else OffloadPolicy()
+    """Shard the blocks, then what is left, in place. Raises UserError if a parameter cannot be sharded or was not."""
+    check_row_major(model, "fsdp")
+    dtype, half, backend = DTYPES[config.precision], AUTOCAST.get(config.precision), config.backend
+    offload = CPUOffloadPolicy() if backend.offload == "all" else OffloadPolicy()
     policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=half and dtype)
-    if half:  # BatchNorm's float32 statistics want float32 weights beside them
+    if half:  # BatchNorm's float32 statistics need float32 weights
         for norm in [m for m in model.modules() if isinstance(m, _BatchNorm)]:
-            fully_shard(norm, mesh=mesh, reshard_after_forward=reshard, offload_policy=offload)
+            fully_shard(norm, mesh=mesh, reshard_after_forward=backend.reshard, offload_policy=offload)
     for block in recipe.blocks(model):
-        fully_shard(block, mesh=mesh, reshard_after_forward=reshard, mp_policy=policy, offload_policy=offload)
+        fully_shard(block, mesh=mesh, reshard_after_forward=backend.reshard, mp_policy=policy, offload_policy=offload)
     whole = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=half and dtype, output_dtype=half and dtype)
     # the backward begins where the forward ends: to free the root's weights in between would only gather them twice
     root: FSDPModule = fully_shard(model, mesh=mesh, reshard_after_forward=False, mp_policy=whole, offload_policy=offload)
+    _check_sharded(model, mesh)
+    for unit in units(model):
+        _sum_gradients(unit)
+    return root
+
+
+def _check_sharded(model: nn.Module, mesh: DeviceMesh) -> None:
+    """Raises UserError if a parameter was not sharded."""
     for name, parameter in model.named_parameters():
         if not (isinstance(parameter, DTensor) and parameter.device_mesh == mesh):
             raise UserError("backend.name", f"fsdp asked for, but parameter {name} is not sharded", "use backend.name: ddp")
-    for unit in [m for m in model.modules() if isinstance(m, FSDPModule)]:
-        unit.set_gradient_divide_factor(1.0)
-        unit.set_force_sum_reduction_for_comms(True)
-    return root
+
+
+def _sum_gradients(unit: FSDPModule) -> None:
+    """Have a unit's gradients summed over ranks, and not averaged."""
+    unit.set_gradient_divide_factor(1.0)
+    unit.set_force_sum_reduction_for_comms(True)
+    if "set_reduce_scatter_unused_params" in dir(unit):  # from torch 2.13 on: zeros where this rank has no gradient
+        unit.set_reduce_scatter_unused_params(True)
 
 
 def fsdp_mesh(device: str, ranks: int, copies: int) -> DeviceMesh:

@@ -1,83 +1,48 @@
-"""This process among its peers: joining the group, agreeing on a text, leaving."""
+"""This process among the ranks that train one model: its device, its rank, and sums over all ranks."""
 
-import gc
-import os
-from collections.abc import Callable
-from datetime import timedelta
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import final
 
 import torch
 import torch.distributed as dist
-import torch.distributed.distributed_c10d as c10d
 from accelerate import PartialState
+from torch import Tensor
 
-from harness.engine.network import VARIABLE, interface
-from harness.engine.rendezvous import meet
-
-T = TypeVar("T")
-LIMIT_S = 600.0
-"""How long the ranks may take to come together, and to take part in what they do together."""
-
-
-def use_cpu(wished: bool) -> bool:
-    """Whether this process computes on the CPU: because that was asked for, or because there is no GPU."""
-    return wished or not torch.cuda.is_available()
+from harness.config.errors import UserError
+from harness.config.schema import Config
+from harness.engine.interface import DTYPES
+from harness.plan.plan import Plan
 
 
-def join(cpu: bool, limit_s: float = LIMIT_S, stop: Callable[[], bool] = lambda: False) -> None:
-    """Join the process group that the launcher's environment describes, over gloo or NCCL; alone, do nothing. Raises UserError.
+@final
+@dataclass(frozen=True)
+class Process:
+    """One rank of `ranks`. `dtype` is the type of the weights and of the data."""
 
-    A collective that takes longer than `limit_s` seconds is an error, and not a wait for ever. Raises StoppedError where a
-    `stop` was asked for before all ranks were there.
-    """
-    named = interface(os.environ, cpu=cpu)
-    if named is not None:
-        os.environ[VARIABLE] = named
-    meet("gloo" if cpu else "nccl", limit_s, stop)
-    PartialState(cpu=cpu, timeout=timedelta(seconds=limit_s))
+    config: Config
+    device: torch.device
+    dtype: torch.dtype
+    rank: int
+    ranks: int
 
-
-def set_limit(limit_s: float) -> None:
-    """From here on a collective of any group may take so many seconds."""
-    if dist.is_initialized():
-        for group in list(c10d._world.pg_map):
-            c10d._set_pg_timeout(timedelta(seconds=limit_s), group)
+    def reduce(self, sums: Tensor) -> Tensor:
+        """The sum of a tensor over all ranks, in place."""
+        if self.ranks > 1:
+            dist.all_reduce(sums)
+        return sums
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that there was no memory left, on a device or on the host."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator: " in str(error)
-
-
-def agree(text: str) -> str:
-    """Rank 0's text, on every rank."""
+def join_alone(device: torch.device) -> None:
+    """Make a process group of this process alone, where there is none: some libraries want one."""
     if not dist.is_initialized():
-        return text
-    box = [text]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, rank=0, world_size=1, store=dist.HashStore())  # type: ignore[attr-defined]
 
 
-def peers() -> tuple[int, int]:
-    """(this process's rank, number of ranks)."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-
-
-def gather(thing: T) -> list[T]:
-    """What each rank gave, in the order of ranks, on every rank. `thing` is plain data."""
-    if not dist.is_initialized():
-        return [thing]
-    box: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(box, thing)
-    return box
-
-
-def leave() -> None:
-    """Leave the process group.
-
-    DDP objects sit in reference cycles and hold the group: freed as late as the interpreter's end, gloo's threads may abort the
-    process (measured: about one exit in five on two loaded cores). So they are collected first.
-    """
-    if dist.is_initialized():
-        gc.collect()
-        dist.destroy_process_group()
+def open_process(config: Config, plan: Plan, *, cpu: bool) -> Process:
+    """This process, as Accelerate finds it. Raises UserError if the plan is for another number of processes."""
+    state = PartialState(cpu=cpu)
+    if state.num_processes != plan.processes:
+        at = f"the plan is for {plan.processes} processes, here are {state.num_processes}"
+        raise UserError("world", at, "start as many as the plan says, or plan for what is here")
+    return Process(config, state.device, DTYPES[config.precision], state.process_index, state.num_processes)

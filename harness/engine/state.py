@@ -1,68 +1,42 @@
-"""Where a run stands. Everything else about a run follows from the run file, the plan and this."""
+"""Weights and optimizer state as they lie on this rank."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 
-from harness.plan.guard import Guarded
-from harness.plan.plateau import Plateau
-from harness.stats.events import Metrics
-from harness.stats.health import Health
-from harness.stats.noise import NoiseScale
-from harness.stats.spikes import Spikes
+from torch import Tensor
+
+from harness.checkpoint.tensor_slices import SliceReader, TensorSlice
+from harness.engine.update_norms import View
 
 
-@dataclass(frozen=True)
-class State:
-    """`samples` is the position in the sample stream, `items` what the loss has counted.
+class State(ABC):
+    """One rank's part of the state."""
 
-    `scheduled` samples of the schedule have gone by: steps that moved no weight do not count, and AdaScale counts by its gain.
-    `growth` times the planned batch is trained at now, at `growth_lr` times the rate, in passes of at most `micro` samples.
-    `trained_s` seconds of training led here, `lost_s` more led nowhere; the run `began` at this time (Unix, so that it outlives a
-    machine; None where the clock was set back and nobody can tell). The best evaluation so far was at `best_at` samples.
-    `bad_samples` are the ids of training samples that cannot be read, `bad_valid` those of the validation split.
-    """
+    copies: int
+    """How many ranks hold the same part of a weight."""
+    local: Callable[[Tensor], Tensor]
+    """What lies here of a tensor that the optimizer moves, or of its state."""
 
-    step: int = 0
-    samples: int = 0
-    items: float = 0.0
-    scheduled: float = 0.0
-    growth: int = 1
-    growth_lr: float = 1.0
-    micro: int | None = None
-    skipped_steps: int = 0
-    nonfinite_steps: int = 0
-    restarts: int = 0
-    trained_s: float = 0.0
-    lost_s: float = 0.0
-    began: float | None = None
-    plateau: Plateau = field(default_factory=Plateau)
-    noise: NoiseScale = field(default_factory=NoiseScale)
-    losses: Spikes = field(default_factory=Spikes)
-    norms: Spikes = field(default_factory=Spikes)
-    health: Health = field(default_factory=Health)
-    guard: Guarded = field(default_factory=Guarded)
-    best_at: int = 0
-    bad_samples: tuple[int, ...] = ()
-    bad_valid: tuple[int, ...] = ()
-    best: Metrics = field(default_factory=dict)
-    last: Metrics = field(default_factory=dict)
+    @abstractmethod
+    def pieces(self) -> list[TensorSlice]:
+        """See Engine.pieces."""
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain data; `from_json(to_json(s)) == s`."""
-        return asdict(self)
+    @abstractmethod
+    def load(self, source: SliceReader) -> list[str]:
+        """See Engine.load. Returns the names of modules whose extra state the checkpoint lacks."""
 
-    @staticmethod
-    def from_json(tree: Mapping[str, Any]) -> "State":
-        """The state a checkpoint holds. Raises TypeError or KeyError on another shape."""
-        parts = {
-            "plateau": Plateau(**tree["plateau"]),
-            "noise": NoiseScale.from_json(tree["noise"]),
-            "losses": Spikes.from_json(tree["losses"]),
-            "norms": Spikes.from_json(tree["norms"]),
-            "health": Health.from_json(tree["health"]),
-            "guard": Guarded.from_json(tree["guard"]),
-            "bad_samples": tuple(tree["bad_samples"]),
-            "bad_valid": tuple(tree["bad_valid"]),
-        }
-        return State(**{**tree, **parts})
+    @abstractmethod
+    def held(self) -> list[tuple[str, int, Tensor]]:
+        """(name, number of its parameter group, what lies here) of every parameter that is trained."""
+
+    @abstractmethod
+    def moved(self) -> list[tuple[int, Tensor]]:
+        """(number of its parameter group, itself) of each tensor that the optimizer moves."""
+
+    def views(self) -> list[View]:
+        """What lies here of each parameter that is trained, to follow through a step."""
+        return [View.of(held) for _, _, held in self.held()]
+
+    @abstractmethod
+    def settle(self) -> None:
+        """Put the weights where they are kept, if a pass has left them elsewhere."""

@@ -8,28 +8,55 @@ A step that is not finite on any rank is made NaN before the last backward; Deep
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from math import prod
+from contextlib import contextmanager, nullcontext
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
+from typing_extensions import override
 
-from harness.engine.base import BaseEngine, Sums, power_of_two, summed, told
-from harness.engine.deepspeed import accumulate, open_deepspeed, override_loss_scale
-from harness.engine.pieces import Piece, Source, share, whole
-from harness.engine.shards import Shards, whole_shape
-from harness.engine.swap import claim
-from harness.parts.compute import prepare_model
-from harness.parts.data import Micro
-from harness.parts.optim import build_optimizer
-from harness.parts.recipe import Recipe, seed_torch
-from harness.plan.config import Config
-from harness.plan.errors import UserError
-from harness.plan.order import derive
+from harness.checkpoint.tensor_slices import SliceReader, TensorSlice
+from harness.config.errors import UserError
+from harness.config.schema import Config
+from harness.data.feed import Micro
+from harness.engine.deepspeed import (
+    accumulate,
+    before_reduction,
+    evaluate_first,
+    loss_scale,
+    open_deepspeed,
+    override_loss_scale,
+)
+from harness.engine.frozen import base_digests
+from harness.engine.initial_model import initial_model
+from harness.engine.interface import Engine, Estimator, Limit
+from harness.engine.loss_scale import power_of_two
+from harness.engine.model_setup import ModelSetup, set_up
+from harness.engine.moment_noise import moments_estimator
+from harness.engine.nvme_swap import claim
+from harness.engine.param_names import persistent
+from harness.engine.passes import Passes, Sums, as_sums, summed
+from harness.engine.process import Process, open_process
+from harness.engine.step_owner import Row, StepOwner
+from harness.engine.trained import listed
+from harness.engine.training_engine import TrainingEngine
+from harness.engine.zero_shards import ZeroState
+from harness.engine.zero_uses import Uses
+from harness.modeling.dtypes import cast_model
+from harness.modeling.optimizer import open_optimizer
+from harness.modeling.own_optimizer import TwoModes
+from harness.modeling.prepare import prepare_model
+from harness.plan.deepspeed_config import deepspeed_json
 from harness.plan.plan import Plan
-from harness.plan.zero import deepspeed_json
+from harness.recipes.base import Recipe
+from harness.recipes.contract import Loss
+
+SENDABLE = frozenset(
+    {torch.uint8, torch.int8, torch.int32, torch.int64, torch.float16, torch.bfloat16, torch.float32, torch.float64}
+)
+"""What gloo and NCCL both take."""
 
 
 class Unit(nn.Module):
@@ -37,106 +64,135 @@ class Unit(nn.Module):
 
     def __init__(self, recipe: Recipe, model: nn.Module, config: Config) -> None:
         super().__init__()
-        self.recipe, self.model, self.config = recipe, model, config
+        self.loss, self.model, self.config = Loss(recipe, whole=config.backend.name != "zero3"), model, config
 
     def forward(self, micro: Micro, stop: float) -> tuple[Tensor, Tensor]:
         """(summed loss, the sums [loss, count, stop] as float64)."""
-        return summed(self.recipe, self.model, micro, stop, self.config, torch.float64)
+        return summed(self.loss, self.model, micro, stop, self.config, torch.float64)
+
+
+def open_zero(config: Config, plan: Plan, recipe: Recipe, *, cpu: bool) -> Engine:
+    """The engine of one rank. Raises UserError if DeepSpeed cannot train this model so."""
+    process = open_process(config, plan, cpu=cpu)
+    model = initial_model(recipe, config.run.seed, config.init_from)
+    digests = base_digests(model, recipe)
+    model = prepare_model(cast_model(model, process.dtype), recipe, config.compute)
+    _check_running(model, plan)
+    _check_sendable(model, plan)
+    fused = process.device.type == "cuda" or config.backend.offload != "none"  # torch's fused kernels are for host memory too
+    inner = open_optimizer(plan, recipe, model, fused=fused)
+    if isinstance(inner, TwoModes):
+        at = f"is {plan.backend}, which has no weights of {type(inner).__name__}'s other mode, the one for evaluation"
+        raise UserError("backend.name", at, "use backend.name: ddp, fsdp or zero0")
+    initial = _copied(model)
+    if config.backend.nvme_path is not None:
+        claim(config.backend.nvme_path, process.rank)
+    deepspeed = open_deepspeed(Unit(recipe, model, config), inner, deepspeed_json(plan, config.backend), process.device)
+    setup = set_up(process, plan, model, deepspeed.optimizer.optimizer, digests, lambda p: vars(p).get("ds_tensor", p))
+    on_disk = config.backend.nvme_path is not None  # the moments
+    passes = ZeroPasses(process, plan, setup, "none" if on_disk else moments_estimator(plan, config, inner), deepspeed)
+    state = ZeroState(process, setup, deepspeed.optimizer)
+    if plan.precision != "fp32":
+        state.load_weights(initial)  # DeepSpeed made its float32 weights of rounded ones
+    if plan.backend == "zero3":
+        evaluate_first(model)
+    return TrainingEngine(passes, DeepSpeedStep(passes), state)
 
 
 @final
-class ZeroEngine(BaseEngine):
-    """Data-parallel training by DeepSpeed with shards."""
+class ZeroPasses(Passes):
+    """Passes whose gradients DeepSpeed reduces, each rank its slices."""
 
-    def __init__(self, config: Config, plan: Plan, recipe: Recipe, *, cpu: bool) -> None:
-        super().__init__(config, plan, cpu=cpu)
-        seed_torch(derive(self.seed, 1))
-        model = prepare_model(recipe.model(), recipe, config.compute)
-        _check_running(model, plan)
-        fused = self.device.type == "cuda" or config.backend.offload != "none"  # torch's fused kernels are for host memory too
-        inner = recipe.optimizer(model, plan) or build_optimizer(plan, recipe, model, fused=fused)
-        initial = Source.of(
-            Piece(f"model/{n}", tuple(p.shape), 0, p.detach().clone().flatten()) for n, p in model.named_parameters()
-        )
-        if config.backend.nvme_path is not None:
-            claim(config.backend.nvme_path, self.rank)
-            self.estimator = "none"  # the moments are not at hand
-        self._unit = Unit(recipe, model, config)
-        self._deepspeed = open_deepspeed(self._unit, inner, deepspeed_json(plan, config.backend), self.device)
-        self._zero: Any = self._deepspeed.optimizer
-        self.optimizer = self._zero.optimizer
-        self._shards = Shards(model, self._zero, self.rank, self.processes)
-        if plan.precision != "fp32":
-            self._shards.load(initial)  # DeepSpeed made its float32 weights of rounded ones
-        self._told = torch.zeros(3, dtype=torch.float64, device=self.device)
-        self._expected = power_of_two(plan.global_batch)
+    def __init__(self, process: Process, plan: Plan, setup: ModelSetup, estimator: Estimator, deepspeed: Any) -> None:
+        super().__init__(process, plan, setup, estimator)
+        self.deepspeed, self.zero = deepspeed, deepspeed.optimizer
+        self.uses = Uses(setup.trained, self.zero, plan.backend)
+        before_reduction(deepspeed, self.uses.check)
+        self.expected = power_of_two(plan.global_batch)
+        """What losses are divided by before the backward: about the count of the step."""
+        self._sums = torch.zeros(3, dtype=torch.float64, device=process.device)
 
-    @property
-    def model(self) -> nn.Module:
-        """The recipe's own model; in zero3 its weights are gathered module by module as it runs."""
-        return self._unit.model
-
-    def parameters(self) -> int:
-        """See Engine.parameters. zero3 leaves an empty tensor where a parameter was."""
-        return sum(prod(whole_shape(p)) for p in self.model.parameters())
-
-    def _pass(self, micro: Micro, stop: float, last: bool) -> Sums:
-        """See BaseEngine._pass."""
-        total, sums = self._deepspeed(micro, stop)
-        self._told = self._told + sums
+    @override
+    def run(self, micro: Micro, stop: float, last: bool) -> Sums:
+        total, sums = self.deepspeed(micro, stop)
+        self._sums = self._sums + sums
         if last:
-            self._told = self.reduce(self._told)
-            loss, count, _ = self._told
-            total = total * (1 + 0 * loss + 0 * (count / count)).to(total)
-        override_loss_scale(self._zero, self._fp16_scale())
-        accumulate(self._deepspeed, total / self._expected, last)
-        return told(sums)
+            self._sums = self.process.reduce(self._sums)
+            total = total * (1 + 0 * self._sums[0]).to(total)
+        override_loss_scale(self.zero, loss_scale(self.zero, self.plan.precision))
+        self.uses.root = total
+        accumulate(self.deepspeed, total / self.expected, last)
+        return as_sums(sums)
 
-    def _finish(self, local: Sums) -> Tensor:
-        """See BaseEngine._finish. DeepSpeed asks the host whether a step overflowed, so this does too."""
-        sums, self._told = self._told, torch.zeros_like(self._told)
+    @override
+    def first_done(self, sums: Sums) -> None:
+        """No gradient is whole on a rank."""
+
+    def take(self) -> Tensor:
+        """The step's sums [loss, count, stop] over all ranks, after its last pass; those of the next begin at 0."""
+        sums, self._sums = self._sums, torch.zeros_like(self._sums)
+        return sums
+
+
+@final
+class DeepSpeedStep(StepOwner):
+    """DeepSpeed moves the weights."""
+
+    def __init__(self, passes: ZeroPasses) -> None:
+        super().__init__(passes.plan)
+        self._passes, self._deepspeed, self._zero = passes, passes.deepspeed, passes.zero
+        self._process, self._unused, self._meters = passes.process, passes.setup.unused, passes.setup.meters
+
+    @override
+    def loaded(self) -> None:
+        """Nothing here follows from the state."""
+
+    @override
+    def finish(self, local: Sums, limit: Limit | None, *, close: bool) -> Row:
+        """DeepSpeed asks the host whether a step overflowed, so this does too."""
+        passes, device, precision = self._passes, self._process.device, self.plan.precision
+        sums, uses = passes.take(), passes.uses
+        uses.first, self._unused.names = False, uses.never or []
         count = float(sums[1])
-        override_loss_scale(self._zero, self._fp16_scale() * count / self._expected / self.processes)
-        most = self._most()
+        scale = loss_scale(self._zero, precision) * (count or 1.0) / passes.expected / self._process.ranks
+        override_loss_scale(self._zero, scale)
+        most = self.clip_norm(limit)
         self._zero.clip_grad = most or 0.0
-        self._deepspeed.step()
-        norm = torch.as_tensor(self._deepspeed.get_global_grad_norm(), device=self.device, dtype=torch.float64)
+        self.moving = True
+        with nullcontext() if count else _held_still(self._zero.optimizer):
+            self._deepspeed.step()
+        norm = torch.as_tensor(self._deepspeed.get_global_grad_norm(), device=device, dtype=torch.float64)
         factor = torch.ones_like(norm) if most is None else (most / (norm + 1e-6)).clamp(max=1.0)
-        bad = torch.tensor(float(self._zero.overflow), device=self.device)
-        self._scale = self._fp16_scale()
-        self._row(told(sums), norm, factor, bad)
-        self.meters.syncs += 2  # the count above, and whether it overflowed
-        self._expected = power_of_two(count)
-        return bad
+        if not count:
+            norm = norm * torch.nan
+        bad = torch.tensor(float(self._zero.overflow or not count), device=device)
+        self._meters.syncs += 2  # the count above, and whether it overflowed
+        passes.expected = power_of_two(count)
+        return *as_sums(sums), norm, factor, bad, loss_scale(self._zero, precision)
 
-    def _held(self) -> list[tuple[str, int, Tensor]]:
-        """See BaseEngine._held: the float32 slices."""
-        return self._shards.held()
 
-    def _copies(self) -> int:
-        """See BaseEngine._copies."""
-        return 1
+def _copied(model: nn.Module) -> SliceReader:
+    """The weights and buffers of a fresh model, as a checkpoint would have them."""
+    fresh: dict[str, Tensor] = {n: p for n, p in model.named_parameters() if p.requires_grad} | persistent(model)
+    return SliceReader.of(TensorSlice(f"model/{n}", tuple(t.shape), 0, t.detach().clone().flatten()) for n, t in fresh.items())
 
-    def _fp16_scale(self) -> float:
-        """The loss scale that DeepSpeed searches for fp16; 1 in other precisions."""
-        return float(self._zero.loss_scaler.cur_scale) if self.plan.precision == "fp16" else 1.0
 
-    def pieces(self) -> list[Piece]:
-        """See Engine.pieces."""
-        scale = [whole("scaler/scale", torch.tensor(self._fp16_scale()))] if self.plan.precision == "fp16" else []
-        return self._shards.pieces() + share(scale, self.rank, self.processes)
-
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """See Engine.averaged."""
-        raise NotImplementedError("zero1 to zero3 keep no average")  # the plan refuses it
+@contextmanager
+def _held_still(optimizer: Optimizer) -> Iterator[None]:
+    """Inside, an optimizer's step moves nothing: for a step that counts nothing, which DeepSpeed takes as one of zeros."""
+    vars(optimizer)["step"] = lambda *_: None
+    try:
         yield
+    finally:
+        del vars(optimizer)["step"]
 
-    def load(self, source: Source) -> None:
-        """See Engine.load."""
-        self._shards.load(source)
-        if self.plan.precision == "fp16" and "scaler/scale" in source:
-            self._zero.loss_scaler.cur_scale = float(source.whole("scaler/scale"))
+
+def _check_sendable(model: nn.Module, plan: Plan) -> None:
+    """zero3 shards frozen weights too, and gathers them as they are. Raises UserError."""
+    odd = [f"{name} ({p.dtype})" for name, p in model.named_parameters() if not p.requires_grad and p.dtype not in SENDABLE]
+    if plan.backend == "zero3" and odd:
+        at = f"is zero3, which would have to send weights of types that cannot be sent: {listed(odd)}"
+        raise UserError("backend.name", at, "use backend.name: ddp, fsdp or zero2, or make them buffers")
 
 
 def _check_running(model: nn.Module, plan: Plan) -> None:

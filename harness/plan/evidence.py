@@ -12,11 +12,9 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from harness.plan.check import check
-from harness.plan.config import Count, Positive
-from harness.plan.errors import UserError
-
-FILE = "evidence.json"
+from harness.config.errors import UserError
+from harness.config.schema import Count, Positive
+from harness.config.validate import check
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +30,7 @@ class Evidence:
     optimizer: str | None = None
     """Optimizer whose rate it is."""
     source: str
-    """Where all this was measured, in words for people."""
+    """Where all this was measured, as text for people."""
 
     def over(self, other: "Evidence | None") -> "Evidence":
         """This, and what it lacks from `other`; both sources."""
@@ -54,9 +52,9 @@ def from_json(tree: dict[str, Any], where: str) -> Evidence:
 
 
 def as_flags(found: Evidence, optimizer: str, given: Collection[str] = ()) -> dict[str, str]:
-    """The settings that say what was measured, as they stand on a command line; `given` are there already, and stay.
+    """What was measured, as command-line flags; settings in `given` are on the command line already, and are kept.
 
-    Raises UserError where the rate is of another optimizer than the run file's `optimizer`.
+    Raises UserError if the learning rate was measured with another optimizer than the run file's `optimizer`.
     """
     if found.largest_stable_lr is not None and found.optimizer not in (None, optimizer):
         at = f"its largest stable lr is of {found.optimizer}, and the run file has optim.name: {optimizer}"

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from harness.plan.errors import UserError, did_you_mean
+from harness.config.errors import UserError, nearest
+from harness.plan.installed_optimizers import installed, sources
 
-Family = Literal["sgd", "adam", "sign"]
+Family = Literal["sgd", "adam", "sign", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,12 @@ class OptimizerFacts:
     sgd: the update is linear in the gradient, so the linear rule has a theory (Goyal et al. 2017).
     adam: the update is divided by a running gradient magnitude (Malladi et al. 2022).
     sign: the update's size does not depend on the gradient's.
+    unknown: any other class of torch.optim or pytorch_optimizer, or of a file (`source` is then `file.py:Class`). It gets
+    the rate and the decay, and defaults for the rest.
 
+    `alpha` is the decay rate of RMSprop's squared gradients, what beta2 is to Adam.
+    `decay`: decoupled, the weights shrink by lr x decay a step; coupled, the decay is added to the gradient, and an optimizer that
+    divides the gradient by its size divides the decay too.
     `sharded`: it works on the sharded tensors of backend fsdp. pytorch_optimizer's norms per layer do not.
     `elementwise`: each element is updated by itself, so that it works on the flat slices of zero1 to zero3, which know no layers.
     """
@@ -24,10 +30,17 @@ class OptimizerFacts:
     family: Family
     momentum: float | None = None
     betas: tuple[float, float] | None = None
+    alpha: float | None = None
     eps: float | None = None
+    decay: Literal["coupled", "decoupled"] = "coupled"
     nesterov: bool = False
     sharded: bool = True
     elementwise: bool = True
+
+    @property
+    def has_timescale(self) -> bool:
+        """Whether weight decay acts over B/(lr wd) samples: where it is decoupled, or nothing divides the gradient."""
+        return self.decay == "decoupled" or self.family == "sgd"
 
 
 _ADAM = (0.9, 0.999)
@@ -36,22 +49,34 @@ OPTIMIZERS: dict[str, OptimizerFacts] = {
     "sgd": OptimizerFacts("torch.optim.SGD", "sgd", momentum=0.0),
     "nesterov": OptimizerFacts("torch.optim.SGD", "sgd", momentum=0.9, nesterov=True),
     "adam": OptimizerFacts("torch.optim.Adam", "adam", betas=_ADAM, eps=1e-8),
-    "adamw": OptimizerFacts("torch.optim.AdamW", "adam", betas=_ADAM, eps=1e-8),
+    "adamw": OptimizerFacts("torch.optim.AdamW", "adam", decay="decoupled", betas=_ADAM, eps=1e-8),
     "nadam": OptimizerFacts("torch.optim.NAdam", "adam", betas=_ADAM, eps=1e-8),
     "radam": OptimizerFacts("torch.optim.RAdam", "adam", betas=_ADAM, eps=1e-8),
     "adamax": OptimizerFacts("torch.optim.Adamax", "adam", betas=_ADAM, eps=1e-8),
     "adagrad": OptimizerFacts("torch.optim.Adagrad", "adam", eps=1e-10),
-    "rmsprop": OptimizerFacts("torch.optim.RMSprop", "adam", momentum=0.0, eps=1e-8),
+    "rmsprop": OptimizerFacts("torch.optim.RMSprop", "adam", momentum=0.0, alpha=0.99, eps=1e-8),
     "lars": OptimizerFacts("pytorch_optimizer.LARS", "sgd", momentum=0.9, sharded=False, elementwise=False),
-    "lamb": OptimizerFacts("pytorch_optimizer.Lamb", "adam", betas=_ADAM, eps=1e-6, sharded=False, elementwise=False),
-    "adafactor": OptimizerFacts("torch.optim.Adafactor", "adam", sharded=False, elementwise=False),
-    "muon": OptimizerFacts("pytorch_optimizer.Muon", "sign", momentum=0.95, sharded=False, elementwise=False),
-    "lion": OptimizerFacts("pytorch_optimizer.Lion", "sign", betas=(0.9, 0.99)),
+    "lamb": OptimizerFacts(
+        "pytorch_optimizer.Lamb", "adam", decay="decoupled", betas=_ADAM, eps=1e-6, sharded=False, elementwise=False
+    ),
+    "adafactor": OptimizerFacts("torch.optim.Adafactor", "adam", decay="decoupled", sharded=False, elementwise=False),
+    "muon": OptimizerFacts("pytorch_optimizer.Muon", "sign", decay="decoupled", momentum=0.95, sharded=False, elementwise=False),
+    "lion": OptimizerFacts("pytorch_optimizer.Lion", "sign", decay="decoupled", betas=(0.9, 0.99)),
 }
 
 
 def optimizer_facts(name: str) -> OptimizerFacts:
-    """The facts of one optimizer. Raises UserError on a name that is not in the table."""
-    if name not in OPTIMIZERS:
-        raise UserError("optim.name", f"{name!r} is not an optimizer we know", did_you_mean(name, list(OPTIMIZERS)))
-    return OPTIMIZERS[name]
+    """The facts of one optimizer: of the table, or what can be said of any other that is installed. Raises UserError."""
+    if name in OPTIMIZERS:
+        return OPTIMIZERS[name]
+    if ":" in name:
+        return OptimizerFacts(name, "unknown", sharded=False, elementwise=False)
+    others = sources()
+    if name in others:
+        return OptimizerFacts(others[name], "unknown", sharded=False, elementwise=False)
+    near = nearest(name, [*OPTIMIZERS, *others])
+    more = "" if installed("pytorch_optimizer") else "; for those of pytorch_optimizer: pip install 'widebatch[optimizers]'"
+    remedy = (
+        f"did you mean {near}?" if near else f"known: {', '.join(OPTIMIZERS)}, and the classes of torch.optim and pytorch_optimizer"
+    )
+    raise UserError("optim.name", f"{name!r} is not an optimizer we know", f"{remedy}{more}")

@@ -2,21 +2,34 @@
 
 import json
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
-from harness.plan.backends import check_backend
+from harness.config.errors import UserError
+from harness.config.schema import Config
+from harness.plan.backend_checks import check_backend
 from harness.plan.batch import resplit, split_batch
-from harness.plan.cadence import cadence
-from harness.plan.cautions import Caution, Facts, cautions
-from harness.plan.config import Config
-from harness.plan.errors import UserError
-from harness.plan.guard import check_guard
-from harness.plan.lengths import Lengths
-from harness.plan.optimizers import OptimizerFacts, optimizer_facts
-from harness.plan.reasons import reasons
-from harness.plan.rules import Rewrite, Situation, adascale_samples, rewrite, scale_beta, scale_betas, scale_decay
-from harness.plan.schedule import Schedule
-from harness.plan.stages import Stage, stage_at, stages, walk
+from harness.plan.batch_schedule import Sizes, Stage, stage_at, stage_reason, stages, walk
+from harness.plan.checkpoint_interval import cadence
+from harness.plan.durations import Lengths
+from harness.plan.guard_policy import check_guard
+from harness.plan.horizon_rules import at_horizon, stretch
+from harness.plan.lr_schedule import Schedule
+from harness.plan.optimizers import Family, OptimizerFacts, optimizer_facts
+from harness.plan.plan_warnings import Caution, Facts, cautions
+from harness.plan.reasons import decay_mode, reasons
+from harness.plan.scaling_rules import (
+    Rewrite,
+    Situation,
+    adascale_samples,
+    rewrite,
+    scale_alpha,
+    scale_beta,
+    scale_betas,
+    scale_decay,
+)
+from harness.plan.schedule_checks import check_lengths, check_settings, longest_warmup, never_reached
+from harness.plan.token_units import sample_tokens
 from harness.plan.world import World
 
 
@@ -43,6 +56,7 @@ class Plan:
     weight_decay: float
     momentum: float | None
     betas: tuple[float, float] | None
+    alpha: float | None
     eps: float | None
     ema: float | None
     clip: float | None
@@ -51,6 +65,7 @@ class Plan:
     total_samples: int
     total_steps: int
     dataset_samples: int | None
+    sample_tokens: int | None
     eval_every_samples: int | None
     checkpoint_every_samples: int | None
     patience_samples: int | None
@@ -65,7 +80,7 @@ class Plan:
     sources: dict[str, str] = field(compare=False)
 
     def lr(self, step: int) -> float:
-        """The learning rate of optimizer step `step` (the first is 0), if all steps before it were of this plan."""
+        """The learning rate of optimizer step `step` (the first is 0), if all steps before it were of this plan's batch."""
         return self.lr_at(self.samples_at(step))
 
     def lr_at(self, samples: float) -> float:
@@ -94,38 +109,45 @@ class Plan:
 
     @property
     def passes(self) -> int:
-        """Forward passes of one process in a full optimizer step: accumulation, times the ranks it plays."""
+        """Forward passes of one process in a full optimizer step: accumulation, times the ranks it simulates."""
         return self.accumulate * (self.world_size // self.processes)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data with the outside names; `lr` is the rate after the warm-up."""
+        """Plain data with the outside names; `lr` is the rate after the warm-up, `*_tokens` what the samples are in tokens."""
         tree: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         tree["lr"] = tree.pop("target_lr")
+        for name, samples in (("global_batch_tokens", self.global_batch), ("total_tokens", self.total_samples)):
+            tree[name] = None if self.sample_tokens is None else samples * self.sample_tokens
         return tree
 
 
 def plan(config: Config, world: World, dataset: int | None = None) -> Plan:
-    """Derive every number of the run `config` on `world`. `dataset`: training samples, where the run file does not say.
+    """Derive every number of the run `config` on `world`. Pure: it reads no file and imports no torch.
 
-    Pure. Raises UserError, naming setting, value and remedy, for a plan that cannot be.
+    `dataset`: the number of training samples, where the run file does not say. Raises UserError, naming setting, value and remedy,
+    for a plan that cannot be. Source: the paper of each number is in `Plan.sources`.
     """
     dataset = config.recipe.samples or dataset
-    lengths = Lengths(dataset)
+    tokens = sample_tokens(config.recipe)
+    lengths = Lengths(dataset, tokens)
     facts = _optimizer(config, world)
     check_backend(config, facts, world)
     cadence(config.checkpoint)
-    split = split_batch(config.batch, world)
+    split = split_batch(config.batch, world, tokens)
     situation = Situation(split.global_batch, config.batch.reference, config.scaling.noise_scale)
     rule, done = rewrite(config.scaling.rule, facts.family, situation)
+    ratio = stretch(config, lengths.horizon(config)[0], tokens)
+    done = at_horizon(done, config, ratio, facts.family, rule)
     schedule, why = _schedule(config, lengths, done)
     check_guard(config.guard, schedule, config.backend.name)
-    found = stages(config.batch, schedule, split.global_batch, world.size)
+    grows = config.schedule.on_plateau == "grow_batch"
+    sizes = Sizes(split.global_batch, world.size, tokens, partial(_rule_lr, config, facts.family))
+    found = stages(config.batch, schedule, sizes, on_plateau=grows)
     k = situation.k
     total, steps, steps_reason = _adascale(config, schedule, situation) if rule == "adascale" else _steps(config, schedule, found)
-    betas = config.optim.betas or facts.betas
-    new_betas = betas and scale_betas(betas, k, config.scaling.betas or done.betas, rule)
+    betas, beta_mode = config.optim.betas or facts.betas, config.scaling.betas or done.betas
+    alpha = facts.alpha if config.optim.alpha is None else config.optim.alpha
     eps = config.optim.eps or facts.eps
-    decay_mode = config.scaling.weight_decay or done.weight_decay
     warmup_steps = -(-schedule.warmup // split.global_batch)
     planned = Plan(
         world_size=world.size,
@@ -140,9 +162,10 @@ def plan(config: Config, world: World, dataset: int | None = None) -> Plan:
         target_lr=schedule.peak,
         reference_lr=config.optim.lr,
         optimizer=config.optim.name,
-        weight_decay=scale_decay(config.optim.weight_decay, k, done.lr, decay_mode),
+        weight_decay=scale_decay(config.optim.weight_decay, k / ratio, done.lr, decay_mode(config, done, facts)),
         momentum=config.optim.momentum if config.optim.momentum is not None else facts.momentum,
-        betas=new_betas,
+        betas=betas and scale_betas(betas, k, beta_mode, rule),
+        alpha=None if alpha is None else scale_alpha(alpha, k, beta_mode, rule),
         eps=eps and eps * done.eps,
         ema=config.optim.ema and scale_beta(config.optim.ema, k, "half_life"),
         clip=config.optim.clip,
@@ -151,9 +174,10 @@ def plan(config: Config, world: World, dataset: int | None = None) -> Plan:
         total_samples=total,
         total_steps=steps,
         dataset_samples=dataset,
+        sample_tokens=tokens,
         eval_every_samples=lengths.cadence("eval", config.eval.every_epochs, config.eval.every_samples),
         checkpoint_every_samples=lengths.cadence("checkpoint", config.checkpoint.every_epochs, config.checkpoint.every_samples),
-        patience_samples=lengths.optional("eval.patience_epochs", config.eval.patience_epochs, config.eval.patience_samples),
+        patience_samples=lengths.patience(config),
         recover_samples=lengths.optional("guard.recover_epochs", config.guard.recover_epochs, config.guard.recover_samples) or 0,
         noise_scale=config.scaling.noise_scale,
         largest_stable_lr=config.scaling.largest_stable_lr,
@@ -162,9 +186,19 @@ def plan(config: Config, world: World, dataset: int | None = None) -> Plan:
         backend=config.backend.name,
         precision=config.precision,
         warnings=(),
-        sources={**reasons(config, world, split, done, facts), **why, "total_steps": steps_reason},
+        sources={
+            **reasons(config, world, split, done, facts),
+            **why,
+            "total_steps": steps_reason,
+            "stages": stage_reason(config.batch),
+        },
     )
     return replace(planned, warnings=_warnings(config, planned, facts, done))
+
+
+def _rule_lr(config: Config, family: Family, batch: int) -> float:
+    """The factor of the run's rule on lr at a global batch."""
+    return rewrite(config.scaling.rule, family, Situation(batch, config.batch.reference, config.scaling.noise_scale))[1].lr
 
 
 def _steps(config: Config, schedule: Schedule, found: tuple[Stage, ...]) -> tuple[int, int, str]:
@@ -184,7 +218,7 @@ def _steps(config: Config, schedule: Schedule, found: tuple[Stage, ...]) -> tupl
 
 
 def _adascale(config: Config, schedule: Schedule, s: Situation) -> tuple[int, int, str]:
-    """(most samples that rule adascale may spend, the steps these are, the reason with what is expected)."""
+    """(most samples that rule adascale may use, the same in steps, the reason with what is expected)."""
     most = config.scaling.budget_samples or round(schedule.horizon * max(s.k, 1))
     reason = "scaling.budget_samples" if config.scaling.budget_samples else f"at most: {schedule.horizon} x k, at a gain of 1"
     spent = adascale_samples(schedule.horizon, s)
@@ -195,26 +229,42 @@ def _adascale(config: Config, schedule: Schedule, s: Situation) -> tuple[int, in
 
 def _warnings(config: Config, p: Plan, facts: OptimizerFacts, done: Rewrite) -> tuple[Caution, ...]:
     """The warnings that hold for a plan."""
-    horizon = p.schedule.horizon
+    horizon, unreached = p.schedule.horizon, len(never_reached(p.schedule))
+    mode, beta2 = config.scaling.betas or done.betas, p.betas[1] if p.betas else None
+    halved = beta2 is not None and mode == "keep"
     return cautions(
         Facts(
             family=facts.family,
             rule=p.rule,
             k=p.ratio,
             lr_factor=done.lr,
+            world=p.world_size,
+            share=p.global_batch // p.world_size,
+            backend=p.backend,
             global_batch=p.global_batch,
+            reference_batch=p.reference_batch,
             noise_scale=config.scaling.noise_scale,
             lr=p.target_lr,
             reference_lr=p.reference_lr,
             largest_stable_lr=p.largest_stable_lr,
-            beta2=p.betas[1] if p.betas else None,
+            beta2=beta2,
+            beta2_scaled=scale_beta(beta2, p.ratio, "half_life") if beta2 is not None and halved else None,
+            warmup=p.warmup_samples,
+            warmup_factor=done.warmup,
+            warmup_limit=longest_warmup(p.schedule),
             warmup_steps=p.warmup_steps,
             total_steps=p.total_steps,
             dropped=max(horizon - p.total_samples, 0) if p.rule != "adascale" else 0,
             horizon=horizon,
             wasted=0 if config.scaling.extend else round(horizon * max(done.horizon - 1, 0)),
+            budget=p.total_samples,
             overspent=_overspent(config, p),
             rough_noise=not _measures_noise(p),
+            milestones=tuple(sorted(config.schedule.milestones))[: len(p.schedule.milestones) - unreached],
+            unreached=unreached,
+            sample_tokens=p.sample_tokens,
+            parameters=config.recipe.parameters,
+            reference_parameters=config.reference.parameters,
         )
     )
 
@@ -238,12 +288,19 @@ def _optimizer(config: Config, world: World) -> OptimizerFacts:
     for name, value, has in (
         ("momentum", o.momentum, facts.momentum),
         ("betas", o.betas, facts.betas),
+        ("alpha", o.alpha, facts.alpha),
         ("eps", o.eps, facts.eps),
     ):
         if value is not None and has is None:
-            raise UserError(f"optim.{name}", f"is {value}, but {o.name} has no {name}", "leave it out")
-    if config.scaling.betas in ("sde", "half_life") and facts.betas is None:
+            lacks = f"the plan does not know what it does to {o.name}" if facts.family == "unknown" else f"{o.name} has no {name}"
+            raise UserError(f"optim.{name}", f"is {value}, but {lacks}", "leave it out")
+    if config.scaling.betas not in (None, "keep") and facts.betas is None and facts.alpha is None:
         raise UserError("scaling.betas", f"is {config.scaling.betas}, but {o.name} has no betas", "leave it out")
+    if config.scaling.weight_decay == "timescale" and not facts.has_timescale:
+        at = (
+            f"is timescale, but the weight decay of {o.name} is coupled: it is divided by the gradient's size, and has no timescale"
+        )
+        raise UserError("scaling.weight_decay", at, "set keep, or optim.name: adamw")
     if facts.nesterov and o.momentum == 0:
         raise UserError("optim.momentum", "is 0, but nesterov needs momentum", "give 0.9, or optim.name: sgd")
     if config.precision == "fp16" and world.device == "cpu":
@@ -254,16 +311,12 @@ def _optimizer(config: Config, world: World) -> OptimizerFacts:
 def _schedule(config: Config, lengths: Lengths, done: Rewrite) -> tuple[Schedule, dict[str, str]]:
     """The learning rate over samples, with the reasons of its lengths."""
     s = config.schedule
-    wished = lengths.horizon(config)
+    check_settings(s)
+    wished, unit = lengths.horizon(config)
     horizon = round(wished * done.horizon) if config.scaling.extend else wished
-    unit = f"schedule.samples {wished}" if s.samples else f"schedule.epochs {s.epochs:g} x {lengths.dataset} samples"
     warmup, warmup_reason = lengths.warmup(config, done.lr > 1, horizon, done.warmup)
     peak = config.optim.lr * done.lr
     start = 0.0 if config.scaling.warmup_from == "zero" and warmup else min(config.optim.lr, peak)
-    if s.shape == "step" and not s.milestones:
-        raise UserError("schedule.milestones", "missing, and shape step needs them", "give a list such as [30, 60, 80]")
-    if s.shape in ("exponential", "plateau") and s.every is None:
-        raise UserError("schedule.every", f"missing, and shape {s.shape} needs it", "give a length in the schedule's unit")
     if s.shape == "inverse_sqrt" and not warmup:
         raise UserError("schedule.shape", "inverse_sqrt without a warm-up has no scale", "set scaling.warmup_epochs")
     schedule = Schedule(
@@ -272,12 +325,13 @@ def _schedule(config: Config, lengths: Lengths, done: Rewrite) -> tuple[Schedule
         peak=peak,
         warmup=warmup,
         horizon=horizon,
-        milestones=tuple(lengths.shape_length(config, "milestones", m) for m in s.milestones),
+        milestones=tuple(sorted(lengths.shape_length(config, "milestones", m) for m in s.milestones)),
         gamma=s.gamma,
-        every=max(lengths.shape_length(config, "every", s.every), 1) if s.every else 0,
+        every=lengths.shape_length(config, "every", s.every) if s.every else 0,
         decay_fraction=s.decay_fraction,
         final_fraction=s.final_fraction,
     )
+    check_lengths(schedule)
     ramp = "zero" if start == 0 else f"the reference lr {start:g}"
     steps = "held fixed in samples, so the steps follow by division"
     return schedule, {

@@ -3,6 +3,9 @@
 import math
 from dataclasses import dataclass, replace
 
+THRESHOLD = 1e-4
+"""Of the best so far: an improvement by less is none. The default of torch.optim.lr_scheduler.ReduceLROnPlateau (mode rel)."""
+
 
 @dataclass(frozen=True)
 class Plateau:
@@ -16,9 +19,14 @@ class Plateau:
     best_at: int = 0
     drops: int = 0
 
-    def after(self, loss: float, samples: int, *, patience: int, gamma: float, floor: float) -> "Plateau":
-        """The state after an evaluation with `loss` at `samples` seen. A loss that is not a number never counts as better."""
-        if not math.isnan(loss) and (self.best is None or loss < self.best):
+    def after(
+        self, loss: float, samples: int, *, patience: int, gamma: float, floor: float, threshold: float = THRESHOLD
+    ) -> "Plateau":
+        """The state after an evaluation with `loss` at `samples` seen. Better is lower by more than `threshold` of the best's size.
+
+        A loss that is not a number never counts as better.
+        """
+        if not math.isnan(loss) and (self.best is None or loss < self.best - threshold * abs(self.best)):
             return replace(self, best=loss, best_at=samples)
         if samples - self.best_at < patience:
             return self

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -10,12 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as fn
 
-from harness.parts.data import Table
-from harness.parts.random import depth_rate, survival
-from harness.parts.recipe import Recipe, Split, Sum
-from harness.parts.text import next_tokens, text_table, token_loss
-from harness.plan.config import Below1
-from harness.plan.errors import UserError
+from harness.config.errors import UserError
+from harness.config.schema import Below1
+from harness.data.feed import Table
+from harness.recipes.base import Recipe, Split, Sum
+from harness.recipes.byte_tokenizer import write_byte_tokenizer
+from harness.recipes.preview import shortened
+from harness.recipes.sample_random import depth_rate, survival
+from harness.recipes.text import next_tokens, text_table, token_loss
 
 VOCABULARY = 256
 
@@ -95,6 +98,14 @@ class BytesLM(Recipe):
             "eos_token_id": None,
         }
         return settings, dict(_gpt2(self, weights))
+
+    def hugging_face_files(self, out: Path) -> None:
+        """A tokenizer to which each byte is a token."""
+        write_byte_tokenizer(out)
+
+    def preview(self, sample: dict[str, Tensor]) -> str:
+        """The text."""
+        return shortened(bytes(sample["tokens"][: int(sample["length"])].tolist()).decode(errors="replace"))
 
     def items_per_sample(self) -> float:
         """Bytes predicted in a row, padding included."""

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from harness.parts.data import Table
-from harness.parts.recipe import Recipe, Split, Sum
-from harness.plan.config import Below1
+from harness.config.schema import Below1
+from harness.data.feed import Table
+from harness.recipes.base import Recipe, Split, Sum
 
 VALID_EVERY = 5
 """Every fifth image is for validation: 1,437 to train, 360 to validate."""

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as fn
 
-from harness.parts.random import uniform
+from harness.recipes.sample_random import uniform
 
 ROW, COLUMN, MIRROR = range(1, 4)
 """Purposes of the random numbers; 4 and 5 are mixup's."""

@@ -8,16 +8,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import BinaryIO, cast, final
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
-from harness.parts.data import MapStyle, Table
-from harness.parts.recipe import Split
-from harness.plan.errors import UserError
+from harness.config.errors import UserError
+from harness.data.feed import MapStyle, Table
+from harness.recipes.base import Split
 
 IDX_STEMS = {"train": "train", "valid": "t10k"}
 VALID_FOLDERS = ("valid", "val", "test")
@@ -68,8 +68,9 @@ class IdxFiles(ImageSource):
     root: Path
     size: int | None
 
+    @override
     def shape(self) -> Shape:
-        """See ImageSource.shape. The training labels say how many classes there are."""
+        """The training labels say how many classes there are."""
         path = self._path("train", "images-idx3")
         with _open(path) as file:
             _, height, width = _read_sizes(file, path, 3)
@@ -84,7 +85,7 @@ class IdxFiles(ImageSource):
         image, label, shape = read_idx(images, 3), read_idx(labels, 1).long(), self.shape()
         if len(image) != len(label):
             problem = f"{images} has {len(image)} images, {labels.name} has {len(label)} labels"
-            raise UserError("recipe.root", problem, "fetch both files anew, from one source")
+            raise UserError("recipe.root", problem, "download both files again, from one source")
         _, height, width = image.shape
         if (height, width) != (shape.height, shape.width):
             problem = f"{images} has images of {height}x{width}, those to train are {shape.height}x{shape.width}"
@@ -106,14 +107,14 @@ class IdxFiles(ImageSource):
 
 
 def read_idx(path: Path, axes: int) -> Tensor:
-    """An IDX file of unsigned bytes with `axes` axes: uint8 tensor. Raises UserError where the file is damaged."""
+    """An IDX file of unsigned bytes with `axes` axes: uint8 tensor. Raises UserError if the file is damaged."""
     with _open(path) as file:
         sizes, body = _read_sizes(file, path, axes), bytearray(file.read())
     if len(body) != math.prod(sizes):
         problem = f"{path} announces {'x'.join(map(str, sizes))} bytes and has {len(body)}: truncated or damaged"
-        raise UserError("recipe.root", problem, "fetch it anew")
+        raise UserError("recipe.root", problem, "download it again")
     if not body:
-        raise UserError("recipe.root", f"{path} is empty", "fetch it anew")
+        raise UserError("recipe.root", f"{path} is empty", "download it again")
     return torch.frombuffer(body, dtype=torch.uint8).reshape(sizes)
 
 
@@ -123,7 +124,7 @@ def _open(path: Path) -> Iterator[BinaryIO]:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             yield cast(BinaryIO, file)
     except (EOFError, gzip.BadGzipFile, zlib.error) as e:
-        raise UserError("recipe.root", f"{path} is damaged ({e})", "fetch it anew") from e
+        raise UserError("recipe.root", f"{path} is damaged ({e})", "download it again") from e
 
 
 def _read_sizes(file: BinaryIO, path: Path, axes: int) -> tuple[int, ...]:
@@ -131,10 +132,10 @@ def _read_sizes(file: BinaryIO, path: Path, axes: int) -> tuple[int, ...]:
     magic, expected = file.read(4), bytes([0, 0, _UNSIGNED_BYTES, axes])
     if magic != expected:
         problem = f"{path} begins with {magic.hex()}, an IDX file of bytes with {axes} axes with {expected.hex()}"
-        raise UserError("recipe.root", problem, "fetch it anew")
+        raise UserError("recipe.root", problem, "download it again")
     head = file.read(4 * axes)
     if len(head) < 4 * axes:
-        raise UserError("recipe.root", f"{path} ends within its header", "fetch it anew")
+        raise UserError("recipe.root", f"{path} ends within its header", "download it again")
     return struct.unpack(f">{axes}I", head)
 
 
@@ -146,13 +147,12 @@ class ClassFolders(ImageSource):
     root: Path
     size: int
 
+    @override
     def shape(self) -> Shape:
-        """See ImageSource.shape."""
         return Shape(3, self.size, self.size, len(_classes(self.root / "train")))
 
     def split(self, split: Split) -> "ImageList":
         """Samples in order of class and file name; a class's label is its place in the sorted names."""
-        _need_pillow()
         folder = self.root / "train" if split == "train" else self._valid()
         names, known = _classes(folder), _classes(self.root / "train")
         if names != known:
@@ -187,25 +187,22 @@ class ImageList:
     def __getitem__(self, index: int) -> dict[str, Tensor | int]:
         return {"image": read_image(self.paths[index], self.size), "label": self.labels[index]}
 
+    def source(self, index: int) -> str:
+        """The file."""
+        return str(self.paths[index])
+
 
 def read_image(path: Path, size: int) -> Tensor:
-    """The largest centred square of an image, resized: uint8 [3, size, size]. Raises UserError where it is damaged."""
+    """The largest centred square of an image, resized: uint8 [3, size, size]. Raises ValueError if it is damaged."""
     from PIL import Image, ImageOps
 
     try:
         with Image.open(path) as image:
             square = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BILINEAR)
-    except OSError as e:
-        raise UserError("recipe.root", f"{path} is no image that pillow can read ({e})", "mend or remove it") from e
+    except Exception as e:  # pillow's decoders raise of every kind
+        raise ValueError(f"{path} is not an image that pillow can read ({e})") from e
     flat = torch.frombuffer(bytearray(square.tobytes()), dtype=torch.uint8)
     return flat.reshape(size, size, 3).permute(2, 0, 1).contiguous()
-
-
-def _need_pillow() -> None:
-    try:
-        import_module("PIL.Image")
-    except ImportError as e:
-        raise UserError("recipe.root", f"image folders need pillow ({e})", "pip install 'widebatch[vision]'") from e
 
 
 def _classes(folder: Path) -> list[str]:

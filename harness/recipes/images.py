@@ -7,13 +7,13 @@ from msgspec import Meta
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from harness.parts.data import Data
-from harness.parts.mixup import mixed_loss
-from harness.parts.recipe import Recipe, Split, Sum
-from harness.plan.config import Below1, Count, NonNegative
-from harness.plan.errors import UserError, did_you_mean
+from harness.config.errors import UserError, did_you_mean
+from harness.config.schema import Below1, Count, NonNegative
+from harness.data.feed import Data
+from harness.recipes.base import Recipe, Split, Sum
 from harness.recipes.image_augment import augment
 from harness.recipes.image_files import Shape, open_images
+from harness.recipes.mixup import mixed_loss
 from harness.recipes.resnet import BLOCKS, Norm, mlp, resnet, use_ghosts
 
 TIMM = "timm:"
@@ -42,9 +42,9 @@ class Images(Recipe):
     dropout: Below1 = 0.0
     """Share of features dropped before the last layer."""
     augment: bool = True
-    """Move each training image by up to 1/8 of its side, anew in every epoch."""
+    """Move each training image by up to 1/8 of its side, again in every epoch."""
     flip: bool = True
-    """With augment: mirror half of the images, chosen anew in every epoch. Not for digits or letters."""
+    """With augment: mirror half of the images, chosen again in every epoch. Not for digits or letters."""
     label_smoothing: Below1 = 0.0
     """Share of the target spread over all classes (Szegedy et al. 2016, 1512.00567)."""
     mixup: NonNegative = 0.0
@@ -102,7 +102,7 @@ class Images(Recipe):
         return total, len(label)
 
     def _logits(self, model: nn.Module, x: Tensor, batch: dict[str, Tensor]) -> Tensor:
-        """In training: with each sample's key where blocks are left out by it."""
+        """The model's outputs in training; with stochastic depth, each sample's key decides which blocks are left out."""
         logits: Tensor = model(x, batch["key"]) if self.stochastic_depth else model(x)
         return logits
 

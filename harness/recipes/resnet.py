@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as fn
 
-from harness.parts.random import depth_rate, survival
-from harness.plan.errors import UserError
+from harness.config.errors import UserError
 from harness.recipes.image_files import Shape
+from harness.recipes.sample_random import depth_rate, survival
 
 Norm = Literal["batch", "group", "none"]
 BLOCKS = {"resnet8": 1, "resnet14": 2, "resnet20": 3}

@@ -1,1 +1,1 @@
-"""L4, watchers: callables that are told every event of a run."""
+"""L4, watchers: callables that receive every event of a run."""

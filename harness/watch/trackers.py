@@ -4,10 +4,21 @@ import json
 from pathlib import Path
 from typing import Any, final
 
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
-from harness.plan.errors import UserError, did_you_mean
-from harness.stats.events import Ended, Evaluated, Event, Started, Windowed
+from harness.config.errors import UserError, did_you_mean
+from harness.telemetry.events import Ended, Evaluated, Event, Started, Windowed
+from harness.watch.isolation import describe
+
+
+def check_tracker(name: str) -> None:
+    """Raises UserError if Accelerate does not know the tracker, or its package is not installed."""
+    if name not in LOGGER_TYPE_TO_CLASS:
+        raise UserError(
+            "watch.trackers", f"{name!r} is not a tracker of Accelerate's", did_you_mean(name, list(LOGGER_TYPE_TO_CLASS))
+        )
+    if name not in map(str, get_available_trackers()):
+        raise UserError("watch.trackers", f"the package of {name} is not installed", f"pip install {name}")
 
 
 @final
@@ -15,16 +26,13 @@ class TrackerWatcher:
     """Logs windows and evaluations over samples to one of Accelerate's trackers, into the run folder where it writes files."""
 
     def __init__(self, name: str, folder: Path) -> None:
-        if name not in LOGGER_TYPE_TO_CLASS:
-            raise UserError(
-                "watch.trackers", f"{name!r} is no tracker of Accelerate's", did_you_mean(name, list(LOGGER_TYPE_TO_CLASS))
-            )
+        check_tracker(name)
         kind: Any = LOGGER_TYPE_TO_CLASS[name]
         try:
             self._tracker = kind(folder.name, logging_dir=folder) if kind.requires_logging_directory else kind(folder.name)
-        except ImportError as e:
-            raise UserError("watch.trackers", f"{name} is not installed ({e})", f"pip install {name}") from e
-        self._tracker.start()
+            self._tracker.start()
+        except Exception as e:  # its own code, and whatever service it talks to
+            raise UserError("watch.trackers", f"{name} does not start: {describe(e)}", "fix that, or leave it out") from e
 
     def __call__(self, event: Event) -> None:
         """Log what has numbers."""

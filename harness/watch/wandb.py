@@ -1,59 +1,83 @@
 """Weights & Biases, on rank 0: windows and evaluations over samples, the run file and the plan as config, nothing else.
 
-`step=` is never passed: W&B drops points that come with a lower one, as after a resume. The x-axis is progress/samples. A thread of
-its own does all of it, the import of wandb too, so that the training thread waits for nothing; a server that has not answered in
-START_S is out of reach, and the run is logged offline.
+Points are numbered on over all starts of a run (wandb_segments.py); the x-axis is progress/samples. A thread of its own does all of
+it, the import of wandb too, so that the training thread waits for nothing; a server that has not answered in ANSWER_S is out of
+reach, and the run is logged offline.
 """
 
 import math
 import netrc
 import os
 import queue
+import re
 import secrets
 import signal
+import tempfile
 import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from shlex import quote
+from typing import TYPE_CHECKING, Any, Literal, final
 from urllib.parse import urlsplit
 
 from torch import Tensor
 
-from harness.plan.config import WatchConfig
-from harness.stats.events import Ended, Evaluated, Event, Noticed, Saved, Shown, Started, Stepped, Windowed
-from harness.watch.git import commit
+from harness.analysis.run_record import best_by
+from harness.analysis.wandb_segments import drop_empty, points_so_far
+from harness.config.run_folder import JOURNAL, RunFolder
+from harness.config.schema import WatchConfig
+from harness.supervision.exit_codes import EXIT, FAILED, STOPPED
+from harness.supervision.output_redirect import say
+from harness.supervision.resume_command import resume_command
+from harness.supervision.safe_files import write_once, write_own
+from harness.supervision.temporary_folders import own
+from harness.telemetry.events import Ended, Evaluated, Event, Noticed, Saved, Shown, Started, Stepped, Windowed
+from harness.watch.git_info import commit, uncommitted_changes
+from harness.watch.isolation import Isolated, describe
+from harness.watch.wandb_names import RUN_ID, run_names
 
 if TYPE_CHECKING:
     import wandb
 
-START_S = 5.0
-"""What the start may wait for the service, in all."""
+ANSWER_S = 2.5
+"""How long the service may take to answer at the start; one that has not is out of reach."""
+BEGIN_S = 30.0
+"""How long a service that has answered may take to begin the run."""
 FINISH_S = 8
 SLOW_START_S = 60
 """How long the end of a run waits for a start that is not over: wandb is large, and a machine may be busy."""
 WAITING = 10_000
 """Points that may wait for the writing thread; more are dropped, and counted."""
 GROUPS = ("train", "eval", "batch", "throughput", "memory", "stability", "reliability", "pause")
-ALERTS = (
-    "nonfinite", "spike", "divergence", "dead", "past_noise_scale", "slow", "checkpoint_failed", "stale_checkpoint",
-    "damaged_checkpoint", "resumed", "bad_samples", "data_worker", "straggler",
-    "erratic", "spared", "back_off", "warm_up", "roll_back", "batch", "out_of_memory",
-)  # fmt: skip
-"""Notices that W&B also sends as alerts, each code at most once in ALERT_EVERY_S."""
+LEVELS = {
+    "ERROR": ("failed", "guard", "unsaved", "dead", "divergence", "checkpoint_failed"),
+    "WARN": (
+        "nonfinite", "spike", "erratic", "spared", "back_off", "warm_up", "roll_back", "past_noise_scale", "slow", "straggler",
+        "stale_checkpoint", "damaged_checkpoint", "bad_samples", "data_worker", "out_of_memory",
+    ),
+    "INFO": ("resumed", "restarted", "batch"),
+}  # fmt: skip
+"""Notices and ends that W&B also sends as alerts, by level: the run is lost or will be; look at it; good to know."""
+ALERTS = {code: level for level, codes in LEVELS.items() for code in codes}
 ALERT_EVERY_S = 300
+"""An alert of one code is sent at most once in so many seconds."""
 
 
 @final
 class WandbWatcher:
-    """Logs to one W&B run per run folder: its id is kept there, so that a resumed run goes on in the same place."""
+    """Logs to one W&B run per run folder: its id is kept there, so that a resumed run continues in the same place."""
 
     def __init__(self, watch: WatchConfig, folder: Path) -> None:
         self._watch, self._folder = watch, folder
+        self._names = run_names(watch, os.environ, folder)
         self._run: Any = None
+        self._point, self._status = 0, FAILED  # until an end says otherwise
         self._events: queue.Queue[Event | None] = queue.Queue(WAITING)
+        self._take = Isolated("W&B", self._tell)
         self._dropped = self._told = 0
         self._alerted: dict[str, float] = {}
         self._writer = threading.Thread(target=self._write, name="wandb writer", daemon=True)
@@ -70,22 +94,25 @@ class WandbWatcher:
             self._dropped += 1
 
     def _write(self) -> None:
-        """The writing thread, to the end of the events. An error of W&B's own ends it with a traceback, and training goes on."""
+        """The writing thread, to the end of the events. One that W&B cannot take is reported and counted."""
         while (event := self._events.get()) is not None:
-            self._tell(event)
+            self._take(event)
             self._told += 1
 
     def _tell(self, event: Event) -> None:
         """Log what has numbers."""
+        if self._run is None and not isinstance(event, Started):
+            self._take.miss(event)
+            return
         match event:
             case Started():
                 self._start(event)
             case Windowed() | Evaluated():
-                self._run.log(known(event.metrics | {"reliability/log_points_dropped": self._dropped}))
+                self._log(known(event.metrics | {"reliability/log_points_dropped": self._dropped + self._take.missed}))
             case Shown():
-                self._run.log({"progress/samples": event.samples, "eval/examples": table(event.rows)})
+                self._log({"progress/samples": event.samples, "eval/examples": table(event.rows)})
             case Saved():
-                self._run.log({"progress/samples": event.samples, "reliability/checkpoint_bytes": event.bytes})
+                self._log({"progress/samples": event.samples, "reliability/checkpoint_bytes": event.bytes})
                 if self._watch.artifacts:
                     self._refer(event.path, event.samples)
             case Noticed():
@@ -93,39 +120,47 @@ class WandbWatcher:
                 if event.code in ALERTS:
                     self._alert(event.code, event.message)
             case Ended():
-                if event.reason in ("guard", "failed"):
+                self._status = EXIT[event.reason]
+                if event.reason in ALERTS:
                     self._alert(event.reason, event.message)
+                if self._status == STOPPED:
+                    self._run.mark_preempting()
                 self._run.summary.update({"end/reason": event.reason, "end/message": event.message, **known(event.metrics)})
             case _:
                 pass
+
+    def _log(self, row: dict[str, Any]) -> None:
+        """Log a point, under the next number."""
+        self._run.log(row, step=self._point, commit=True)
+        self._point += 1
 
     def close(self) -> None:
         """Hand over what waits, and finish. A server that is gone costs about FINISH_S; its points stay on disk."""
         told = -1
         if self._writer.is_alive():
             self._events.put(None)
-        while self._writer.is_alive() and self._told > told:  # it goes on, and so it is waited for
+        while self._writer.is_alive() and self._told > told:  # it continues, and so it is waited for
             told = self._told
             self._writer.join(FINISH_S if self._told else SLOW_START_S)
         if self._writer.is_alive():
-            print(f"W&B took no more: {self._events.qsize()} events are in events.jsonl alone")
+            say(f"W&B stopped accepting events: {self._events.qsize()} are only in {JOURNAL}")
+        self._take.close()
         if self._run is None:
             return
         last = threading.Thread(target=self._finish, name="wandb finish", daemon=True)
         last.start()
         last.join(FINISH_S + 1)
         if last.is_alive():  # finish_timeout does not hold where the service dies at a bad moment: about one time in twelve
-            print(f"W&B does not answer: {self._sync()}")
+            say(f"W&B does not answer: {self._sync()}")
             end_service()
             last.join(FINISH_S)
 
     def _finish(self) -> None:
-        import wandb
-
         try:
-            self._run.finish()
-        except (wandb.errors.Error, TimeoutError, ConnectionError) as e:
-            print(f"W&B did not take everything ({' '.join(str(e).split())}): {self._sync()}")
+            self._run.finish(exit_code=self._status)
+            say(f"W&B    {self._where()}")
+        except Exception as e:  # noqa: BLE001  whatever it is, the run is over and its points are on disk
+            say(f"W&B did not take everything ({describe(e)}): {self._sync()}")
 
     def _refer(self, path: str, samples: int) -> None:
         """A checkpoint as an artifact that holds its manifest, where that is on a disk, and refers to the rest where it lies.
@@ -150,51 +185,112 @@ class WandbWatcher:
         now = time.monotonic()
         if now - self._alerted.get(code, -math.inf) >= ALERT_EVERY_S:
             self._alerted[code] = now
-            self._run.alert(title=code, text=text)
+            self._run.alert(title=code, text=text, level=ALERTS[code])
+
+    def _where(self) -> str:
+        """Where the run is seen."""
+        return f"offline: {self._sync()}" if self._run.offline else str(self._run.url)
 
     def _sync(self) -> str:
-        return f"send it later with `wandb sync --include-online {self._folder / 'wandb'}/*run-*`"
+        own = "*run-*" if self._names.dir == self._folder else f"*run-*-{self._run.id}"
+        return f"send it later with `wandb sync --include-online {quote(str(RunFolder(self._names.dir).wandb))}/{own}`"
 
     def _start(self, event: Started) -> None:
         import wandb
 
-        begin = time.monotonic()
-        id_file = self._folder / "wandb_id"
-        run_id = id_file.read_text() if id_file.exists() else secrets.token_hex(4)
-        id_file.write_text(run_id)
-        problem = unreachable(START_S / 2) if self._watch.wandb == "online" else ""
-        left = START_S - (time.monotonic() - begin)
+        names = self._names
+        run_id = wandb_id(self._folder, names.id)
+        drop_empty(self._folder)
+        mode: Literal["online", "offline"] = "online" if self._watch.wandb == "online" else "offline"
+        problem = unreachable(ANSWER_S) if mode == "online" else ""
         settings = wandb.Settings(
             x_disable_meta=True,
             disable_git=True,
             disable_code=True,
             console="off",
             silent=True,
-            init_timeout=left,
+            init_timeout=BEGIN_S,
             finish_timeout=FINISH_S,
         )
         options: dict[str, Any] = {
-            "project": self._watch.project,
+            "project": names.project,
+            "entity": names.entity,
             "id": run_id,
-            "name": self._folder.name,
-            "job_type": os.environ.get("WANDB_JOB_TYPE", "train"),
-            "dir": str(self._folder),
-            "config": {"run": event.config, "plan": event.plan.to_json(), "commit": commit(Path.cwd())},
-            "resume": "allow" if self._watch.wandb == "online" else None,
+            "name": names.name,
+            "group": names.group,
+            "job_type": names.job_type,
+            "tags": names.tags,
+            "notes": names.notes,
+            "dir": str(names.dir),
+            "config": {"run": event.config, "plan": event.plan.to_json(), "commit": commit(Path.cwd())} | overview(event),
+            "resume": "allow" if mode == "online" else None,
             "settings": settings,
         }
         if not problem:
             try:
-                self._run = wandb.init(mode=self._watch.wandb, **options)  # type: ignore[arg-type]
-            except (wandb.errors.CommError, wandb.errors.UsageError) as e:
-                problem = " ".join(str(e).split())
+                self._run = wandb.init(mode=mode, **options)
+            except Exception as e:  # as many kinds as it has versions; without the service it must start offline
+                if mode == "offline":
+                    raise
+                problem = describe(e)
                 wandb.teardown()  # the service of the failed start still holds the run's id
         if problem:
-            print(f"W&B is out of reach ({problem}): logging offline; {self._sync()}")
+            say(f"W&B is out of reach ({problem})")
             self._run = wandb.init(mode="offline", **(options | {"resume": None}))
+        own_folders()
+        self._point = max(points_so_far(RunFolder(self._folder).journal), self._run.step)
+        say(f"W&B    {self._where()}")
+        self._run.summary["best/chosen_by"] = best_by(event.config)
         self._run.summary["batch/noise_scale_estimator"] = event.estimator
         for group in GROUPS:
             self._run.define_metric(f"{group}/*", step_metric="progress/samples")
+
+
+def own_folders() -> None:
+    """Mark what wandb keeps in the temporary folder as this run's, so that it is removed where the run is killed.
+
+    wandb does not publish where that is. Where a version keeps it elsewhere, it is left to that version.
+    """
+    with suppress(ImportError, AttributeError, OSError):
+        from wandb import Artifact
+        from wandb.sdk.data_types._private import MEDIA_TMP
+
+        own(Path(Artifact._TMP_DIR.name))
+        own(Path(MEDIA_TMP.name), beside=_sockets(Path(tempfile.gettempdir())))
+
+
+def _sockets(folder: Path) -> list[Path]:
+    """Where this process's W&B service listens, wandb-PID-SERVICE-*, and where its system monitor does, wandb_symon-SERVICE-*."""
+    services = list(folder.glob(f"wandb-{os.getpid()}-*"))
+    return services + [monitor for one in services for monitor in folder.glob(f"wandb_symon-{one.name.split('-')[2]}-*")]
+
+
+def wandb_id(folder: Path, given: str = "") -> str:
+    """The id of the folder's run in W&B: as `given`, else drawn; written down, and kept until another is given.
+
+    Raises ValueError if the file holds something else.
+    """
+    path = RunFolder(folder).wandb_id
+    found = write_once(path, given or secrets.token_hex(4)).strip()
+    if given and found != given:
+        write_own(path, given)
+        say(f"note   WANDB_RUN_ID={given} takes the place of the run's id in W&B so far, {found[:64]!r}")
+        return given
+    if not re.fullmatch(RUN_ID, found):
+        raise ValueError(f"{path} holds {found[:20]!r}, which is not a run id: remove the file for a new run in W&B")
+    return found
+
+
+def overview(event: Started) -> dict[str, Any]:
+    """What W&B shows of a run beside its run file and plan: a list that names each value, so that no secret is among them."""
+    return {
+        "command": resume_command(event.folder, event.plan, event.device),
+        "uncommitted_changes": uncommitted_changes(Path.cwd()),
+        "parameters": event.parameters,
+        "trained_parameters": event.trained,
+        "device": event.device.partition(":")[0],
+        "environment": event.environment,
+    }
 
 
 def known(metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -244,7 +340,7 @@ def unreachable(limit_s: float) -> str:
     """Why the service cannot be used, or nothing. Asks it once, and waits no longer than `limit_s`."""
     base = base_url()
     if not base.startswith(("http://", "https://")):
-        return f"WANDB_BASE_URL {base!r} is no http address"
+        return f"WANDB_BASE_URL {base!r} is not an http address"
     body = b'{"query": "query Viewer { viewer { id } }"}'
     request = urllib.request.Request(f"{base}/graphql", body, {"Content-Type": "application/json"})  # noqa: S310  http, as checked
     try:

@@ -90,5 +90,5 @@ class Hosts:
                     continue
 
     def link(self, number: int, state: str) -> None:
-        """Cut a host's cable (`down`), or mend it (`up`)."""
+        """Cut a host's cable (`down`), or fix it (`up`)."""
         ip("-n", f"{self._mark}-switch", "link", "set", f"v{number}", state)

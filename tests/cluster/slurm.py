@@ -16,7 +16,7 @@ from typing import Any
 
 from tests.cluster import hosts as hosts_module
 from tests.cluster.hosts import NET, Hosts
-from tests.dist.processes import environ
+from tests.support.processes import LIMIT_S, environ
 
 TOOLS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel", "squeue")
 CPUS, GPUS = 4, 2
@@ -31,7 +31,7 @@ def missing() -> str:
     return hosts_module.missing()
 
 
-def wait_until(what: Callable[[], Any], why: str, limit_s: float = 300) -> Any:
+def wait_until(what: Callable[[], Any], why: str, limit_s: float = LIMIT_S) -> Any:
     """Ask until the answer is true, and return it."""
     end = time.monotonic() + limit_s
     while time.monotonic() < end:
@@ -107,7 +107,7 @@ class Cluster:
         for i in range(1, self.hosts.count + 1):
             self.hosts.kill(i)
         for daemon in self.daemons.values():
-            daemon.wait(timeout=10)
+            daemon.wait(timeout=LIMIT_S)
 
     def _ready(self) -> bool:
         return self._run(["sinfo", "-hN", "-p", "main", "-o", "%T"]).stdout.split() == ["idle"] * self.hosts.count
@@ -119,10 +119,10 @@ class Cluster:
     def start_node(self, number: int) -> None:
         """Start the slurmd of a node; one that was there before has been killed."""
         if f"n{number}" in self.daemons:
-            self.daemons[f"n{number}"].wait(timeout=10)
+            self.daemons[f"n{number}"].wait(timeout=LIMIT_S)
         self._start(f"n{number}", number, ["slurmd", "-D", "-N", f"n{number}"])
 
-    def _run(self, argv: Sequence[str], cwd: Path | None = None, limit_s: float = 120) -> "subprocess.CompletedProcess[str]":
+    def _run(self, argv: Sequence[str], cwd: Path | None = None, limit_s: float = LIMIT_S) -> "subprocess.CompletedProcess[str]":
         inside = self.hosts.inside(1, argv)
         return subprocess.run(inside, env=self.environ, cwd=cwd, capture_output=True, text=True, timeout=limit_s, check=False)
 
@@ -133,7 +133,7 @@ class Cluster:
         every = [f"--nodes={self.hosts.count}", "--exclusive", "--partition=urgent", f"--output={folder}/urgent.log"]
         return self.ask("sbatch", "--parsable", *every, str(script)).strip()
 
-    def ask(self, *argv: str, cwd: Path | None = None, status: int = 0, limit_s: float = 120) -> str:
+    def ask(self, *argv: str, cwd: Path | None = None, status: int = 0, limit_s: float = LIMIT_S) -> str:
         """What a command run on n1 prints; fails unless the exit status is `status`."""
         done = self._run(argv, cwd, limit_s)
         assert done.returncode == status, f"{argv} ended with {done.returncode}: {done.stdout}{done.stderr}"
@@ -148,7 +148,7 @@ class Cluster:
         pids = [pid for i in range(1, self.hosts.count + 1) for pid in self.hosts.pids(i)]
         return sum(_name(pid) in ("srun", "slurmstepd", "slurm_script") for pid in pids)
 
-    def wait_for(self, number: str, state: str, limit_s: float = 300) -> dict[str, str]:
+    def wait_for(self, number: str, state: str, limit_s: float = LIMIT_S) -> dict[str, str]:
         """Wait for a job's state. The two minutes that Slurm lets a requeued job wait are cut short when nothing of it is left, but
         not to nothing: what ends the old steps would end the new ones, which have the same names."""
 

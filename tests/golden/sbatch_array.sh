@@ -1,5 +1,5 @@
 #!/bin/bash
-# 16 GPUs on 2 nodes. Submit it with sbatch; it may be sent again at any time and goes on from the last checkpoint.
+# 16 GPUs on 2 nodes. Submit it with sbatch; it may be sent again at any time and resumes from the last checkpoint.
 #SBATCH --job-name=imagenet
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=8
@@ -16,6 +16,7 @@
 #SBATCH --signal=B:USR1@300
 
 export OMP_NUM_THREADS="${SLURM_CPUS_PER_TASK:-1}"
+export WIDEBATCH_DEVICE=gpu
 export GLOO_SOCKET_IFNAME=ib0 NCCL_SOCKET_IFNAME=ib0
 run=/data/runs/digits/$SLURM_ARRAY_TASK_ID
 # Slurm tells this script when time is short. It tells the ranks, until they have saved, and queues the job again.

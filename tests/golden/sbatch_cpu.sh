@@ -1,5 +1,5 @@
 #!/bin/bash
-# 4 CPU ranks on 2 nodes. Submit it with sbatch; it may be sent again at any time and goes on from the last checkpoint.
+# 4 CPU ranks on 2 nodes. Submit it with sbatch; it may be sent again at any time and resumes from the last checkpoint.
 #SBATCH --job-name=digits
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=2

@@ -1,5 +1,5 @@
 #!/bin/bash
-# 32 GPUs on 4 nodes. Submit it with sbatch; it may be sent again at any time and goes on from the last checkpoint.
+# 32 GPUs on 4 nodes. Submit it with sbatch; it may be sent again at any time and resumes from the last checkpoint.
 #SBATCH --job-name=digits
 #SBATCH --nodes=4
 #SBATCH --ntasks-per-node=8
@@ -10,6 +10,7 @@
 #SBATCH --signal=B:USR1@120
 
 export OMP_NUM_THREADS="${SLURM_CPUS_PER_TASK:-1}"
+export WIDEBATCH_DEVICE=gpu
 run=/data/runs/digits
 # Slurm tells this script when time is short. It tells the ranks, until they have saved, and queues the job again.
 again=no

@@ -1,0 +1,210 @@
+"""A journal's lines -> what they tell, in one pass and in little memory.
+
+A run that went back to a checkpoint tells some samples twice: the last time counts, and the time of the first is reported as lost.
+"""
+
+import math
+from array import array
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness.analysis.downsample import Downsampler
+from harness.analysis.journal_lines import bounded_lines, finite, number, parse
+from harness.analysis.run_record import PARTS, TROUBLES, Kind, Losses, RunRecord, mapping
+from harness.config.plain_file import open_plain
+
+STEP_CURVES = ("train/loss", "train/lr", "train/grad_norm")
+NOISE, NOISE_MOMENTS = "batch/noise_scale_samples", "batch/noise_scale_moments_samples"
+WINDOW_CURVES = ("batch/global_samples", NOISE, NOISE_MOMENTS, "throughput/samples_per_s", "train/update_to_param_ratio")
+LAST_S = 253_370_764_800
+"""The year 9999 begins (Unix)."""
+PLACES = 64
+"""Places that are kept of each kind of event; there may be any number of events."""
+
+
+@dataclass
+class _Teller:
+    """What has been read so far."""
+
+    plan: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)
+    step: int = 0
+    samples: int = 0
+    reason: str | None = None
+    message: str = ""
+    starts: int = 0
+    thin: dict[str, Downsampler] = field(default_factory=dict)
+    kinds: dict[str, Kind] = field(default_factory=dict)
+    losses: Losses = field(default_factory=list)
+    evals: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+    best: dict[str, float] = field(default_factory=dict)
+    last: dict[str, float | None] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
+    pauses: dict[str, float] = field(default_factory=dict)
+    trained: float = 0.0
+    comm_known: bool = True
+    discarded: list[tuple[int, int]] = field(default_factory=list)
+    rates: "array[float]" = field(default_factory=lambda: array("d"))
+    noises: "array[float]" = field(default_factory=lambda: array("d"))
+    noises_by_moments: "array[float]" = field(default_factory=lambda: array("d"))
+
+    def tell(self, line: Mapping[str, Any]) -> None:
+        """One line of the journal."""
+        kind, samples = line["event"], line["samples"]
+        if kind == "start":
+            self._start(line, samples)
+        elif kind == "step":
+            self._curves(STEP_CURVES, line, samples)
+        elif kind == "window":
+            self._window(line, samples)
+        elif kind == "eval":
+            self._eval(line, samples)
+        elif kind == "notice":
+            if line.get("code") == "roll_back" and samples < self.samples:
+                self.discarded = [*self.discarded[1 - PLACES :], (samples, self.samples)]
+            self._event(str(line.get("code")), samples, str(line.get("message")))
+        elif kind == "checkpoint":
+            self._event(
+                "checkpoint", samples, f"saved in {number(line.get('seconds')):.2f} s, {number(line.get('bytes')):,.0f} bytes"
+            )
+        elif kind == "end":
+            self.reason, self.message = str(line.get("reason")), str(line.get("message", ""))
+            if self.reason in ("failed", "guard", "unsaved"):
+                self._event(self.reason, samples, self.message)
+        self.step, self.samples = line["step"], samples
+
+    def _start(self, line: Mapping[str, Any], samples: int) -> None:
+        self._fold()
+        self.plan, self.config, self.about = mapping(line.get("plan")), mapping(line.get("config")), dict(line)
+        self.starts, self.reason, self.message = self.starts + 1, None, ""
+        for thin in self.thin.values():
+            thin.rewind(samples)
+        for told in (self.losses, *self.evals.values()):
+            while told and told[-1][0] > samples:
+                told.pop()
+
+    def _curves(self, names: Iterable[str], line: Mapping[str, Any], samples: int) -> None:
+        for name in names:
+            value = line.get(name)
+            if value is not None:
+                thin = self.thin.get(name)
+                if thin is None:
+                    thin = self.thin[name] = Downsampler()
+                thin.add(samples, value if type(value) is float else number(value))
+
+    def _window(self, line: Mapping[str, Any], samples: int) -> None:
+        self._curves(WINDOW_CURVES, line, samples)
+        while self.losses and self.losses[-1][0] >= samples:
+            self.losses.pop()
+        self.losses.append((samples, number(line.get("train/loss"))))
+        before, self.trained = self.trained, finite(line.get("progress/train_s", self.trained))
+        lap, comm = max(self.trained - before, 0.0), line.get("throughput/comm_wait_pct")
+        data = lap * finite(line.get("throughput/data_wait_pct")) / 100
+        waited = lap * finite(comm) / 100
+        self.comm_known = self.comm_known and comm is not None
+        for part, seconds in (("data", data), ("comm", waited), ("compute", max(lap - data - waited, 0.0))):
+            self.seconds[part] += seconds
+        self._pauses(line)
+        if line.get("train/lr") is not None:
+            for name, told in ((NOISE, self.noises), (NOISE_MOMENTS, self.noises_by_moments)):
+                noise = line.get(name)
+                told.append(math.nan if noise is None else number(noise))
+            self.rates.append(number(line["train/lr"]))
+        self.last = {name: None if value is None else number(value) for name, value in line.items() if "/" in name}
+
+    def _eval(self, line: Mapping[str, Any], samples: int) -> None:
+        self._pauses(line)
+        for name, value in line.items():
+            if name.startswith("eval/") and value is not None:
+                told = self.evals.setdefault(name, [])
+                while told and told[-1][0] >= samples:
+                    told.pop()
+                told.append((samples, number(value)))
+        if line.get("best"):
+            self.best = {n: number(v) for n, v in line.items() if n.startswith("eval/") and v is not None}
+
+    def _pauses(self, line: Mapping[str, Any]) -> None:
+        self.pauses |= {n[len("pause/") : -len("_s")]: finite(v) for n, v in line.items() if n.startswith("pause/")}
+
+    def _fold(self) -> None:
+        """The process so far is over: its pauses are final, and the next one's clock begins at 0."""
+        for name, seconds in self.pauses.items():
+            self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+        self.pauses, self.trained = {}, 0.0
+
+    def _event(self, code: str, samples: int, message: str) -> None:
+        before = self.kinds.get(code)
+        if before is None:
+            self.kinds[code] = Kind(code, 1, samples, samples, (samples,), message)
+            return
+        places = before.places + (() if samples == before.places[-1] else (samples,))
+        self.kinds[code] = Kind(
+            code,
+            before.count + 1,
+            min(before.first, samples),
+            samples,
+            places if len(places) <= PLACES else (*places[:-1:2], samples),
+            message,
+        )
+
+    def story(self, name: str) -> RunRecord:
+        """What was told, to the end."""
+        self._fold()
+        lost = min(finite(self.last.get("reliability/lost_s")), self.seconds["compute"])
+        back = min(finite(self.last.get("reliability/rolled_back_s")), lost)
+        self.seconds |= {"lost": lost - back, "rolled_back": back, "compute": self.seconds["compute"] - lost}
+        highest = max(self.rates, default=0.0)
+        noises = self.noises if any(map(math.isfinite, self.noises)) else self.noises_by_moments
+        high = [noise for noise, rate in zip(noises, self.rates, strict=True) if rate >= highest / 2]
+        return RunRecord(
+            name=name,
+            plan=self.plan,
+            config=self.config,
+            parameters=number(self.about.get("parameters", 0)),
+            device=str(self.about.get("device", "")),
+            estimator=str(self.about.get("estimator", "none")),
+            step=self.step,
+            samples=self.samples,
+            reason=self.reason,
+            message=self.message,
+            starts=self.starts,
+            curves={name: thin.curve() for name, thin in self.thin.items()},
+            kinds=sorted(self.kinds.values(), key=_seriousness),
+            losses=self.losses,
+            evals=self.evals,
+            best=self.best,
+            last=self.last,
+            seconds=self.seconds,
+            comm_known=self.comm_known,
+            high_noise=[noise for noise in high if math.isfinite(noise)],
+            high_windows=len(high),
+            discarded=self.discarded,
+            began=_when(number(self.about.get("began"))),
+            environment=mapping(self.about.get("environment")),
+        )
+
+
+def _when(seconds: float) -> float | None:
+    """A time (Unix) that a calendar has."""
+    return seconds if 0 <= seconds < LAST_S else None
+
+
+def read_story(name: str, lines: Iterable[bytes]) -> RunRecord | None:
+    """The story that a journal's lines tell, or None if no run has started in it. A line that is no event is left out."""
+    reporter = _Teller()
+    for line in parse(lines):
+        reporter.tell(line)
+    return reporter.story(name) if reporter.starts else None
+
+
+def story_of(name: str, journal: Path) -> RunRecord | None:
+    """The same of the file `journal`, in little memory however long its lines. Raises OSError."""
+    with open_plain(journal) as file:
+        return read_story(name, bounded_lines(file))
+
+
+def _seriousness(kind: Kind) -> tuple[int, int]:
+    return (TROUBLES.index(kind.code) if kind.code in TROUBLES else len(TROUBLES) + (kind.code == "checkpoint"), kind.first)

@@ -1,0 +1,124 @@
+"""Did the rule hold? A run's loss against that of a reference run, at equal samples.
+
+By the validation loss where both runs have it: a training loss near 0 differs by shares of itself that mean nothing. A loss also
+differs by chance: what it differs by from one evaluation (or window) to the next is its spread, and a difference that the spread
+explains is no verdict. Runs of other seeds differ by more; `widebatch sweep --seeds` has them.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal
+
+from harness.analysis.journal_lines import number
+
+TOLERANCE_PCT = 2.0
+"""A loss within this share of the reference's held."""
+SHARE = 0.1
+"""Of the samples, counted from the end, over which losses are compared."""
+SPREAD_SHARE = 0.5
+"""The same, over which their spread is measured."""
+FEWEST = 3
+"""Values that a spread is measured from at least."""
+Losses = Sequence[tuple[int, float]]
+"""(samples, mean loss), in order."""
+NAMES = {"eval/loss": "validation loss", "train/loss": "training loss"}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Mean losses over the last samples that both runs saw, and what that says.
+
+    `measure` names the loss. By up to `band` two runs alike may differ by chance; None if too little was measured to know.
+    """
+
+    loss: float
+    reference: float
+    samples: int
+    measure: str = "train/loss"
+    band: float | None = None
+
+    @property
+    def worse_pct(self) -> float:
+        """By how much the loss is above the reference's, in percent of its size; infinite above a reference of 0."""
+        return self._pct(self.loss - self.reference)
+
+    @property
+    def answer(self) -> Literal["held", "did not hold", "cannot tell"]:
+        """Whether that is little enough, or more than chance explains."""
+        if self.worse_pct <= TOLERANCE_PCT:
+            return "held"
+        if not math.isfinite(self.loss):
+            return "did not hold"
+        beyond = self.loss - self.reference - TOLERANCE_PCT / 100 * abs(self.reference)
+        return "cannot tell" if self.band is None or beyond <= self.band else "did not hold"
+
+    @property
+    def held(self) -> bool:
+        """Whether the answer is so."""
+        return self.answer == "held"
+
+    @property
+    def short(self) -> str:
+        """The answer and the difference, for a table."""
+        return f"{self.answer} ({self._difference})"
+
+    @property
+    def _difference(self) -> str:
+        """In percent, or in times where it is large."""
+        pct = self.worse_pct
+        return f"{pct:+.1f} %" if not 1000 < pct < math.inf else f"{self.loss / self.reference:.3g} times".replace("e+", "e")
+
+    def __str__(self) -> str:
+        how = {"cannot tell": "cannot tell whether the rule held"}.get(self.answer, f"the rule {self.answer}")
+        chance = "unknown" if self.band is None else f"up to {self._pct(self.band):.1f} %"
+        losses = f"{NAMES[self.measure]} {self.loss:.4f} against {self.reference:.4f} ({self._difference}; chance: {chance})"
+        return f"{how}: {losses} at {self.samples:,} samples"
+
+    def _pct(self, above: float) -> float:
+        if self.reference == 0:
+            return math.copysign(math.inf, above) if above else 0.0
+        return 100 * above / abs(self.reference)
+
+
+def verdict(mine: Iterable[dict[str, Any]], theirs: Iterable[dict[str, Any]]) -> Verdict | None:
+    """Compare the windows and evaluations of two journals; None if they have no samples in common."""
+    told = [{name: _told(lines, name) for name in NAMES} for lines in (list(mine), list(theirs))]
+    return judge(told[0]["train/loss"], told[1]["train/loss"], told[0]["eval/loss"], told[1]["eval/loss"])
+
+
+def judge(mine: Losses, theirs: Losses, mine_valid: Losses, theirs_valid: Losses) -> Verdict | None:
+    """The same of training and validation losses."""
+    end = min((told[-1][0] for told in (mine, theirs) if told), default=0)
+    pairs = {"eval/loss": (mine_valid, theirs_valid), "train/loss": (mine, theirs)}
+    for measure, (one, other) in pairs.items():
+        loss, reference = mean_near(one, end), mean_near(other, end)
+        if end and loss is not None and reference is not None:
+            errors = [_standard_error(told, end) for told in (one, other)]
+            known = [e for e in errors if e is not None]
+            return Verdict(loss, reference, end, measure, 2 * math.hypot(*known) if len(known) == len(errors) else None)
+    return None
+
+
+def mean_near(told: Losses, end: int) -> float | None:
+    """Mean loss of the windows in the last SHARE before `end`, told last where a restart told them twice."""
+    found = _last(told, end, SHARE)
+    return sum(found) / len(found) if found else None
+
+
+def _standard_error(told: Losses, end: int) -> float | None:
+    """Standard error of that mean, by the spread of differences between neighbours, which a falling loss hardly changes."""
+    found = _last(told, end, SPREAD_SHARE)
+    if len(found) < FEWEST or not all(map(math.isfinite, found)):
+        return None
+    square = sum((b - a) ** 2 for a, b in pairwise(found)) / (2 * (len(found) - 1))
+    return math.sqrt(square / max(len(_last(told, end, SHARE)), 1))
+
+
+def _last(told: Losses, end: int, share: float) -> list[float]:
+    return list({samples: loss for samples, loss in told if (1 - share) * end < samples <= end}.values())
+
+
+def _told(lines: Iterable[dict[str, Any]], name: str) -> Losses:
+    return [(int(line["samples"]), number(line[name])) for line in lines if line.get(name) is not None]

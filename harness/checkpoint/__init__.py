@@ -1,0 +1,1 @@
+"""Checkpoints: slices, storage, writer, reader, manifest."""

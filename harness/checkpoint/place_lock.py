@@ -1,0 +1,143 @@
+"""One run at a time at a place of checkpoints: a lock where it is a folder, a lease where it is an object store.
+
+A store has no locks, so its lease is a small file that the run rewrites every RENEW_S. One that is not rewritten for STALE_S was
+left by a run that was killed, and is taken over; that of the same run folder is taken over at once, as the folder has a lock.
+No clock is compared between machines.
+"""
+
+import json
+import secrets
+import socket
+import threading
+import time
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, final
+
+from harness.checkpoint.reader import store_at
+from harness.checkpoint.storage import LocalStore, ShortReadError, Store
+from harness.config.errors import UserError
+from harness.config.run_folder import RunFolder
+from harness.supervision.output_redirect import say
+from harness.supervision.run_lock import FolderLock
+from harness.supervision.safe_files import write_once
+
+LEASE = "lease.json"
+RENEW_S, STALE_S = 20.0, 90.0
+REMEDY = "wait for it, stop it, or give another checkpoint.dir"
+
+
+class PlaceLock(ABC):
+    """Held until `close`, or until this process is gone."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let other runs in."""
+
+
+@final
+class _FolderPlace(PlaceLock):
+    def __init__(self, place: Path, folder: Path) -> None:
+        self._lock = FolderLock(place, "run.dir" if place == RunFolder(folder).own_checkpoints else "checkpoint.dir")
+        try:
+            self._lock.take("trainer", "a run")
+        except UserError:
+            self._lock.close()
+            raise
+
+    def close(self) -> None:
+        self._lock.close()
+
+
+UNREADABLE: dict[str, Any] = {"host": "an unknown host", "holder": "unknown"}
+"""A lease that is none, or that its holder writes again at this moment."""
+
+
+@final
+class _StorePlace(PlaceLock):
+    """The lease of a store, renewed by a thread."""
+
+    def __init__(self, store: Store, where: str, owner: str) -> None:
+        self._store, self._where = store, where
+        self._mine = {"owner": owner, "holder": secrets.token_hex(8), "host": socket.gethostname()}
+        self._beat = 0
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._renew, name="lease of checkpoint.dir", daemon=True)
+        self._await()
+        self._write()
+        self._thread.start()
+
+    def close(self) -> None:
+        self._closed.set()
+        self._thread.join()
+        try:
+            if self._read().get("holder") == self._mine["holder"]:
+                self._store.remove("", LEASE)
+        except OSError as e:
+            _say(f"{self._where}: the lease could not be given back ({e}); it is stale in {STALE_S:g} s")
+
+    def _await(self) -> None:
+        """Wait until the lease is free, or shown to be stale. Raises UserError if another run renews it."""
+        first = self._read()
+        if not first or first.get("owner") == self._mine["owner"]:
+            return
+        _say(f"{self._where} has a lease of a run on {first.get('host')}: waiting {STALE_S:g} s to see whether it lives")
+        deadline = time.monotonic() + STALE_S
+        while time.monotonic() < deadline:
+            time.sleep(min(RENEW_S / 4, STALE_S / 4))
+            found = self._read()
+            if not found:
+                return
+            if found != first:
+                at = f"{self._where} is in use by a run on {(first if found == UNREADABLE else found).get('host')}"
+                raise UserError("checkpoint.dir", at, REMEDY)
+
+    def _renew(self) -> None:
+        """Rewrite the lease until it is closed; say once where that fails, or where another run has taken it."""
+        failed = False
+        while not self._closed.wait(RENEW_S):
+            try:
+                if (holder := self._read().get("holder")) not in (None, self._mine["holder"]):
+                    _say(f"{self._where}: another run has taken the lease ({holder}); only own saves are deleted")
+                    return
+                self._write()
+                failed = False
+            except OSError as e:
+                if not failed:
+                    _say(f"{self._where}: the lease could not be renewed ({e}); trying again")
+                failed = True
+
+    def _read(self) -> dict[str, Any]:
+        size = self._store.size("", LEASE)
+        if size is None:
+            return {}
+        try:
+            found = json.loads(self._store.read("", LEASE, 0, min(size, 4096)))
+        except (ValueError, RecursionError, FileNotFoundError, ShortReadError):  # the last two while its holder writes it
+            return UNREADABLE
+        return found if isinstance(found, dict) else UNREADABLE
+
+    def _write(self) -> None:
+        self._beat += 1
+        self._store.replace(LEASE, json.dumps(self._mine | {"beat": self._beat}).encode())
+
+
+def hold(where: str, folder: Path) -> PlaceLock:
+    """Take the place of checkpoints `where` for the run in `folder`. Raises UserError, which names the holder."""
+    store = store_at(where)
+    if isinstance(store, LocalStore):
+        return _FolderPlace(store.root, folder)
+    try:
+        return _StorePlace(store, where, _owner(folder))
+    except OSError as e:
+        raise UserError("checkpoint.dir", f"{where!r} cannot be used: {e}", "give a place where files can be written") from e
+
+
+def _owner(folder: Path) -> str:
+    """What tells this run folder from all others: a random text that is kept in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return write_once(RunFolder(folder).owner, secrets.token_hex(16))
+
+
+def _say(text: str) -> None:
+    say(f"warn: {text}")

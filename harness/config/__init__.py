@@ -1,0 +1,1 @@
+"""The run file: its schema, strict loading, flags and errors."""

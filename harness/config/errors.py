@@ -1,0 +1,53 @@
+"""The one exception for mistakes of the user: a line that names the setting, its value and the remedy."""
+
+import re
+
+_SCHEME = r"(\b[A-Za-z][\w+.-]+:/+)"
+"""One slash is enough: so a URL reads after it was taken for a path."""
+_USERINFO = re.compile(_SCHEME + r"[^\s'\"]*(?:@|%40)")
+_QUERY = re.compile(_SCHEME + r"([^?#\s'\"]*)([?#])[^\s'\"]+")
+
+
+class UserError(Exception):
+    """A mistake in a run file, on the command line or in a recipe. Commands print it as one line and exit with status 2.
+
+    `setting` is the dotted path (`batch.total`), `problem` says what is wrong with which value, `remedy` what to do.
+    What may be a credential in a URL is not repeated, nor anything that would steer a terminal, in any of them.
+    """
+
+    def __init__(self, setting: str, problem: str, remedy: str) -> None:
+        self.setting, self.problem, self.remedy = (printable(redacted(text)) for text in (setting, problem, remedy))
+        super().__init__(" ".join(f"{self.setting}: {self.problem}; {self.remedy}".split()))
+
+    def __reduce__(self) -> tuple[type["UserError"], tuple[str, str, str]]:
+        """So that it goes from one process to another."""
+        return UserError, (self.setting, self.problem, self.remedy)
+
+
+def nearest(name: str, known: list[str]) -> str | None:
+    """The known name most like `name`, whatever its case; None if none is like it."""
+    from difflib import get_close_matches  # a mistake alone needs it
+
+    by_lower = {k.lower(): k for k in reversed(known)}
+    near = get_close_matches(name.lower(), list(by_lower), n=1, cutoff=0.6)
+    return by_lower[near[0]] if near else None
+
+
+def did_you_mean(name: str, known: list[str]) -> str:
+    """The remedy for an unknown name: the nearest known one, or the list of all."""
+    near = nearest(name, known)
+    return f"did you mean {near}?" if near else f"known: {', '.join(known)}"
+
+
+def redacted(text: str) -> str:
+    """`text` with what may be a credential in its URLs replaced: `s3://***@bucket/run?***`."""
+    return _QUERY.sub(r"\1\2\3***", _USERINFO.sub(r"\1***@", text)) if ":/" in text else text
+
+
+def printable(text: str) -> str:
+    r"""`text` as a terminal may show it: what would steer it, as an escape sequence does, becomes text (`\u001b[2J`)."""
+    return "\n".join(line if line.isprintable() else _escaped(line) for line in text.split("\n"))
+
+
+def _escaped(line: str) -> str:
+    return "".join(c if c.isprintable() or c == "\t" else f"\\u{ord(c):04x}" for c in line)

@@ -1,0 +1,176 @@
+"""Flags over the run file: `--batch.total 4096` for every setting, documented from the docstring under its field.
+
+`batch.total=4096` says the same, as `wandb agent` writes it for `${args_no_hyphens}`. A flag's value goes through the same decoding
+as the file's, so both give the same one-line errors.
+"""
+
+import argparse
+import ast
+import inspect
+import re
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NoReturn
+
+from harness.config import schema as config_module
+from harness.config.errors import UserError, nearest
+from harness.config.step_units import STEPS
+
+_PREFIX = "set:"
+"""Begins the names under which a parser knows the settings of the run file."""
+_SETTING = re.compile(r"--[a-z_0-9]+\.\w+")
+_BARE = re.compile(r"[A-Za-z_][\w-]*(\.\w+)?=")
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are UserErrors: one line, with a remedy.
+
+    `add_settings` leaves it a function that adds the flags of all settings: they cost 10 ms, and only a help text, or a flag
+    that is not spelled out, needs them.
+    """
+
+    add_flags: Callable[[], None] | None = None
+
+    def add_all(self) -> None:
+        """Add the flags of the settings, where it takes them and has not got them yet."""
+        add, self.add_flags = self.add_flags, None
+        if add is not None:
+            add()
+
+    def settings(self) -> list[str]:
+        """The flags of all settings."""
+        self.add_all()
+        return [option for action in self._actions if action.dest.startswith(_PREFIX) for option in action.option_strings]
+
+    def format_help(self) -> str:
+        """The help text, settings included."""
+        self.add_all()
+        return super().format_help()
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing usage."""
+        what, _, problem = message.removeprefix("argument ").partition(": ")
+        raise UserError(what or self.prog, problem or "not understood", f"see {self.prog} --help")
+
+
+def field_docs() -> dict[str, str]:
+    """The docstring under each field of the run file, by dotted name, in the order of the file."""
+    tree = ast.parse(inspect.getsource(config_module))
+    classes = {n.name: n for n in tree.body if isinstance(n, ast.ClassDef)}
+    docs: dict[str, str] = {}
+
+    def collect(prefix: str, kind: ast.ClassDef) -> None:
+        for node, after in zip(kind.body, [*kind.body[1:], None], strict=True):
+            if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
+                continue
+            inner = classes.get(ast.unparse(node.annotation))
+            name = prefix + node.target.id
+            if inner:
+                collect(f"{name}.", inner)
+            elif isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+                docs[name] = str(after.value.value)
+
+    collect("", classes["Config"])
+    return docs
+
+
+def add_settings(parser: Parser) -> None:
+    """One flag for each setting of the run file; call it last."""
+    parser.add_flags = partial(_add_settings, parser)
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for name, doc in field_docs().items():
+        if name == "recipe.knobs":
+            name, doc = "recipe.NAME", "Any knob of the recipe."
+        section = name.partition(".")[0]
+        group = groups.setdefault(section, parser.add_argument_group(section))
+        help_text = doc.replace("%", "%%")
+        group.add_argument(f"--{name}", dest=_PREFIX + name, metavar="VALUE", default=argparse.SUPPRESS, help=help_text)
+
+
+def parse(parser: Parser, argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
+    """The parser's own arguments, and the settings given as flags. Raises UserError on a flag nobody knows."""
+    own, settings = _settings_first(parser, argv)
+    try:
+        args, rest = parser.parse_known_args(own)
+    except UserError as e:
+        taken = next((flag for flag, value in settings.items() if _is_run_file(value)), None)
+        if taken is None or any(not text.startswith("-") for text in own):
+            raise
+        at = f"took the run file {settings[taken]} for its value"
+        raise UserError(f"--{taken}", at, f"write --{taken} VALUE before it") from e
+    if rest:
+        flag = rest[0].partition("=")[0]
+        parser.add_all()
+        known = [option for action in parser._actions for option in action.option_strings]
+        near, knob = nearest(flag, known) if flag.startswith("-") else None, f"--recipe.{flag.lstrip('-')}"
+        hint = f"a knob of the recipe is {knob}; " if flag.startswith("--") and _SETTING.fullmatch(knob) else ""
+        raise UserError(flag, "is not understood here", f"did you mean {near}?" if near else f"{hint}see {parser.prog} --help")
+    return args, settings
+
+
+def _settings_first(parser: Parser, argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """(the arguments that are the parser's own, the settings with their values).
+
+    argparse does not know the knobs of a recipe, and would take their values for the run file. Raises UserError.
+    """
+    known = {option: action for action in parser._actions for option in action.option_strings}
+    own, settings, left = list[str](), dict[str, str](), list(argv)
+    bare = parser.add_flags is not None or any(action.dest.startswith(_PREFIX) for action in parser._actions)
+    while left:
+        text = left.pop(0)
+        is_value = bool(own) and _awaits_value(known.get(own[-1]))
+        if bare and _BARE.match(text) and not is_value and not _is_run_file(text):
+            text = f"--{text}"
+        flag, equals, value = text.partition("=")
+        action = known.get(flag)
+        flag = _spelled(flag, parser) if action is None else flag
+        if action is None and _is_setting(flag, parser):
+            settings[flag[2:]] = value if equals else _next_value(flag, left)
+        elif action is not None and action.nargs == "?" and not equals and left and _is_run_file(left[0]):
+            own.append(f"{flag}={action.const}")  # `--k8s run.yaml`
+        else:
+            own.append(f"{flag}{equals}{value}")
+    return own, settings
+
+
+def _next_value(flag: str, left: list[str]) -> str:
+    """The value of a setting from the arguments that are left. Raises UserError if there is none."""
+    if not left or left[0].startswith("--"):
+        raise UserError(flag, "has no value", f"write {flag} VALUE, or {flag}=VALUE where that begins with --")
+    return left.pop(0)
+
+
+def _awaits_value(action: argparse.Action | None) -> bool:
+    """Whether what follows this flag of the parser's own is its value."""
+    return action is not None and action.nargs not in (0, "?")
+
+
+def _spelled(flag: str, parser: Parser) -> str:
+    """A flag as the run file spells it: `_` for `-`, with its section. Raises UserError if several sections have it."""
+    if not flag.startswith("--") or _SETTING.fullmatch(flag):
+        return flag
+    settings = parser.settings()
+    plain = "--" + flag[2:].replace("-", "_")
+    found = sorted(s for s in settings if s.endswith(f".{plain[2:]}"))
+    if len(found) > 1:
+        raise UserError(flag, f"may be {' or '.join(found)}", "give one of them")
+    return found[0] if found else plain if _SETTING.fullmatch(plain) or _in_steps(plain) else flag
+
+
+def _is_setting(flag: str, parser: Parser) -> bool:
+    """Whether a flag that is no argument of the parser's own is a setting: with its section, or without, such as --precision."""
+    if _SETTING.fullmatch(flag) or _in_steps(flag):
+        return True
+    return flag.startswith("--") and flag in parser.settings()
+
+
+def _in_steps(flag: str) -> bool:
+    """Whether a flag is a length in steps, such as --warmup_steps, which is answered as a setting is."""
+    return flag.startswith("--") and STEPS.fullmatch(flag[2:]) is not None
+
+
+def _is_run_file(text: str) -> bool:
+    return text.endswith((".yaml", ".yml"))

@@ -1,0 +1,95 @@
+"""The folder of a run: what lies where in it, and where the run's checkpoints are. No other module spells these names."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+from harness.config.schema import Config
+
+RUN_FILE, PLAN, JOURNAL = "run.yaml", "plan.json", "events.jsonl"
+ACCELERATE, DEEPSPEED, EVIDENCE = "accelerate.yaml", "deepspeed.json", "evidence.json"
+LOGS = "logs"
+LOCK = "lock"
+"""In a run folder, and in a place of checkpoints that is a folder."""
+
+
+@final
+@dataclass(frozen=True)
+class RunFolder:
+    """The paths in a run folder, whether or not anything is there yet."""
+
+    path: Path
+
+    @property
+    def run_file(self) -> Path:
+        """The run file, resolved: every setting with its value."""
+        return self.path / RUN_FILE
+
+    @property
+    def plan(self) -> Path:
+        """The plan of the last start, as JSON."""
+        return self.path / PLAN
+
+    @property
+    def journal(self) -> Path:
+        """What happened: a line of JSON for each step, window, evaluation and notice."""
+        return self.path / JOURNAL
+
+    @property
+    def evidence(self) -> Path:
+        """What a search measured: the largest stable learning rate, the noise scale."""
+        return self.path / EVIDENCE
+
+    @property
+    def accelerate(self) -> Path:
+        """What `accelerate launch` is given."""
+        return self.path / ACCELERATE
+
+    @property
+    def logs(self) -> Path:
+        """What the ranks print. On several hosts each has a folder of its own in it."""
+        return self.path / LOGS
+
+    @property
+    def torchrun_logs(self) -> Path:
+        """What torchrun keeps of the ranks that it starts."""
+        return self.logs / "torchrun"
+
+    @property
+    def trial_log(self) -> Path:
+        """What the process of a lab tool's trial prints."""
+        return self.logs / "trial.log"
+
+    @property
+    def seal(self) -> Path:
+        """What shows that this user made the folder."""
+        return self.path / "origin"
+
+    @property
+    def owner(self) -> Path:
+        """A random text that tells this folder from all others, in the lease of a store."""
+        return self.path / "owner"
+
+    @property
+    def wandb(self) -> Path:
+        """Where wandb writes."""
+        return self.path / "wandb"
+
+    @property
+    def tracker(self) -> Path:
+        """Where other trackers write, as Accelerate names it."""
+        return self.path / self.path.name
+
+    @property
+    def wandb_id(self) -> Path:
+        """The id of the run in W&B."""
+        return self.path / "wandb_id"
+
+    @property
+    def own_checkpoints(self) -> Path:
+        """Where the checkpoints are unless `checkpoint.dir` says otherwise."""
+        return self.path / "checkpoints"
+
+    def checkpoints(self, config: Config) -> str:
+        """Where the checkpoints of the run are: a path, or the URL of a store."""
+        return config.checkpoint.dir or str(self.own_checkpoints)

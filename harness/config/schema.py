@@ -1,0 +1,421 @@
+"""The run file: what a user asks for, in samples and epochs. Every field, with its meaning, is here and nowhere else.
+
+Sections of the YAML are fields of `Config`; a flag `--batch.total 4096` sets the same field over the file.
+Nothing here is derived: `harness.plan.plan` turns it into numbers.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from sys import float_info
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta
+
+from harness.config.amounts import MARK, PATTERN
+
+EXCLUSIVE = (
+    ("batch.per_gpu", "batch.total", "batch.total_tokens", "batch.steps"),
+    ("reference.samples", "reference.tokens"),
+    ("schedule.epochs", "schedule.samples", "schedule.tokens", "schedule.tokens_per_parameter"),
+    ("scaling.warmup_epochs", "scaling.warmup_samples", "scaling.warmup_fraction"),
+    ("eval.every_epochs", "eval.every_samples"),
+    ("checkpoint.every_epochs", "checkpoint.every_samples", "checkpoint.every_minutes", "checkpoint.mtbf_hours"),
+    ("eval.patience_epochs", "eval.patience_samples"),
+    ("guard.recover_epochs", "guard.recover_samples"),
+)
+"""Settings of which one at most may be set. A flag replaces the run file's choice of the same group."""
+
+Count = Annotated[int, Meta(ge=1)]
+_WRITTEN: dict[str, Any] = {"pattern": PATTERN}
+Amount = Annotated[int, Meta(ge=1, extra={MARK: True}, extra_json_schema=_WRITTEN)]
+"""A count that may be written with k, M, B or T after it, such as 0.5M."""
+AmountOrZero = Annotated[int, Meta(ge=0, extra={MARK: True}, extra_json_schema=_WRITTEN)]
+"""The same, or 0."""
+Positive = Annotated[float, Meta(gt=0, le=float_info.max)]
+Length = Annotated[float, Meta(gt=0, le=float_info.max, extra={MARK: True}, extra_json_schema=_WRITTEN)]
+"""A length in the unit of its section, written in the same way."""
+Seconds = Annotated[float, Meta(gt=0, le=1e9)]
+NonNegative = Annotated[float, Meta(ge=0, le=float_info.max)]
+Name = Annotated[str, Meta(min_length=1, max_length=128)]
+Fraction = Annotated[float, Meta(ge=0, le=1)]
+Below1 = Annotated[float, Meta(ge=0, lt=1)]
+Backend = Literal["ddp", "fsdp", "zero0", "zero1", "zero2", "zero3"]
+Knob = bool | int | float | str | None | list[bool | int | float | str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeConfig:
+    """What is trained: model, data and loss. Any other key of this section is a knob of the recipe itself."""
+
+    use: str = "digits"
+    """A built-in recipe (digits, images, bytes_lm, causal_lm, chat, tokens) or your own: `file.py:Class`, relative to the run
+    file, or `package.module:Class`, beside the run file or installed."""
+    samples: Amount | None = None
+    """Size of the training set. Stated here, planning need not import the recipe; the worker checks it."""
+    sample_tokens: Count | None = None
+    """Tokens of one sample, padding included, for lengths in tokens. Unset: `context` of the language models."""
+    parameters: Amount | None = None
+    """Size of the model as your scaling law counts it, with or without embeddings: for schedule.tokens_per_parameter."""
+    knobs: Mapping[str, Knob] = field(default_factory=dict)
+    """The recipe's own fields, written beside `use` in the run file and as --recipe.NAME on the command line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchConfig:
+    """The batch at which the recipe was tuned, and the batch wanted now."""
+
+    reference: Amount
+    """Global batch, in samples per optimizer step, at which lr, weight decay, betas and warm-up were tuned."""
+    per_gpu: Amount | None = None
+    """Samples per GPU per optimizer step: the global batch grows with the GPUs. Exclusive with batch.total."""
+    total: Amount | None = None
+    """Global batch, the same on any number of GPUs. Exclusive with batch.per_gpu."""
+    total_tokens: Amount | None = None
+    """The same in tokens, such as 0.5M, rounded to whole samples of recipe.sample_tokens."""
+    steps: tuple[tuple[int | str, int | str], ...] = ()
+    """Global batches by position, such as [[0, 768], [250B tokens, 1536]]: from which sample (or token) of the
+    schedule on, how many samples (or tokens). In place of the three above."""
+    stage_lr: Literal["rule", "keep"] | None = None
+    """steps and grow ramp: lr follows the batch by scaling.rule, or is kept. Unset: steps follow, a ramp keeps it."""
+    micro: Count | Literal["auto"] = "auto"
+    """Most samples of one forward pass per GPU; accumulation follows. auto: the GPU's whole share in one pass."""
+    last: Literal["keep", "drop"] = "keep"
+    """The run's last, short batch: train on it with its true count, or drop it."""
+    grow: Literal["none", "decay", "seesaw", "ramp", "noise"] = "none"
+    """Change the batch during the run, by accumulation. decay: grow it where the schedule would lower the rate (Smith et al.
+    2018). seesaw: half of each drop by the rate, the rest by the batch. ramp: from ramp_start up. noise: follow the noise scale."""
+    most: Amount | None = None
+    """The largest global batch that `grow`, or a plateau, may reach. decay, seesaw, noise and plateau need it."""
+    ramp_start: Amount | None = None
+    """grow ramp: the global batch at the start (GPT-3, Megatron-LM)."""
+    ramp_increment: Amount | None = None
+    """grow ramp: by how many samples the batch grows at a time."""
+    ramp_samples: Amount | None = None
+    """grow ramp: the length of the ramp in samples."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceConfig:
+    """What else is known of the run that the recipe was tuned in; `batch.reference: {batch: 512, tokens: 10B}` sets it too."""
+
+    samples: Amount | None = None
+    """Its horizon in samples: lr, weight decay and eps are then rewritten for another horizon. Exclusive with reference.tokens."""
+    tokens: Amount | None = None
+    """Its horizon in tokens. Exclusive with reference.samples."""
+    parameters: Amount | None = None
+    """Size of its model: the plan warns where recipe.parameters is another."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """The optimizer as tuned at batch.reference. The plan rewrites these numbers for the batch wanted now."""
+
+    name: str = "sgd"
+    """Optimizer, by its name in torch.optim or pytorch_optimizer in small letters: sgd, adamw, lamb, ...; or your own class, as
+    `file.py:Class`. One that the plan does not know (prodigy, your own) keeps its own defaults but for lr and weight_decay, wants a
+    scaling.rule, and runs on ddp and zero0."""
+    lr: Positive
+    """Learning rate tuned at batch.reference."""
+    lr_source: str | None = None
+    """Where optim.lr is from, shown with the plan. `plan --from FIT` fills it in."""
+    momentum: Below1 | None = None
+    """Momentum of SGD-like optimizers. Unset: the optimizer's own default."""
+    betas: tuple[Below1, Below1] | None = None
+    """Decay rates of Adam-like optimizers per step at batch.reference. Unset: the optimizer's own default."""
+    alpha: Below1 | None = None
+    """Decay rate of RMSprop's squared gradients per step at batch.reference. Unset: the optimizer's own default."""
+    eps: Positive | None = None
+    """Term added to Adam-like denominators. Unset: the optimizer's own default."""
+    weight_decay: NonNegative = 0.0
+    """Weight decay, applied to matrices and kernels only, not to norms and biases."""
+    ema: Below1 | None = None
+    """Decay of a running average of the weights per step at batch.reference, such as 0.999. Unset: no average is kept."""
+    clip: Positive | None = None
+    """Largest global gradient norm; the norm is of the mean loss over the global batch. Unset: no clipping."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScalingConfig:
+    """How the ratio k = global batch / batch.reference changes the recipe."""
+
+    rule: str = "auto"
+    """auto (linear for SGD, adam for Adam, sqrt for sign descent), linear, sqrt, adam_sde, adam, legw, noise, surge, adascale,
+    none, or your own as `file.py:function` (of k)."""
+    betas: Literal["keep", "sde", "half_life", "half_life_both"] | None = None
+    """Betas at ratio k: kept; 1-k(1-beta); beta2^k, with beta1 kept; or beta^k for both. Of RMSprop: alpha as beta2. Unset: as the
+    rule says."""
+    weight_decay: Literal["keep", "timescale"] | None = None
+    """Weight decay at ratio k: kept, or scaled so that B/(lr wd) stays, where it is decoupled. Unset: as the rule says."""
+    warmup_epochs: NonNegative | None = None
+    """Length of the warm-up in epochs. Unset with the two below: where the rule raises lr, 5 epochs or 10 % of the schedule,
+    whichever is shorter; else none."""
+    warmup_samples: AmountOrZero | None = None
+    """Length of the warm-up in samples. Exclusive with the other two."""
+    warmup_fraction: Below1 | None = None
+    """Length of the warm-up as a share of the schedule. Exclusive with the other two."""
+    warmup_from: Literal["reference", "zero"] = "reference"
+    """Where the warm-up starts: at optim.lr, the rate that is known to be stable, or at zero."""
+    horizon_exponent: NonNegative | None = None
+    """lr falls as (D0/D)^this at a horizon D other than reference's D0. Unset: 0.32 for Adam (Bjorck et al. 2024), 0 for others."""
+    noise_scale: Positive | None = None
+    """Gradient noise scale in samples, measured. The rules noise and surge need it; every plan is checked against it."""
+    largest_stable_lr: Positive | None = None
+    """Largest lr that stayed stable at batch.reference, measured. Every plan that raises lr is checked against it."""
+    evidence: str | None = None
+    """Where these two were measured, shown with the plan. --from RUN fills in all three."""
+    extend: bool = False
+    """Rule noise: lengthen the schedule by the samples that the larger batch wastes, instead of only telling them."""
+    budget_samples: Amount | None = None
+    """Rule adascale: the most samples the run may spend. Unset: k times the schedule, which is what a gain of 1 would take."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """How long to train and the shape of the learning rate. Lengths are in the unit of the schedule: epochs, samples or tokens."""
+
+    epochs: Positive | None = None
+    """Length in passes over the data. Exclusive with schedule.samples."""
+    samples: Amount | None = None
+    """Length in samples. Exclusive with schedule.epochs."""
+    tokens: Amount | None = None
+    """Length in tokens, such as 10B: recipe.sample_tokens of them are one sample."""
+    tokens_per_parameter: Positive | None = None
+    """Length in tokens for each of recipe.parameters, such as 20."""
+    shape: Literal["constant", "linear", "cosine", "step", "exponential", "plateau", "inverse_sqrt", "wsd"] = "constant"
+    """Learning rate after the warm-up, as a factor of its peak."""
+    milestones: tuple[Length, ...] = ()
+    """Shape step: where the rate is multiplied by gamma, in the schedule's unit, counted from the start."""
+    gamma: Annotated[float, Meta(gt=0, lt=1)] = 0.1
+    """Shapes step, exponential, plateau: the factor of one drop."""
+    every: Length | None = None
+    """Shape exponential: one factor gamma per this length. Shape plateau: patience, the length without improvement."""
+    threshold: Below1 | None = None
+    """Shape plateau: an improvement by a smaller share of the best eval.metric is none. Unset: 1e-4, as in torch."""
+    decay_fraction: Annotated[float, Meta(gt=0, le=1)] = 0.2
+    """Shape wsd (warm-up, stable, decay): the share of the schedule that decays."""
+    final_fraction: Fraction = 0.0
+    """Shapes linear, cosine, wsd: the factor at the end. Shape plateau: the smallest factor."""
+    on_plateau: Literal["lower_lr", "grow_batch"] = "lower_lr"
+    """Shape plateau: multiply the rate by gamma, or the batch by 1/gamma while batch.most allows it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackendConfig:
+    """How the model lies on the devices. To change `name` changes nothing else about the run."""
+
+    name: Backend = "ddp"
+    """ddp: a whole copy per GPU. fsdp: all in shards over the GPUs (FSDP2). zero0..zero3: DeepSpeed, see README's table."""
+    shard: Literal["world", "node"] = "world"
+    """fsdp: shards over all GPUs, or over those of one node with a copy per node (HSDP)."""
+    reshard: bool = True
+    """fsdp: free each block's weights after its forward, gather them again in the backward. false: faster, more memory."""
+    offload: Literal["none", "optimizer", "all"] = "none"
+    """Keep in host memory: the optimizer's state and step (zero1 to zero3), or the weights too (zero3, fsdp on a GPU)."""
+    nvme_path: str | None = None
+    """zero3 with offload: a folder on a fast local disk, to keep the optimizer's state there and not in memory. Wants libaio."""
+    bucket_mb: Count | None = None
+    """Gradients that travel together, in MiB. Unset: 25 for ddp, 200 for ZeRO."""
+    static_graph: bool = False
+    """ddp: promise that every step uses the same parameters, so that DDP looks once."""
+    compress: Literal["none", "bf16", "powersgd"] = "none"
+    """ddp: gradients travel as bf16, or as low-rank factors (PowerSGD, lossy). For slow networks."""
+    deepspeed: Mapping[str, Any] | None = None
+    """zero0 to zero3: further keys of DeepSpeed's own JSON, or the path of a JSON file. Keys that the plan owns are refused."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputeConfig:
+    """How a pass is computed: speed and memory, the same run."""
+
+    compile: bool = False
+    """torch.compile each block of the recipe, or the whole model where it names none. The first step tells what it took."""
+    recompute: bool = False
+    """Forget each block's activations and compute them again in the backward: less memory, about a third more time."""
+    tf32: bool = False
+    """Let NVIDIA GPUs round float32 products to TF32 (10 bits): much faster, not bit for bit float32."""
+    channels_last: bool = False
+    """Lay image weights out as NHWC, which convolutions on GPUs prefer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """When to evaluate. The end of the run is always evaluated."""
+
+    every_epochs: Positive | None = None
+    """Evaluate each time this many epochs have gone by. Exclusive with eval.every_samples."""
+    every_samples: Amount | None = None
+    """Evaluate each time this many samples have gone by."""
+    sharpness: Count | None = None
+    """Measure sharpness too, the largest eigenvalue of the loss's Hessian, on so many training samples. Costs some 60 passes."""
+    metric: str = "eval/loss"
+    """What makes an evaluation the best so far, for the plateau rule and the patience: eval/loss or a metric of the recipe."""
+    better: Literal["lower", "higher"] = "lower"
+    """Which way eval.metric is better."""
+    patience_epochs: Positive | None = None
+    """Stop when eval.metric has not improved for this many epochs. Exclusive with eval.patience_samples."""
+    patience_samples: Amount | None = None
+    """Stop when eval.metric has not improved for this many samples."""
+    min_delta: Positive | None = None
+    """The patience: an improvement of eval.metric by less than this, in its own unit, is none. Unset: any improvement counts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When to save. The end of the run, and a stop on request, are always saved."""
+
+    every_epochs: Positive | None = None
+    """Save each time this many epochs have gone by. Exclusive with the three below."""
+    every_samples: Amount | None = None
+    """Save each time this many samples have gone by."""
+    every_minutes: Positive | None = None
+    """Save when this many minutes have gone by."""
+    mtbf_hours: Positive | None = None
+    """Mean time between failures: save every sqrt(2 x cost x mtbf), the cost as measured. Unset with the three above: 24."""
+    dir: str | None = None
+    """Where checkpoints lie: a path, or a URL that fsspec knows (s3://bucket/run). Unset: in the run folder."""
+    keep: Count = 2
+    """How many of the newest checkpoints stay."""
+    keep_best: Annotated[int, Meta(ge=0)] = 0
+    """How many of those with the best eval.metric stay besides. Above 0, an evaluation that is the best so far is saved at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuardConfig:
+    """What happens when training is in trouble. A step that is not finite on any rank never moves a weight on any rank."""
+
+    policy: Literal["watch", "protect"] = "watch"
+    """watch: leave out steps that are not finite, and tell of all else. protect: clip spikes, back off from erratic updates, roll
+    back a run that diverges or is dead. Each can be set by itself below."""
+    nonfinite: Literal["skip", "back_off", "roll_back", "stop"] | None = None
+    """After a loss or gradient that is not finite: go on with the next batch; besides, lower the rate; go back to the last good
+    checkpoint; end the run. Unset: skip."""
+    budget: Annotated[int, Meta(ge=0)] = 10
+    """How many steps may be skipped as not finite before the run stops all the same."""
+    bad_samples: Annotated[int, Meta(ge=0)] = 10
+    """How many samples that cannot be read are left out, each named, before the run stops."""
+    spike: Literal["note", "clip", "skip", "back_off", "roll_back", "stop"] | None = None
+    """A loss or gradient norm far above the usual. clip, skip: gradients beyond what was usual in the last window are clipped to
+    that, or their step is left out, before the weights move. Unset: by guard.policy, note or clip."""
+    divergence: Literal["note", "back_off", "warm_up", "roll_back", "stop"] | None = None
+    """The loss rises above its start, or gives up what it had won. warm_up: back to optim.lr, and climb again over twice the
+    warm-up. Unset: by guard.policy, note or roll_back."""
+    dead: Literal["note", "back_off", "roll_back", "stop"] | None = None
+    """The loss stands at that of a model that has learnt nothing, or the weights stand still. Unset: by guard.policy."""
+    erratic: Literal["note", "back_off", "roll_back", "stop"] | None = None
+    """A step moves the weights by a large share of themselves, far more than usual. Unset: by guard.policy, note or back_off."""
+    interventions: Annotated[int, Meta(ge=0)] = 8
+    """How often the guard may lower the rate or roll back before the run stops."""
+    factor: Annotated[float, Meta(gt=0, lt=1)] = 0.5
+    """By what the guard multiplies the rate."""
+    recover_epochs: Positive | None = None
+    """The rate climbs back to the schedule's over so many epochs. Unset: it stays lowered. Exclusive with guard.recover_samples."""
+    recover_samples: Amount | None = None
+    """The rate climbs back to the schedule's over so many samples."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """In which order samples come, how worker processes fetch them (recipe.workers), and what happens when one of these fails."""
+
+    order: Literal["full", "blocks"] = "full"
+    """full: all samples of an epoch shuffled. blocks: blocks of neighbours in a shuffled order, whose samples are shuffled within a
+    window of blocks, so that reads stay local in data that is larger than memory."""
+    block: Count = 1024
+    """Order blocks: samples of a block, which lie beside one another in the data."""
+    window: Count = 64
+    """Order blocks: so many blocks are shuffled together."""
+    timeout_s: Positive = 120.0
+    """Longest wait for a worker's next batch, or for a sample when a bad one is looked for, before the worker counts as hung."""
+    restarts: Annotated[int, Meta(ge=0)] = 3
+    """How many workers that died or hung are replaced before the run stops. The sample that did it is left out as a bad one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RestartConfig:
+    """What is done about ranks that die or hang. `widebatch launch` starts them again; other launchers end with an error."""
+
+    budget: Annotated[int, Meta(ge=0)] = 3
+    """Faults that are answered by starting all ranks again from the newest checkpoint, as long as that brings progress. 0: none."""
+    hang_s: Seconds = 60.0
+    """Seconds, from the third step on, without a step or a batch of an evaluation, after which a rank hangs; or in a collective."""
+    start_s: Seconds = 600.0
+    """The same for what may take longer: the start with the first steps, a checkpoint, the end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchConfig:
+    """Who is told what happens."""
+
+    every_steps: Count = 10
+    """Length of a logging window in optimizer steps. Values leave the device once per window."""
+    noise_scale: bool = True
+    """Measure the gradient noise scale, the batch past which a larger one is wasted."""
+    layers: bool = False
+    """Norms of weights, updates and gradients for each layer, and not only for each group of parameters."""
+    peak_tflops: Positive | None = None
+    """What one device can do at this precision, for mfu_pct. Unset: from a table of devices; none for one it does not know."""
+    baseline: Positive | None = None
+    """Samples per second that one device reached alone, for scaling_efficiency_pct."""
+    wandb: Literal["off", "offline", "online"] | None = None
+    """Weights & Biases: off, a local run folder to sync later, or the service. Unset: as WANDB_MODE says, else online under
+    `wandb agent`, else offline."""
+    artifacts: bool = False
+    """W&B: each checkpoint's manifest as an artifact that refers to where it lies."""
+    trackers: tuple[str, ...] = ()
+    """Further trackers, by Accelerate's names for them: tensorboard, trackio, mlflow, ..."""
+    against: str | None = None
+    """Run folder of a reference run: at the end, whether the rule held, by the losses at equal samples."""
+    project: str | None = None
+    """W&B: the project. Unset: WANDB_PROJECT, else widebatch. Under `wandb agent`: that of the sweep, also of entity."""
+    entity: Name | None = None
+    """W&B: the user or team that the project belongs to. Unset: WANDB_ENTITY, else your default there."""
+    name: Name | None = None
+    """W&B: what the run is called. Unset: WANDB_NAME, else as its folder."""
+    group: Name | None = None
+    """W&B: the group that the run is shown in, as for all seeds of one experiment. Unset: WANDB_RUN_GROUP, else none."""
+    job_type: Name | None = None
+    """W&B: what the run does, to filter by. Unset: WANDB_JOB_TYPE, else train."""
+    tags: tuple[Annotated[str, Meta(min_length=1, max_length=64)], ...] = ()
+    """W&B: tags of the run. Unset: WANDB_TAGS, separated by commas."""
+    notes: str | None = None
+    """W&B: what is to be said of the run. Unset: WANDB_NOTES."""
+    use: tuple[str, ...] = ()
+    """Your own watchers as `file.py:Class`: called without arguments, then with each event, on rank 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """The run itself."""
+
+    dir: str | None = None
+    """Run folder. One that holds checkpoints is resumed. Unset: runs/NAME-TIME, always new."""
+    seed: Annotated[int, Meta(ge=0, lt=2**32)] = 0
+    """Seed of the initial weights, the sample order, augmentation and dropout."""
+    stop_after_steps: Count | None = None
+    """Save and stop after this many steps of this process, leaving the schedule as it is. For tests and debugging."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A whole run file."""
+
+    recipe: RecipeConfig = field(default_factory=RecipeConfig)
+    batch: BatchConfig
+    reference: ReferenceConfig = field(default_factory=ReferenceConfig)
+    optim: OptimConfig
+    scaling: ScalingConfig = field(default_factory=ScalingConfig)
+    schedule: ScheduleConfig
+    backend: BackendConfig = field(default_factory=BackendConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
+    """fp32; bf16 or fp16 autocast over float32 weights (fp16 with loss scaling, on a GPU only); fp64 to compare layouts."""
+    init_from: str | None = None
+    """Weights to begin with: a .safetensors file, a Hugging Face folder (in shards too), a .pt file of tensors, a folder of torch's
+    distributed checkpoint, or the folder of another run. Unset: fresh ones. A run that resumes has its own."""
+    data: DataConfig = field(default_factory=DataConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    restart: RestartConfig = field(default_factory=RestartConfig)
+    watch: WatchConfig = field(default_factory=WatchConfig)
+    run: RunConfig = field(default_factory=RunConfig)

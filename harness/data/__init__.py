@@ -1,0 +1,1 @@
+"""Which sample goes where, and how it is read."""

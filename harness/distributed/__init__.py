@@ -1,0 +1,1 @@
+"""Process groups, rendezvous, network interface, shared folders."""

@@ -1,0 +1,66 @@
+"""An all-reduce of gradients that brings along what else the ranks agree on: what ddp and zero0 share.
+
+The step's loss, count and stop flag travel inside the gradient all-reduce, as the gradient of a three-element parameter, the
+carrier: they cost no message of their own.
+"""
+
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from harness.config.schema import Config
+from harness.data.feed import Micro
+from harness.engine.loss_scale import LossScale
+from harness.engine.passes import Sums, as_sums, summed
+from harness.engine.process import Process
+from harness.engine.replicated import Replica
+from harness.recipes.base import Recipe
+from harness.recipes.contract import Loss
+
+
+class Unit(nn.Module):
+    """What is wrapped: model and loss in one forward, and the carrier whose gradient brings sums over all ranks."""
+
+    def __init__(self, recipe: Recipe, model: nn.Module, config: Config, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__()
+        self.loss, self.model, self.config = Loss(recipe), model, config
+        self.carrier = nn.Parameter(torch.zeros(3, dtype=dtype, device=device))
+
+    def forward(self, micro: Micro, stop: float, divide: float) -> tuple[Tensor, Tensor]:
+        """(scalar whose gradient is that of the summed loss / `divide` and carries the sums, the sums [loss, count, stop])."""
+        total, sums = summed(self.loss, self.model, micro, stop, self.config, self.carrier.dtype)
+        return total.to(self.carrier.dtype) / divide + (self.carrier * sums).sum(), sums
+
+
+def open_unit(replica: Replica, recipe: Recipe) -> Unit:
+    """The unit of this rank's copy."""
+    process = replica.process
+    return Unit(recipe, replica.setup.model, process.config, process.dtype, process.device)
+
+
+@final
+class Carried:
+    """The sums that an all-reduce has left in the carrier's gradient.
+
+    `added`: it leaves the sum over ranks in every gradient, and not the mean, which would take a pass over all of them.
+    `rounds`: gradients are rounded on their way, so that counts cannot travel with them.
+    """
+
+    def __init__(self, unit: Unit, process: Process, fp16: LossScale | None, *, added: bool = False, rounds: bool = False) -> None:
+        self._carrier, self._process, self._fp16, self._rounds = unit.carrier, process, fp16, rounds
+        self.parts = 1 if added else process.ranks
+        """How many times smaller than the sum over ranks every gradient is."""
+
+    def take(self, local: Sums) -> Sums:
+        """The sums over all ranks, after the last backward of a step; `local` holds this rank's."""
+        carried, self._carrier.grad = self._carrier.grad, None
+        assert carried is not None  # noqa: S101  the backward made it
+        if self._process.ranks == 1:
+            return local
+        if self._rounds:
+            own = torch.stack([torch.as_tensor(part, device=carried.device) for part in local])
+            return as_sums(self._process.reduce(own))
+        if self._fp16:
+            carried = carried / self._fp16.now()
+        return as_sums(carried * self.parts)  # a copy: the next step writes over the gradient

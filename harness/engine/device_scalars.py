@@ -1,0 +1,69 @@
+"""Numbers of many steps that leave the device together: what is a tensor stays where it is until a window is read."""
+
+from collections.abc import Sequence
+from typing import final
+
+import torch
+from torch import Tensor
+
+Number = Tensor | float
+"""A 0-d tensor on the device, or a number that the host knows already."""
+
+
+@final
+class DeferredScalars:
+    """Rows of numbers. Adding one costs no operation on the device; reading all of them costs a few, whatever their number."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._rows: list[Sequence[Number]] = []
+
+    def add(self, row: Sequence[Number]) -> None:
+        """One more row. Its tensors must not change any more."""
+        self._rows.append(row)
+
+    def last(self) -> Sequence[Number]:
+        """The newest row, which stays."""
+        return self._rows[-1]
+
+    def take(self) -> list[Sequence[Number]]:
+        """The rows since the last call."""
+        rows, self._rows = self._rows, []
+        return rows
+
+    def cells(self, rows: Sequence[Sequence[Number]]) -> Tensor:
+        """What of the rows is on the device, row by row: float64 [cells]. Waits for nothing."""
+        found = [cell for row in rows for cell in row if isinstance(cell, Tensor)]
+        return (
+            torch.stack(found).to(self.device, torch.float64) if found else torch.zeros(0, dtype=torch.float64, device=self.device)
+        )
+
+    def whole(self, rows: Sequence[Sequence[Number]]) -> Tensor:
+        """Rows of one length, on the device: float64 [rows, columns]. A column is all on the device or all known to the host."""
+        return torch.stack([self._column(cells) for cells in zip(*rows, strict=True)], 1)
+
+    def _column(self, cells: Sequence[Number]) -> Tensor:
+        """One column: float64 [rows]."""
+        found = [cell for cell in cells if isinstance(cell, Tensor)]
+        if not found:
+            return torch.tensor(cells, dtype=torch.float64).to(self.device, non_blocking=True)
+        if len(found) < len(cells):
+            found = [torch.as_tensor(cell, device=self.device) for cell in cells]
+        return torch.stack(found).to(self.device, torch.float64)
+
+
+def filled(rows: Sequence[Sequence[Number]], cells: Sequence[float]) -> list[list[float]]:
+    """The rows as numbers, `cells` those that `DeferredScalars.cells` gave."""
+    told = iter(cells)
+    return [[next(told) if isinstance(cell, Tensor) else cell for cell in row] for row in rows]
+
+
+def norms(tensors: list[Tensor]) -> Tensor:
+    """The norm of each of some tensors of one device: [tensors]."""
+    return torch.stack(torch._foreach_norm(tensors))
+
+
+def total_norm(tensors: list[Tensor]) -> Tensor:
+    """The norm of tensors of one device as one vector."""
+    norm: Tensor = torch.linalg.vector_norm(norms(tensors))
+    return norm

@@ -1,0 +1,59 @@
+"""The loss scale of fp16: by torch's GradScaler, which lowers it after an overflow and raises it after many steps without."""
+
+import math
+from typing import final
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from harness.checkpoint.tensor_slices import SliceReader
+
+SCALE = "scaler/scale"
+"""Its name in checkpoints."""
+
+
+@final
+class LossScale:
+    """The scale of one optimizer's gradients on this rank; the same on all ranks."""
+
+    def __init__(self, device: torch.device, optimizer: Optimizer) -> None:
+        self._device, self._optimizer = device, optimizer
+        self._scaler = torch.amp.GradScaler(device.type)
+
+    def now(self) -> Tensor:
+        """The scale of this step: [], on the device."""
+        return self.scaled(torch.ones((), device=self._device))
+
+    def scaled(self, objective: Tensor) -> Tensor:
+        """An objective times the scale: to differentiate."""
+        return self._scaler.scale(objective)
+
+    def unscale(self) -> Tensor:
+        """Divide the gradients by the scale, which is returned."""
+        scale = self.now()
+        self._scaler.unscale_(self._optimizer)
+        return scale
+
+    def update(self) -> None:
+        """After a step: lower the scale where a gradient overflowed."""
+        self._scaler.update()
+
+    def forget(self) -> None:
+        """Keep the scale after a step that did not fit in memory: the scaler must not take the next gradients for unscaled."""
+        self.now()  # the scaler has a scale from its first use on
+        self._scaler.update(self._scaler.get_scale())
+
+    def state(self) -> dict[str, Tensor]:
+        """What checkpoints keep of it."""
+        return {SCALE: self.now()}
+
+    def load(self, source: SliceReader) -> None:
+        """Take it from a checkpoint, if it is in there: one of another precision has none."""
+        if SCALE in source:
+            self._scaler.load_state_dict(self._scaler.state_dict() | {"scale": float(source.whole(SCALE))})
+
+
+def power_of_two(count: float) -> float:
+    """The power of two at or below a count of items. To divide a sum by it rounds nothing, and keeps fp16 in its range."""
+    return 2.0 ** math.floor(math.log2(count)) if count >= 1 else 1.0

@@ -1,0 +1,74 @@
+"""A model that is ready to train on this rank, with all that belongs to it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, final
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from harness.engine.frozen import Frozen
+from harness.engine.optimizer_state import OwnNumbers
+from harness.engine.param_names import layer_label, persistent
+from harness.engine.process import Process
+from harness.engine.trained import Trained, Unused
+from harness.engine.window_meters import Meters
+from harness.plan.plan import Plan
+
+if TYPE_CHECKING:
+    from harness.engine.ema import Average
+
+
+@final
+@dataclass(frozen=True)
+class ModelSetup:
+    """`model` is the recipe's own; `average` is that of its weights, where the plan asks for one."""
+
+    model: nn.Module
+    optimizer: Optimizer
+    trained: Trained
+    unused: Unused
+    own: OwnNumbers
+    frozen: Frozen
+    average: "Average | None"
+    meters: Meters
+
+
+def set_up(
+    process: Process,
+    plan: Plan,
+    model: nn.Module,
+    optimizer: Optimizer,
+    digests: Mapping[str, str],
+    local: Callable[[Tensor], Tensor],
+) -> ModelSetup:
+    """To call once the model lies where it will. `digests` are of weights that may be frozen; `local`: see Layout.local."""
+    trained = Trained(model)
+    own, frozen = OwnNumbers(optimizer), Frozen(model, trained, digests, local)
+    labels = norm_labels(process, trained, optimizer)
+    meters = Meters(process.device, process.rank, process.ranks, labels)
+    return ModelSetup(model, optimizer, trained, Unused(), own, frozen, _average(plan, model), meters)
+
+
+def norm_labels(process: Process, trained: Trained, optimizer: Optimizer) -> list[str]:
+    """What the window's norms are measured of: each parameter group, or each parameter where the run file asks."""
+    if process.config.watch.layers:
+        return [layer_label(name) for name in trained.names]
+    return [f"group{number}" for number in range(len(optimizer.param_groups))]
+
+
+def label_numbers(process: Process, setup: ModelSetup, held: list[tuple[str, int, Tensor]]) -> Tensor:
+    """Which of the meters' labels each tensor of State.held belongs to: int64 [held]."""
+    names = {label: number for number, label in enumerate(setup.meters.labels)}
+    layers = process.config.watch.layers
+    labels = [names[layer_label(name)] if layers else group for name, group, _ in held]
+    return torch.tensor(labels, device=process.device)
+
+
+def _average(plan: Plan, model: nn.Module) -> "Average | None":
+    if plan.ema is None:
+        return None
+    from harness.engine.ema import Average  # it brings the tensors of shards, half a CPU second
+
+    return Average(model, persistent(model))

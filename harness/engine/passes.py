@@ -1,0 +1,71 @@
+"""How the passes of a step run on one backend: forward and backward of a micro-batch, and its sums."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from harness.config.schema import Config
+from harness.data.feed import Micro
+from harness.engine.buffers import Buffers, Kept
+from harness.engine.device_scalars import Number
+from harness.engine.interface import Estimator, autocast
+from harness.engine.model_setup import ModelSetup
+from harness.engine.process import Process
+from harness.plan.plan import Plan
+from harness.recipes.contract import Loss
+
+Sums = tuple[Number, Number, Number]
+"""Summed loss, count of items and stop flags."""
+
+
+class Passes(ABC):
+    """One backend's passes. In the last of a step the gradients of all ranks are reduced."""
+
+    small: tuple[Number, Number] | None = None
+    """(squared norm of the small batch's gradient, its items) of this step, for the noise scale; None if it was not measured."""
+
+    def __init__(self, process: Process, plan: Plan, setup: ModelSetup, estimator: Estimator) -> None:
+        self.process, self.plan, self.setup, self.estimator = process, plan, setup, estimator
+
+    @abstractmethod
+    def run(self, micro: Micro, stop: float, last: bool) -> Sums:
+        """Forward and backward of one micro-batch. Returns this rank's sums."""
+
+    @abstractmethod
+    def first_done(self, sums: Sums) -> None:
+        """Called after the first pass of a step, with its sums: the noise scale may take its gradient as the small batch's."""
+
+    def check_trained(self) -> None:
+        """Raises UserError if other parameters need a gradient than at the start."""
+        self.setup.trained.check()
+
+    def adopt(self, plan: Plan) -> None:
+        """Follow this plan from the next step on."""
+        self.plan = plan
+
+    def kept(self, buffers: Buffers) -> Kept:
+        """The buffers as they were before the step's passes; called as the step begins."""
+        return buffers.keep()
+
+    def forget(self) -> None:
+        """Drop what belongs to a step that did not fit in memory."""
+        self.small = None
+
+
+def summed(loss: Loss, model: nn.Module, micro: Micro, stop: float, config: Config, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """One forward pass: (the summed loss, to differentiate; the sums [loss, count, stop] as `dtype`). A ghost counts nothing."""
+    device = next(model.parameters()).device
+    with autocast(config, device):
+        total, count = loss.of(model, micro.batch)
+    count = torch.as_tensor(count, device=device)
+    sums = torch.stack([total.detach().to(dtype), count.to(dtype), torch.full((), stop, dtype=dtype, device=device)])
+    if micro.chunk.ghost:
+        return total * 0, sums * torch.tensor([0, 0, 1], dtype=dtype, device=device)
+    return total, sums
+
+
+def as_sums(sums: Tensor) -> Sums:
+    """The sums of a tensor [loss, count, stop]."""
+    loss, count, stop = sums.unbind()
+    return loss, count, stop

@@ -1,0 +1,1 @@
+"""A model made ready: optimizer, compile, FLOPs, noise meter, timers."""

@@ -1,1 +1,0 @@
-"""L1, torch: what a recipe is and what it is made of."""

@@ -1,0 +1,87 @@
+"""Text for language models: files chosen for a split, cut into rows of equal length; and the loss of predicting each next token.
+
+The loss counts tokens, not rows: the last row of a file is shorter, its padding is masked, and means are over true counts.
+"""
+
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from harness.config.errors import UserError
+from harness.data.feed import Table
+from harness.recipes.base import Split, Sum
+
+MASKED = -100
+VALID_EVERY = 20
+"""Every twentieth file is for validation; of a single file, every twentieth row."""
+
+
+def text_paths(files: str | None, suffix: str) -> list[Path]:
+    """The files of a recipe's text, in order. Raises UserError."""
+    if files is None:
+        root = Path(sysconfig.get_paths()["stdlib"])
+        return sorted(root.glob("*.py"))
+    path = Path(files)
+    if path.is_file():
+        return [path]
+    found = sorted(p for p in path.rglob(f"*{suffix}") if p.is_file())
+    if not found:
+        raise UserError("recipe.files", f"{files!r} holds no file that ends in {suffix!r}", "give a file or a folder of text")
+    return found
+
+
+def text_table(
+    files: str | None, suffix: str, split: Split, most: int, context: int, ids: Callable[[bytes], NDArray[Any]]
+) -> Table:
+    """Columns tokens [n, context + 1] of the type of `ids`, and length int64 [n], the number of true tokens in the row.
+
+    The first `most` bytes of the split's files are read. Raises UserError if they hold no text.
+    """
+    paths = text_paths(files, suffix)
+    chosen = [p for i, p in enumerate(paths) if (i % VALID_EVERY == 0) == (split == "valid")] if len(paths) > 1 else paths
+    rows, lengths, budget = [], [], most
+    for path in chosen:
+        text = path.read_bytes()[:budget]
+        budget -= len(text)
+        found = ids(text)
+        if len(found) < 2:
+            continue
+        starts = np.arange(0, len(found) - 1, context)
+        padded = np.zeros(starts[-1] + context + 1, found.dtype)
+        padded[: len(found)] = found
+        rows.append(padded[starts[:, None] + np.arange(context + 1)])
+        lengths.append(np.minimum(len(found) - starts, context + 1))
+    if not rows:
+        raise UserError("recipe.files", f"{files!r} holds no text for split {split}", "name a folder with more files")
+    tokens, length = np.concatenate(rows), np.concatenate(lengths)
+    if len(paths) == 1:
+        held_out = np.arange(len(tokens)) % VALID_EVERY == 0
+        keep = held_out if split == "valid" else ~held_out
+        tokens, length = tokens[keep], length[keep]
+    return Table({"tokens": torch.from_numpy(tokens), "length": torch.from_numpy(length).long()})
+
+
+def next_tokens(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """(tokens int64 [n, t], those that follow them with padding as MASKED [n, t], how many are no padding) of a row's t + 1."""
+    tokens = batch["tokens"].long()
+    real = torch.arange(1, tokens.shape[1], device=tokens.device) < batch["length"][:, None]
+    return tokens[:, :-1], tokens[:, 1:].masked_fill(~real, MASKED), real.sum()
+
+
+def next_token_loss(model: nn.Module, batch: dict[str, Tensor]) -> Sum:
+    """The same of a model of transformers' on a batch as `next_tokens` takes it."""
+    tokens, target, count = next_tokens(batch)
+    return token_loss(model(input_ids=tokens, use_cache=False).logits.float(), target, count)
+
+
+def token_loss(logits: Tensor, target: Tensor, count: Tensor, label_smoothing: float = 0.0) -> Sum:
+    """Cross-entropy in nats of logits [n, t, v], summed over the tokens that are not MASKED; their count."""
+    flat, wanted = logits.flatten(0, 1), target.flatten()
+    return cross_entropy(flat, wanted, ignore_index=MASKED, reduction="sum", label_smoothing=label_smoothing), count

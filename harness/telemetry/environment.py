@@ -1,0 +1,37 @@
+"""With what a run computes, and where: a list that names each value, so that nothing of a user's environment is among them."""
+
+import os
+import platform
+from collections.abc import Sequence
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = ("widebatch", "torch", "accelerate", "deepspeed")
+
+
+def environment(device: str, hosts: Sequence[str]) -> dict[str, Any]:
+    """Versions, the device's name and the names of the hosts, one for each rank, each reported once."""
+    return {
+        "python": platform.python_version(),
+        **{name: found for name in _PACKAGES if (found := _version(name))},
+        "system": platform.platform(),
+        "device": device or _processor(),
+        "cpus": os.cpu_count(),
+        "hosts": list(dict.fromkeys(hosts)),
+    }
+
+
+def _version(package: str) -> str:
+    with suppress(PackageNotFoundError):
+        return version(package)
+    return ""
+
+
+def _processor() -> str:
+    """What /proc calls the processor, empty if it does not say."""
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+        return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return ""

@@ -1,0 +1,1 @@
+"""Workers of the tools: verify, batch trials, rank checks, export."""

@@ -1,0 +1,155 @@
+"""Validation, exact over ranks: each sample once, also where the data does not divide."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.config.schema import Config
+from harness.data.feed import Feed, Micro
+from harness.data.joined import Joined
+from harness.data.sample_order import derive, step_shards
+from harness.data.seeding import EVALUATION, seed_all
+from harness.distributed.process_group import gather
+from harness.engine.interface import Engine, autocast
+from harness.modeling.hessian import largest_eigenvalue
+from harness.recipes.base import Recipe, Sum
+from harness.recipes.contract import check_metrics, check_outputs
+from harness.training.scoring import Rows, TooFewError, score
+
+
+def evaluate(engine: Engine, recipe: Recipe, config: Config, feed: Feed) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """(the means of the recipe's metrics over the whole data set, as `eval/NAME`, equal on every rank; examples of this rank's).
+
+    Of several named sets the means of each follow as `eval/SET/NAME`. Where the plan keeps a running average of the weights, its
+    means follow with `ema_` before their names.
+    """
+    with engine.evaluated():
+        means, examples = _all_sets(engine, recipe, config, feed)
+    told = {f"eval/{name}": mean for name, mean in means.items()}
+    if engine.plan.ema is not None:
+        with engine.averaged():
+            averaged, _ = _all_sets(engine, recipe, config, feed)
+        told |= {f"eval/{_of_average(name)}": mean for name, mean in averaged.items()}
+    return told, examples
+
+
+def evaluate_one(engine: Engine, recipe: Recipe, config: Config, feed: Feed) -> list[str] | None:
+    """The names that one batch of each rank gives, as `evaluate` has them; None if one batch does not tell.
+
+    Raises UserError for what `evaluate` could not take.
+    """
+    try:
+        with engine.evaluated():
+            means, _ = _all_sets(engine, recipe, config, feed, most=engine.processes * engine.plan.micro_batch)
+    except TooFewError:
+        return None
+    names = [*means, *(map(_of_average, means) if engine.plan.ema is not None else ())]
+    return [f"eval/{name}" for name in names]
+
+
+def _of_average(name: str) -> str:
+    """`loss` -> `ema_loss`, `web/loss` -> `web/ema_loss`."""
+    named, slash, metric = name.rpartition("/")
+    return f"{named}{slash}ema_{metric}"
+
+
+def _all_sets(
+    engine: Engine, recipe: Recipe, config: Config, feed: Feed, most: int | None = None
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """(means over all of the data, and over each of its named sets; examples). `most`: of each set only so many samples."""
+    sets = list(feed.data.spans()) if isinstance(feed.data, Joined) else [("", 0, len(feed.data))]
+    measured, means = [], dict[str, float]()
+    for name, start, stop in sets:
+        last = stop if most is None else min(start + most, stop)
+        found = _measure(engine, recipe, config, _passes(engine, recipe, feed, start, last, few=most is not None))
+        measured.append(found)
+        if name:
+            means |= {f"{name}/{metric}": mean for metric, mean in _means(engine, recipe, [found], whole=last == stop).items()}
+    whole = most is None or all(stop - start <= most for _, start, stop in sets)
+    means = _means(engine, recipe, measured, whole=whole) | means
+    return means, next((found.examples for found in measured if found.examples), [])
+
+
+def sharpness(engine: Engine, recipe: Recipe, feed: Feed, samples: int) -> float:
+    """The largest eigenvalue of the Hessian of the mean loss over the first `samples` of the shuffled training data."""
+    engine.sync_buffers()
+    engine.model.eval()
+    size, ranks, micro = min(samples, len(feed.data)), engine.processes, engine.plan.micro_batch
+    dealt = step_shards(0, size, ranks * micro, micro, ranks, engine.rank, ranks)
+    held = [one for _, micros in feed.steps(dealt) for one in micros if not one.chunk.ghost]
+    with torch.no_grad():
+        counts = [torch.as_tensor(_loss(engine, recipe, one)[1], device=engine.device).double() for one in held]
+    count = engine.reduce(torch.stack([*counts, torch.zeros((), dtype=torch.float64, device=engine.device)]).sum())
+    losses = [partial(_mean_loss, engine, recipe, one, float(count)) for one in held]
+    with engine.evaluated():
+        return largest_eigenvalue(losses, [p for p in engine.model.parameters() if p.requires_grad], engine.reduce)
+
+
+def _loss(engine: Engine, recipe: Recipe, micro: Micro) -> Sum:
+    """The loss of a pass, from the same random numbers at every call."""
+    seed_all(derive(EVALUATION, micro.chunk.start))
+    return recipe.loss(engine.model, micro.batch)
+
+
+def _mean_loss(engine: Engine, recipe: Recipe, micro: Micro, count: float) -> torch.Tensor:
+    return _loss(engine, recipe, micro)[0] / count
+
+
+def _passes(engine: Engine, recipe: Recipe, feed: Feed, start: int, stop: int, *, few: bool) -> Iterator[list[Micro]]:
+    """This rank's passes over the samples [start, stop), each once over all ranks; whole ones alone where the loss gathers.
+
+    `few`: they are one step, for which one worker is enough.
+    """
+    ranks, micro = engine.processes, engine.plan.micro_batch
+    stop -= (stop - start) % (ranks * micro) if recipe.gathers else 0
+    dealt = step_shards(start, stop, ranks * micro, micro, ranks, engine.rank, ranks)
+    return map(feed.few, dealt) if few else (micros for _, micros in feed.steps(dealt))
+
+
+@dataclass
+class _Measured:
+    """What passes of a set gave: (sum, count) by metric on the device, in float64; rows for score(); examples."""
+
+    totals: dict[str, Tensor] = field(default_factory=dict)
+    rows: Rows = field(default_factory=list)
+    examples: list[dict[str, Any]] | None = None
+
+
+def _measure(engine: Engine, recipe: Recipe, config: Config, passes: Iterable[list[Micro]]) -> _Measured:
+    """The recipe's metrics on these passes."""
+    engine.sync_buffers()
+    engine.model.eval()
+    found = _Measured()
+    with engine.heartbeat.phase("eval"), torch.no_grad(), autocast(config, engine.device):
+        for micros in passes:
+            engine.heartbeat.tick()
+            for one in micros:
+                seed_all(derive(config.run.seed, EVALUATION, one.chunk.start))
+                sums = check_metrics(recipe, recipe.metrics(engine.model, one.batch))
+                outputs = check_outputs(recipe.outputs(engine.model, one.batch))
+                if found.examples is None:
+                    found.examples = recipe.examples(engine.model, one.batch)
+                for name, pair in sums.items():
+                    had = found.totals.get(name, 0.0)
+                    parts = torch.stack([torch.as_tensor(v, device=engine.device).double() for v in pair])
+                    found.totals[name] = had + (torch.zeros_like(parts) if one.chunk.ghost else parts)
+                if outputs and not one.chunk.ghost:
+                    found.rows.append((one.chunk.start, {name: t.detach().cpu() for name, t in outputs.items()}))
+    return found
+
+
+def _means(engine: Engine, recipe: Recipe, measured: Sequence[_Measured], *, whole: bool) -> dict[str, float]:
+    """Means over all ranks and scores of what was measured; `whole`: it is all of the data. One reduction.
+
+    A name that some batches lack, or all of a rank's, counts nothing there.
+    """
+    mine = dict.fromkeys(name for found in measured for name in found.totals)
+    names = list(dict.fromkeys(name for each in gather(list(mine)) for name in each))
+    nothing = torch.zeros(2, dtype=torch.float64, device=engine.device)
+    sums = engine.reduce(torch.stack([sum((found.totals.get(name, nothing) for found in measured), nothing) for name in names]))
+    means = dict(zip(names, (sums[:, 0] / sums[:, 1]).tolist(), strict=True))
+    return means | score(recipe, [row for found in measured for row in found.rows], whole=whole)

@@ -1,0 +1,204 @@
+"""A run resumes: the newest good checkpoint is loaded, and changed settings are reported; or it is refused, with the reason."""
+
+from collections.abc import Set
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from harness.analysis.journal_lines import MOST, finite
+from harness.analysis.journal_tail import began, last_window, starts
+from harness.checkpoint import reader as checkpoint
+from harness.checkpoint.train_state import State
+from harness.config.errors import UserError
+from harness.config.resume_rules import changes, saved_form
+from harness.config.run_folder import RunFolder
+from harness.config.schema import Config
+from harness.data.feed import Data
+from harness.engine.initial_model import unsaved
+from harness.engine.interface import Engine
+from harness.modeling.tensor_digest import close
+from harness.plan.plan import Plan
+from harness.plan.plan_warnings import SHOWN
+from harness.recipes.base import Recipe
+from harness.recipes.fingerprint import fingerprint
+from harness.telemetry.clock import Age
+from harness.telemetry.events import Noticed
+from harness.telemetry.noise_scale import NoiseScale
+from harness.training.guard import recall
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a checkpoint says of its run, held against the run that resumes from it. `warned`: codes of the plan's warnings."""
+
+    dataset: int
+    fingerprint: str
+    world_size: int
+    global_batch: int
+    lr: float
+    config: dict[str, Any]
+    warned: tuple[str, ...] = ()
+    unsaved: dict[str, list[float]] = field(default_factory=dict)
+    """Sketches of the fresh model's buffers that are in no checkpoint."""
+    frozen: dict[str, str] | None = None
+    """Digests of the fresh weights that are not trained; None in checkpoints of earlier versions, which hold these weights."""
+
+
+def facts_of(config: Config, plan: Plan, recipe: Recipe, data: Data, engine: Engine) -> Facts:
+    """The facts of this run; `engine` has its fresh model."""
+    return Facts(
+        dataset=len(data),
+        fingerprint=fingerprint(recipe, data),
+        world_size=plan.world_size,
+        global_batch=plan.global_batch,
+        lr=plan.target_lr,
+        config=saved_form(config),
+        warned=tuple(w.code for w in plan.warnings[:SHOWN]),
+        unsaved=unsaved(engine.model),
+        frozen=dict(engine.base),
+    )
+
+
+def same_scale(state: State, estimator: str) -> State:
+    """The state, to measure the noise scale on by `estimator`: again where it was by moments and is not now, or the reverse."""
+    other = state.noise_by and (state.noise_by == "moments") != (estimator == "moments")
+    return replace(state, noise=NoiseScale() if other else state.noise, noise_by=estimator)
+
+
+def resume(engine: Engine, config: Config, facts: Facts, folder: Path) -> tuple[State | None, list[Noticed]]:
+    """(where the run stands, None if it has no checkpoint; the notices).
+
+    Weights and optimizer state are loaded into the engine; the plan's numbers stay. Raises UserError if the checkpoint is of
+    another run.
+    """
+    where = RunFolder(folder).checkpoints(config)
+    found, complaints = checkpoint.newest(where)
+    if found is None:
+        if complaints:
+            at = f"none of the {len(complaints)} checkpoints in {where} can be used ({complaints[0]})"
+            raise UserError("run.dir", at, "restore one, or give another run.dir to start from scratch")
+        return None, []
+    before, warned = _facts_before(found, facts, where)
+    _check_growth(found.state, config)
+    engine.load(found.tensors)
+    _check_finite(engine, found.name, where)
+    recalled, problem = recall(folder, found.state)
+    state = _again(recalled, folder)
+    text = f"resuming from {found.name} at step {state.step}: {before.world_size} -> {facts.world_size} ranks, "
+    text += f"global batch {before.global_batch} -> {facts.global_batch}, lr {before.lr:g} -> {facts.lr:g}"
+    text += _about_average(found, engine.plan)
+    told = [("damaged_checkpoint", f"not used: {complaint}") for complaint in complaints]
+    told += [("guard", problem)] if problem else []
+    told += [("resumed", text), *(("changed", warning) for warning in warned)]
+    told += [(w.code, w.message) for w in engine.plan.warnings[:SHOWN] if w.code not in before.warned]
+    return state, [Noticed(state.step, state.samples, code, message) for code, message in told]
+
+
+def _facts_before(found: checkpoint.Checkpoint, facts: Facts, where: str) -> tuple[Facts, list[str]]:
+    """(the facts that a checkpoint holds, what has changed since that a person should know). Raises UserError."""
+    try:
+        before = Facts(**{key: value for key, value in found.about.items() if key in Facts.__dataclass_fields__})
+        warned = _compared(before, facts, where)
+        _check_base(before, facts, {name.removeprefix("model/") for name in found.tensors}, where)
+    except (TypeError, AttributeError) as e:
+        raise UserError("run.dir", f"{found.name} in {where} was written by another version ({e})", "give another run.dir") from e
+    return before, warned
+
+
+def _about_average(found: checkpoint.Checkpoint, plan: Plan) -> str:
+    """What becomes of the average of the weights, where checkpoint and plan do not agree on having one."""
+    had = any(name.startswith("ema/") for name in found.tensors)
+    if had and plan.ema is None:
+        return "; its average of the weights is dropped, as optim.ema is unset"
+    if plan.ema is not None and not had:
+        return "; it has no average of the weights, so that begins here"
+    return ""
+
+
+def _check_growth(state: State, config: Config) -> None:
+    """Raises UserError if the batch has grown past what the run file allows."""
+    most = config.batch.most
+    if state.growth > (most or 1):
+        at = f"is {most or 'unset'}, but the checkpoint trains at {state.growth:,} times the planned batch"
+        raise UserError("batch.most", at, "set it as it was, or give another run.dir")
+
+
+def _check_base(before: Facts, now: Facts, saved: Set[str], where: str) -> None:
+    """Raises UserError if other weights are trained, or those that are not are others. What is `saved` needs no like here."""
+    if before.frozen is None or now.frozen is None:
+        return
+    for name in sorted({*before.frozen, *now.frozen}):
+        there, here = before.frozen.get(name), now.frozen.get(name)
+        if there is None or here is None:
+            how = "is frozen, but was trained" if there is None else "was frozen"
+            at = f"{name} {how} in {where}: other weights are trained here"
+            raise UserError("recipe.use", at, "train the same weights, or begin a new run from `widebatch export`'s file")
+        if there != here and name not in saved:
+            at = f"the frozen weight {name} is not the one that {where} was trained with: model() has another base"
+            raise UserError("recipe.use", at, "bring that base back, or give another run.dir")
+
+
+def _check_finite(engine: Engine, name: str, where: str) -> None:
+    """Raises UserError, on every rank, where a weight that was loaded is not finite: every step from there would be skipped."""
+    bad = engine.not_finite()
+    if engine.any_rank(bool(bad)):
+        at = f"{name} in {where} holds weights that are not finite{f' ({bad})' if bad else ''}"
+        raise UserError("run.dir", at, "remove that checkpoint: the one before it is taken")
+
+
+def _compared(before: Facts, now: Facts, where: str) -> list[str]:
+    """What has changed that a person should know. Raises UserError if it is another run."""
+    if before.dataset != now.dataset:
+        at = f"{where} was trained on {before.dataset} samples, the data now has {now.dataset}"
+        raise UserError("run.dir", at, "give another run.dir")
+    if before.fingerprint != now.fingerprint:
+        at = f"{where} was trained on other data of as many samples (fingerprint {before.fingerprint}, now {now.fingerprint})"
+        raise UserError("run.dir", at, "bring the data back, or give another run.dir")
+    warned = list[str]()
+    changed = changes(before.config, now.config)
+    odd = next((name for name, numbers in before.unsaved.items() if not close(numbers, now.unsaved.get(name, numbers))), None)
+    if odd is not None:
+        at = f"buffer {odd} is not saved (persistent=False), and model() makes another one than in {where}"
+        if not any(c.setting.startswith(("recipe.", "precision")) for c in changed):
+            remedy = "draw it from torch, numpy.random or random, which are seeded, or register it with persistent=True"
+            raise UserError("recipe.use", at, remedy)
+        warned.append(at)
+    for c in changed:
+        if c.kind == "refuse":
+            problem, remedy = c.reason.split(": ", 1)
+            raise UserError(c.setting, f"is {c.now}, but {where} was begun with {c.before}, and {problem}", remedy)
+        if c.kind == "warn":
+            warned.append(f"{c.setting}: {c.before} -> {c.now} since the checkpoint" + (f"; {c.reason}" if c.reason else ""))
+    return warned
+
+
+def fresh_state(folder: Path) -> State:
+    """The state of a run without a checkpoint, whether or not it was started before."""
+    journal = RunFolder(folder).journal
+    return _again(State(began=began(journal)), folder) if starts(journal) else State()
+
+
+def _again(state: State, folder: Path) -> State:
+    """The state to go back to, with what the journal says about the starts until now."""
+    journal = RunFolder(folder).journal
+    last, restarts = last_window(journal), max(state.restarts + 1, starts(journal))
+    nowhere = max(finite(last.get("progress/trained_s")) - state.trained_s, 0.0)
+    seen = finite(last.get("progress/samples_trained", last.get("progress/samples")))
+    return replace(
+        state,
+        restarts=restarts,
+        lost_s=max(state.lost_s, finite(last.get("reliability/lost_s")) + nowhere),
+        rolled_back_s=max(state.rolled_back_s, finite(last.get("reliability/rolled_back_s"))),
+        discarded_samples=max(state.discarded_samples, int(min(seen, MOST)) - state.samples),
+    )
+
+
+def aged(state: State) -> tuple[Age, list[Noticed]]:
+    """How old the run is that resumes from this state, and the notices about it."""
+    if not state.restarts:
+        return Age(), []
+    age = Age.of(state.began, state.trained_s + state.lost_s)
+    if age.before_s is not None or state.began is None:
+        return age, []
+    text = "the clock is set back: it cannot be known how long ago the run began, nor reliability/goodput_pct"
+    return age, [Noticed(state.step, state.samples, "clock", text)]

@@ -1,0 +1,70 @@
+"""What a script says of its run: its settings, its DataLoader, and how both become a run file."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, final
+
+from torch.optim import Optimizer
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
+
+from harness.config.errors import UserError
+from harness.config.loader import decode, read_tree
+from harness.config.schema import Config
+from harness.modeling.tuned_optimizer import with_tuned
+from harness.recipes.base import SCRIPT
+
+Settings = str | Path | Mapping[str, Any]
+"""A run file, or its sections."""
+_EVALUATED = ("every_epochs", "every_samples", "sharpness", "patience_epochs", "patience_samples")
+"""Settings of `eval` that a script decides itself."""
+
+
+@final
+@dataclass(frozen=True)
+class ScriptLoader:
+    """What a script's DataLoader says: its data, how samples become a batch, by how many workers, and in which order."""
+
+    data: Any
+    collate: Any
+    workers: int
+    batch: int
+    shuffle: bool
+
+    @staticmethod
+    def of(loader: "DataLoader[Any]") -> "ScriptLoader":
+        """Raises UserError for a loader whose order or batches are not known here."""
+        remedy = "give the DataLoader as it was before accelerator.prepare, of a map-style data set, with batch_size and shuffle"
+        if not isinstance(loader, DataLoader) or type(loader.batch_sampler) is not BatchSampler:
+            raise UserError("Run", "got a loader with batches of its own", remedy)
+        sampler = loader.sampler
+        if not isinstance(sampler, RandomSampler | SequentialSampler):
+            raise UserError("Run", f"got a loader that samples by {type(sampler).__name__}", remedy)
+        data: Any = loader.dataset
+        if isinstance(sampler, RandomSampler) and (sampler.replacement or len(sampler) != len(data)):
+            raise UserError("Run", "got a loader that draws with replacement, or not all", remedy)
+        shuffle = isinstance(sampler, RandomSampler)
+        return ScriptLoader(data, loader.collate_fn, loader.num_workers, loader.batch_size or 1, shuffle)
+
+
+def script_config(settings: Settings, loader: ScriptLoader, optimizer: Optimizer, precision: str) -> Config:
+    """The settings as a run file that the script has filled in. Raises UserError if they contradict the script."""
+    tree = dict(settings) if isinstance(settings, Mapping) else read_tree(Path(settings))
+    for name in ("recipe", "compute", "init_from"):
+        if tree.get(name):
+            raise UserError(name, "is given, but model, data and loss are the script's", "leave it out")
+    for key in _EVALUATED:
+        if (tree.get("eval") or {}).get(key) is not None:
+            raise UserError(f"eval.{key}", "is given, but the script evaluates", "leave it out, and call run.evaluated(metrics)")
+    if tree.setdefault("precision", precision) != precision:
+        at = f"is {tree['precision']}, but the script's Accelerator computes in {precision}"
+        raise UserError("precision", at, "leave it out: the Accelerator decides")
+    backend = (tree.get("backend") or {}).get("name", "ddp")
+    if backend != "ddp":
+        raise UserError("backend.name", f"is {backend}, but an own loop runs on ddp", "write the script as a recipe for it")
+    tree["optim"] = with_tuned(dict(tree.get("optim") or {}), optimizer)
+    tree["recipe"] = {"use": SCRIPT, "samples": len(loader.data)}
+    config = decode(tree)
+    if config.batch.micro == "auto":
+        config = replace(config, batch=replace(config.batch, micro=loader.batch))
+    return config

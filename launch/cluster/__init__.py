@@ -1,0 +1,1 @@
+"""Several hosts: torchrun, Slurm, Kubernetes."""

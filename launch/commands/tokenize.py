@@ -1,0 +1,44 @@
+"""widebatch tokenize FILES --tokenizer FOLDER --out DIR: text files as token ids, for the recipe `tokens`."""
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness.config.errors import UserError
+from harness.supervision.output_redirect import echo
+from launch.options.commands import COMMANDS
+
+
+def main(argv: Sequence[str]) -> int:
+    """Raises UserError."""
+    parser = argparse.ArgumentParser(prog="widebatch tokenize", description=COMMANDS["tokenize"], allow_abbrev=False)
+    files = "text files, or folders of them: a document in each line of a .jsonl, any other file is one document"
+    parser.add_argument("files", metavar="FILES", type=Path, nargs="+", help=files)
+    parser.add_argument("--tokenizer", metavar="FOLDER", required=True, help="a local folder with a tokenizer, or `bytes`")
+    parser.add_argument(
+        "--out", metavar="DIR", type=Path, required=True, help="a new folder, or one that was begun: it is continued"
+    )
+    parser.add_argument(
+        "--suffix", action="append", help="of a folder, files that end so (default: .txt and .jsonl); may be repeated"
+    )
+    parser.add_argument("--field", default="text", help="where a line of a .jsonl has its text (default: text)")
+    parser.add_argument("--procs", type=int, default=len(os.sched_getaffinity(0)), help="processes (default: one for each core)")
+    parser.add_argument("--no-eos", action="store_true", help="put no end-of-text token behind documents")
+    args = parser.parse_args(argv)
+    if args.procs < 1:
+        raise UserError("--procs", f"is {args.procs}", "give at least 1")
+    from harness.tools.tokenize import tokenize
+
+    suffixes = args.suffix or [".txt", ".jsonl"]
+    told = tokenize(
+        args.files,
+        args.out,
+        tokenizer=args.tokenizer,
+        suffixes=suffixes,
+        field=args.field,
+        eos=not args.no_eos,
+        procs=args.procs,
+    )
+    echo(told)
+    return 0

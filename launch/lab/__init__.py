@@ -1,0 +1,1 @@
+"""find-batch, lr-range, sweep, branch, bench."""

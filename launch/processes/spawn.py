@@ -1,0 +1,182 @@
+"""Starting processes on this machine, and what is on it. The one file that knows subprocess."""
+
+import os
+import re
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import takewhile
+from pathlib import Path
+from types import FrameType
+from typing import BinaryIO, final
+
+from harness.config.errors import UserError
+from harness.plan.rank_env import without_ranks
+from harness.supervision.output_redirect import say
+from harness.supervision.safe_files import append_own
+from launch.processes.command import Command
+from launch.processes.proc_table import GRACE_S, JOB
+
+_GPU = re.compile(r"[0-9]+|(GPU|MIG)-[0-9A-Fa-f/-]+")
+"""A GPU by its number or its UUID."""
+
+
+def visible_gpus(visible: str) -> list[str]:
+    """The GPUs that CUDA_VISIBLE_DEVICES names, as CUDA reads it: up to the first that is none; none where one comes twice."""
+    found = list(takewhile(_GPU.fullmatch, (name.strip() for name in visible.split(","))))
+    return found if len(set(found)) == len(found) else []
+
+
+def gpu_count(visible: str | None) -> int:
+    """GPUs of this machine: those CUDA_VISIBLE_DEVICES leaves (`visible`), else all that nvidia-smi lists."""
+    if visible is not None:
+        return len(visible_gpus(visible))
+    try:
+        out = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=20, check=False)  # noqa: S607
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return 0
+    return len(out.stdout.splitlines()) if out.returncode == 0 else 0
+
+
+def answer(argv: Sequence[str], setting: str, remedy: str) -> str:
+    """What a short command says on standard output. Raises UserError if it is not there or fails."""
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)  # noqa: S603  argv is ours, no shell
+    except (FileNotFoundError, subprocess.TimeoutExpired) as e:
+        raise UserError(setting, f"{argv[0]}: {e}", remedy) from e
+    if done.returncode:
+        raise UserError(setting, f"{argv[0]} refused: {done.stderr.strip() or done.stdout.strip()}", remedy)
+    return done.stdout.strip()
+
+
+@contextmanager
+def guarded() -> Iterator[dict[str, str]]:
+    """What a process must carry in its environment that is to end when this one is gone, also where that is killed."""
+    mark = f"{os.getpid()}-{secrets.token_hex(8)}"
+    path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    with subprocess.Popen(  # noqa: S603  our own module, by the interpreter that runs us
+        [sys.executable, "-P", "-m", "launch.processes.guardian", mark],
+        env=os.environ | {"PYTHONPATH": path},
+        stdin=subprocess.PIPE,
+        start_new_session=True,
+    ) as guardian:
+        try:
+            yield {JOB: mark}
+        finally:
+            guardian.kill()
+
+
+def output(command: Command, limit_s: float) -> str:
+    """Run a command and return everything it printed; what takes longer than `limit_s` is killed with all it started."""
+    with (
+        guarded() as mark,
+        subprocess.Popen(  # noqa: S603  argv is ours, no shell
+            command.argv,
+            env=without_ranks(os.environ) | dict(command.environ) | mark,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        ) as child,
+    ):
+        try:
+            return child.communicate(timeout=limit_s)[0]
+        except subprocess.TimeoutExpired:
+            os.killpg(child.pid, signal.SIGKILL)
+            return f"Error: no end within {limit_s:.0f} s"
+
+
+def _wait_for_group(group: int) -> None:
+    """Wait for workers whose launcher has gone before them (accelerate with one process dies of SIGTERM at once); kill the late."""
+    deadline = time.monotonic() + GRACE_S
+    while True:
+        try:
+            os.killpg(group, 0 if time.monotonic() < deadline else signal.SIGKILL)
+        except ProcessLookupError:
+            return
+        time.sleep(0.05)
+
+
+def run(command: Command) -> int:
+    """Run to the end in a process group of its own; SIGINT, SIGTERM and SIGUSR1 are passed on to the workers in it.
+
+    Returns the exit status; a process that died of signal n gives 128 + n. The launcher in between ignores SIGUSR1, which would
+    otherwise kill it and orphan the workers.
+    """
+    with guarded() as mark:
+        return _run(command, mark)
+
+
+def _run(command: Command, mark: Mapping[str, str]) -> int:
+    ignored = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    child = subprocess.Popen(  # noqa: S603  argv is ours, no shell
+        command.argv, env=without_ranks(os.environ) | dict(command.environ) | dict(mark), start_new_session=True
+    )
+    signal.signal(signal.SIGUSR1, ignored)
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        try:
+            os.killpg(child.pid, number)
+        except ProcessLookupError:
+            return
+
+    before = {n: signal.signal(n, forward) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        status = child.wait()
+        _wait_for_group(child.pid)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return status if status >= 0 else 128 - status
+
+
+@final
+class Child:
+    """A process that was started."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]") -> None:
+        self._process = process
+
+    def poll(self) -> int | None:
+        """Its exit status, -n where signal n ended it; None while it runs."""
+        return self._process.poll()
+
+    def wait(self) -> int:
+        """The same, when it has ended."""
+        return self._process.wait()
+
+    def signal(self, number: int) -> None:
+        """Send it a signal, if it is still there."""
+        self._process.send_signal(number)
+
+
+def _log(path: Path) -> BinaryIO:
+    """A log to append to; if its disk is full or its folder is gone, a warning says so and the text is lost."""
+    try:
+        return append_own(path)
+    except OSError as e:
+        say(f"warn   {path} is not written ({e.strerror})")
+        return Path(os.devnull).open("ab")
+
+
+def start(command: Command, environ: Mapping[str, str], log: Path) -> Child:
+    """Start a command in a session of its own, its own words appended to `log`.
+
+    It ignores SIGUSR1, which would kill the launching process between us and the ranks; the ranks hear it.
+    """
+    before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    with _log(log) as words:
+        process = subprocess.Popen(  # noqa: S603  argv is ours, no shell
+            command.argv,
+            env=without_ranks(os.environ) | dict(command.environ) | dict(environ),
+            start_new_session=True,
+            stdin=subprocess.DEVNULL,
+            stdout=words,
+            stderr=subprocess.STDOUT,
+        )
+    signal.signal(signal.SIGUSR1, before)
+    return Child(process)

@@ -1,0 +1,124 @@
+"""Which curves of runs are shown, and how: all runs in each chart, over samples. Pure."""
+
+from collections.abc import Iterable, Sequence
+
+from harness.analysis.downsample import Bucket, Downsampler
+from harness.analysis.run_record import TROUBLES, RunRecord
+from launch.report.chart import COLOURS, Chart, Mark, Series, chart
+from launch.report.markup import Html, element
+
+QUIET = ("checkpoint", "compiled", "complete")
+"""Events that are listed but not marked on curves."""
+SHADED = "; shaded: trained, then rolled back by the guard"
+NOTES = ("resumed", "plateau", "batch", "stop_requested", "early_stop", "warm_up")
+"""Codes of events that are no trouble."""
+
+
+def charts(stories: Sequence[RunRecord]) -> Html:
+    """The section of curves."""
+    end = max(_end(s) for s in stories)
+    marks = [mark for s in stories for mark in _marks(s, len(stories) > 1)]
+    spans = [span for s in stories for span in s.discarded]
+    shown = [
+        Chart(
+            "Training loss",
+            "line: running mean; behind it: single steps, or the lowest and highest of several" + (SHADED if spans else ""),
+            _steps(stories, "train/loss", smooth=True),
+            0,
+            end,
+            marks,
+            spans,
+            tall=True,
+            robust=True,
+        ),
+        *_evaluations(stories, end),
+        Chart("Learning rate", "as applied, step by step", _steps(stories, "train/lr"), 0, end, zero=True, log=False),
+        Chart(
+            "Batch against noise scale",
+            "dashed: the noise scale, past which a larger batch is mostly wasted (McCandlish et al. 2018)",
+            [
+                *_steps(stories, "batch/global_samples"),
+                *_steps(stories, "batch/noise_scale_samples", "noise scale", dash=True),
+                *_steps(stories, "batch/noise_scale_moments_samples", "noise scale by moments (may be far too high)", dash=True),
+            ],
+            0,
+            end,
+            log=True,
+            unit=" samples",
+        ),
+        Chart("Gradient norm", "before clipping", _steps(stories, "train/grad_norm", smooth=True), 0, end, marks, robust=True),
+        Chart("Throughput", "samples per second of training time", _steps(stories, "throughput/samples_per_s"), 0, end, zero=True),
+        Chart(
+            "Update / weights",
+            "norm of a step's update over that of the weights",
+            _steps(stories, "train/update_to_param_ratio"),
+            0,
+            end,
+            robust=True,
+        ),
+    ]
+    return element("section", {"class": "charts"}, element("h2", {}, "Curves over samples"), *[chart(c) for c in shown])
+
+
+def points(told: Iterable[tuple[float, float]]) -> list[Bucket]:
+    """Values one by one, as a curve."""
+    thin = Downsampler()
+    for x, y in told:
+        thin.add(x, y)
+    return thin.curve()
+
+
+def _steps(stories: Sequence[RunRecord], name: str, suffix: str = "", *, dash: bool = False, smooth: bool = False) -> list[Series]:
+    return [
+        Series(f"{s.name} {suffix}".strip(), n % COLOURS, s.curves[name], dash=dash, smooth=smooth)
+        for n, s in enumerate(stories)
+        if name in s.curves
+    ]
+
+
+EMA = "eval/ema_"
+"""Measures of the weights' running average: dashed, beside those of the weights themselves."""
+TITLES = {
+    "loss": ("Validation loss", "each sample of the split once"),
+    "generalization_gap": ("Generalization gap", "validation loss less training loss"),
+    "sharpness": ("Sharpness", "largest eigenvalue of the loss's Hessian"),
+}
+
+
+def _evaluations(stories: Sequence[RunRecord], end: float) -> list[Chart]:
+    """A chart for each measure, the gap last."""
+    found = {name for s in stories for name in s.evals}
+    names = sorted(found, key=lambda n: (n.endswith(("gap", "sharpness")), n != "eval/loss", n))
+    out = []
+    for name in names:
+        short = name.partition("/")[2]
+        average = EMA + short
+        if name.startswith(EMA) and "eval/" + name.removeprefix(EMA) in found:
+            continue
+        lines = [_measured(s, n, name) for n, s in enumerate(stories) if name in s.evals]
+        lines += [_measured(s, n, average) for n, s in enumerate(stories) if average in s.evals]
+        plain = short.removesuffix("_pct").replace("_", " ").capitalize()
+        title, note = TITLES.get(short, (plain, "each sample of the split once"))
+        out.append(Chart(title, note, lines, 0, end, unit=" %" if short.endswith("_pct") else "", robust=True))
+    return out
+
+
+def _measured(s: RunRecord, number: int, name: str) -> Series:
+    average = name.startswith(EMA)
+    called = f"{s.name}, averaged weights" if average else s.name
+    return Series(called, number % COLOURS, points(s.evals[name]), dash=average, points=True)
+
+
+def _marks(s: RunRecord, several: bool) -> Iterable[Mark]:
+    warned = {code for code, _ in s.warnings}
+    for kind in s.kinds:
+        if kind.code in QUIET or kind.code in warned:
+            continue
+        told = "bad" if kind.code in TROUBLES else "note" if kind.code in NOTES else "warn"
+        count = f" ({kind.count} times)" if kind.count > 1 else ""
+        for place in kind.places:
+            yield Mark(place, told, f"{s.name + ': ' if several else ''}{kind.code}{count}: {kind.message}")
+
+
+def _end(s: RunRecord) -> float:
+    return max(s.planned("total_samples") or 0.0, float(s.samples))

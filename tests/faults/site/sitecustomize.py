@@ -1,6 +1,0 @@
-"""Python runs this at its start where tests put the folder on PYTHONPATH."""
-
-from tests.faults import calls, clock
-
-calls.from_environment()
-clock.from_environment()
