@@ -1,19 +1,16 @@
 """The end of a step where torch's optimizer lies in this process: normalise, clip, skip or move. Used by ddp, fsdp and zero0."""
 
-from collections.abc import Callable
 from functools import cached_property
-from inspect import unwrap
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, Optimizer
-from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 from typing_extensions import override
 
 from harness.config.errors import UserError
 from harness.distributed.process_group import out_of_memory
 from harness.engine.device_scalars import Number, norms
+from harness.engine.fused_step import Step, bare_step, kernel_step, prepare_fused
 from harness.engine.gradients import Gradients, is_one
 from harness.engine.interface import Limit
 from harness.engine.optimizer_state import of_torch
@@ -37,6 +34,7 @@ class TorchStep(StepOwner):
         self._unit_scale = torch.ones((), device=gradients.process.device)
         self._begun = False
         """Whether the optimizer has stepped since its state was made or loaded."""
+        self._fused_step: Step
         self._fused = False
         """Whether the optimizer's kernels leave weights and moments alone where found_inf is 1, without asking the host."""
         self._offloaded_to: torch.device | None = None
@@ -108,7 +106,10 @@ class TorchStep(StepOwner):
             self._fused = prepare_fused(self._optimizer)
             home = self._optimizer.param_groups[0]["params"][0].device
             self._offloaded_to = home if home != bad.device else None
+            self._fused_step = bare_step(self._optimizer)
             self._move(bad)
+            if self._fused:
+                self._fused_step = kernel_step(self._optimizer, self._state.local)
         except Exception as e:
             if self.plan.backend == "fsdp" and not of_torch(self._optimizer) and not out_of_memory(e):
                 at = f"is fsdp, on whose shards {type(self._optimizer).__name__} takes no step ({type(e).__name__}: {e})"
@@ -128,18 +129,13 @@ class TorchStep(StepOwner):
         """Parameters whose gradients lie in memory otherwise than they do, by the first step: hooks of a recipe make such."""
         return [p for p in self._params if p.grad is not None and not same_layout(p.grad, p)]
 
-    @cached_property
-    def _bare_step(self) -> Callable[[], Any]:
-        return bare_step(self._optimizer)
-
     def _move(self, bad: Tensor) -> None:
         """The optimizer's own step, unless `bad` is 1."""
         for p in self._restrided:
             p.grad = None if p.grad is None else laid_out_as(p.grad, p)
         if self._fused:
             # torch would copy it to the host without waiting, and the kernel there might read it before it arrives
-            self._optimizer.found_inf = bad if self._offloaded_to is None else bad.to(self._offloaded_to)  # type: ignore[attr-defined]
-            self._bare_step()
+            self._fused_step(bad if self._offloaded_to is None else bad.to(self._offloaded_to))
         else:
             self._ask(bad)
         self._gradients.moved(bad)
@@ -149,40 +145,3 @@ class TorchStep(StepOwner):
         self._meters.syncs += 1
         if not bad:
             self._optimizer.step()
-
-
-def prepare_fused(optimizer: Optimizer) -> bool:
-    """Whether all of an optimizer's groups are fused and can skip; made safe against a first step that is skipped.
-
-    torch 2.13 makes SGD's momentum buffers without writing to them and lets the first kernel fill them in; one that skips leaves
-    them as they are, and the second step takes what lay in memory for momentum. Zeros give the same first step, but not with
-    dampening: there the host must be asked.
-    """
-    if not all(group.get("fused") for group in optimizer.param_groups):
-        return False
-    if not isinstance(optimizer, SGD):
-        return True
-    momentum = [group for group in optimizer.param_groups if group["momentum"]]
-    if any(group["dampening"] for group in momentum):
-        return False
-    for parameter in (p for group in momentum for p in group["params"]):
-        optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
-    return True
-
-
-def bare_step(optimizer: Optimizer) -> Callable[[], Any]:
-    """The step of one of torch's own optimizers without what torch wraps around it; that of others, or with hooks, as it is.
-
-    The wrappers look for hooks, break graphs that are not compiled, and open a range for the profiler, at every step.
-    """
-    own = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks)
-    hooks = (*own, _global_optimizer_pre_hooks, _global_optimizer_post_hooks)
-    if not of_torch(optimizer) or any(hooks):
-        return optimizer.step
-    bare = unwrap(type(optimizer).step)
-
-    def step() -> None:
-        with torch.no_grad():  # as a decorator it would be made again at every call, by way of more calls
-            bare(optimizer)
-
-    return step

@@ -29,7 +29,7 @@ class StepRow:
     @property
     def bad(self) -> bool:
         """Whether loss or gradient was not finite. In fp16 a gradient may only have been scaled too high: that is not a problem."""
-        if self.empty:
+        if self.count == 0:
             return False
         return not math.isfinite(self.loss_sum) or (not self.applied and self.loss_scale == 1 and not self.spared)
 

@@ -1,6 +1,6 @@
 """The branches that a step takes on a GPU, on a CPU: memory formats, fp16, memory that runs out, state that is offloaded."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from harness.engine import optimizer_step as torch_step
 from harness.engine.deepspeed import open_deepspeed
 from harness.engine.ema import Average
 from harness.engine.factory import open_engine
+from harness.engine.fused_step import Step
 from harness.engine.interface import Engine, Limit, StepTooLargeError
 from harness.engine.update_norms import UpdateNorms
 from harness.modeling.memory_layout import same_layout
@@ -139,20 +140,23 @@ def assert_same(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
 @pytest.fixture
 def _strides_as_cuda_wants_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """CUDA's fused optimizers refuse lists whose tensors do not lie alike; the CPU's pair the wrong elements in silence."""
-    bare = torch_step.bare_step
 
-    def checked(optimizer: torch.optim.Optimizer) -> Any:
-        step = bare(optimizer)
+    def checking(make: Callable[..., Step]) -> Callable[..., Step]:
+        def checked(optimizer: torch.optim.Optimizer, *others: Any) -> Step:
+            step = make(optimizer, *others)
 
-        def strict() -> None:
-            for p in (p for group in optimizer.param_groups for p in group["params"] if p.grad is not None):
-                alike = [p.grad, *(v for v in optimizer.state[p].values() if isinstance(v, Tensor) and v.shape == p.shape)]
-                assert all(same_layout(one, p) for one in alike)
-            step()
+            def strict(found_inf: Tensor) -> None:
+                for p in (p for group in optimizer.param_groups for p in group["params"] if p.grad is not None):
+                    alike = [p.grad, *(v for v in optimizer.state[p].values() if isinstance(v, Tensor) and v.shape == p.shape)]
+                    assert all(same_layout(one, p) for one in alike)
+                step(found_inf)
 
-        return strict
+            return strict
 
-    monkeypatch.setattr(torch_step, "bare_step", checked)
+        return checked
+
+    for name in ("bare_step", "kernel_step"):
+        monkeypatch.setattr(torch_step, name, checking(getattr(torch_step, name)))
 
 
 @pytest.mark.usefixtures("_strides_as_cuda_wants_them")
