@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from harness.config.errors import UserError
 from harness.engine.frozen import Frozen
 from harness.engine.optimizer_state import OwnNumbers
 from harness.engine.param_names import layer_label, persistent
@@ -44,11 +45,20 @@ def set_up(
     local: Callable[[Tensor], Tensor],
 ) -> ModelSetup:
     """To call once the model lies where it will. `digests` are of weights that may be frozen; `local`: see Layout.local."""
+    _check_norms(model, process.device)
     trained = Trained(model)
     own, frozen = OwnNumbers(optimizer), Frozen(model, trained, digests, local)
     labels = norm_labels(process, trained, optimizer)
     meters = Meters(process.device, process.rank, process.ranks, labels)
     return ModelSetup(model, optimizer, trained, Unused(), own, frozen, _average(plan, model), meters)
+
+
+def _check_norms(model: nn.Module, device: torch.device) -> None:
+    """Refuse norm layers that torch has no code for on this device, before a pass fails in them."""
+    name = next((name for name, part in model.named_modules() if isinstance(part, nn.SyncBatchNorm)), None)
+    if name is not None and device.type == "cpu":
+        at = f"model() has a SyncBatchNorm ({name or 'itself'}), and torch has none for the CPU"
+        raise UserError("recipe", at, "make it a BatchNorm where torch.cuda.is_available() is False")
 
 
 def norm_labels(process: Process, trained: Trained, optimizer: Optimizer) -> list[str]:
