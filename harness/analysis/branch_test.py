@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 EPS = 0.01
-"""How much higher than a smaller batch's the smoothed loss of a branch may be, in the loss's own unit."""
+"""By how much the smoothed loss of a branch may exceed that of a smaller batch, in the loss's own unit."""
 TAIL = 0.5
-"""Share of a branch, from its end, over which its loss is averaged: the first half is to recover in."""
+"""Share of a branch, from its end, over which its loss is averaged: the first half is left for recovery from the change."""
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 PERFECT = 1.15
-"""Samples to the target at a batch, over those at half of it, up to which scaling is called perfect."""
+"""Scaling is called perfect while doubling the batch multiplies the samples to the target by at most this."""
 FEWER = 0.9
-"""Steps to the target at a batch, over the fewest at half of it or less, above which a larger batch is called of little use."""
+"""A larger batch is called of little use where its steps to the target, over the fewest at half of it or less, exceed this."""
 _ROUNDING = 0.005
 """Relative error of a ratio of whole numbers of steps."""
 
@@ -64,9 +64,9 @@ class Regimes:
 def regimes(steps: Mapping[int, float]) -> Regimes | None:
     """The regimes of {batch: steps to the target}; a batch that never got there is left out by the caller.
 
-    Told per doubling, at powers of two (or doublings of the smallest batch, where the range has no two powers), with the steps
-    between two batches read off the curve S_min + E_min / B through both: so the grid of batches bears on none of it. None if
-    the range is less than a doubling.
+    Evaluated per doubling, at powers of two (or doublings of the smallest batch, where the range has no two powers), with the steps
+    between two batches read off the curve S_min + E_min / B through both: so the result does not depend on the grid of batches.
+    None if the range is less than a doubling.
     """
     first, *further = _doublings(min(steps), max(steps))
     if not further:

@@ -26,11 +26,14 @@ class Bucket:
 
 @final
 class Downsampler:
-    """Takes points in the order of x. One whose x is not past the last takes the place of what was there: a run went back."""
+    """Takes points in the order of x.
+
+    A point at an x that was passed already replaces what lies from there on: the run was rolled back.
+    """
 
     def __init__(self, most: int = BUCKETS) -> None:
         self._most, self._per = most, 1
-        self._held: list[list[float]] = []  # first, last, points, finite ones, their sum, lowest, highest
+        self._held: list[list[float]] = []  # buckets: first x, last x, points, finite points, their sum, lowest, highest
         self._end = -math.inf
 
     def add(self, x: float, y: float) -> None:
@@ -57,7 +60,7 @@ class Downsampler:
                 bucket[6] = y
 
     def rewind(self, x: float) -> None:
-        """Forget what lies past `x`. A bucket that spans it goes as a whole."""
+        """Drop the points past `x`. A bucket that contains `x` is dropped as a whole."""
         while self._held and self._held[-1][1] > x:
             self._held.pop()
         self._end = self._held[-1][1] if self._held else -math.inf
@@ -80,5 +83,5 @@ class Downsampler:
 def _bucket(first: float, last: float, points: float, finite: float, total: float, low: float, high: float) -> Bucket:
     if not finite:
         return Bucket(first, last, 0, math.nan, math.nan, math.nan, int(points))
-    mean = min(max(total / finite, low), high)  # a sum may round past them
+    mean = min(max(total / finite, low), high)  # rounding of the sum may exceed the bounds
     return Bucket(first, last, int(finite), mean, low, high, int(points - finite))

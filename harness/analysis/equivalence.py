@@ -38,12 +38,12 @@ class Trace:
 
 @dataclass(frozen=True)
 class Limits:
-    """How far numbers may be apart, relatively, where they are the same but for rounding."""
+    """The largest relative difference of numbers that are equal up to rounding."""
 
     loss: float
     norm: float
     items: float
-    """Of counts that are sums of weights. Counts of whole items are compared exactly."""
+    """For counts that are sums of weights. Counts of whole items are compared exactly."""
 
 
 LIMITS = {
@@ -54,7 +54,7 @@ LIMITS = {
 }
 TF32 = Limits(1e-2, 1e-1, 1e-5)
 EXACT = 2.0**24
-"""Up to here whole numbers are exact in float32, in which counts travel between ranks."""
+"""Whole numbers up to here are exact in float32, in which counts travel between ranks."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Finding:
 
 
 def judge(ranks: Trace, one: Trace, planned: Sequence[float], world: int, limits: Limits) -> list[Finding]:
-    """What was found of `ranks` beside `one`, their samples aside. `planned` is the plan's rate of each step."""
+    """The findings of comparing `ranks` with `one`, except those about samples. `planned` is the plan's rate of each step."""
     found = [
         _rates(ranks, planned, world),
         _items(ranks, one, limits),
@@ -91,19 +91,19 @@ def apart(a: float, b: float) -> float:
 
 
 def same_count(a: float, b: float, limits: Limits) -> bool:
-    """Whether two counts of items are the same: exactly where both are whole, else but for rounding."""
+    """Whether two counts of items are the same: exactly where both are whole, else up to rounding."""
     whole = a.is_integer() and b.is_integer() and max(abs(a), abs(b)) <= EXACT
     return a == b if whole else apart(a, b) <= limits.items
 
 
 def pair(a: float, b: float) -> tuple[str, str]:
-    """Two numbers as text: six digits, or as many as it takes to tell them apart."""
+    """Two numbers as text, with six digits or as many as it takes for them to differ."""
     digits = next((n for n in range(6, 17) if f"{a:.{n}g}" != f"{b:.{n}g}"), 6 if a == b else 17)
     return f"{a:.{digits}g}", f"{b:.{digits}g}"
 
 
 def unseeded(first: Trace, second: Trace) -> Finding | None:
-    """Whether one process that reads the same samples twice gets others: then ranks cannot get the same either. None if not."""
+    """A finding where one process that reads the same samples twice gets different ones, as ranks then do too; else None."""
     for number, (a, b) in enumerate(zip(first.steps, second.steps, strict=True)):
         if a.rows != b.rows:
             text = f"step {number}: {(a.rows - b.rows).total()} of {a.samples} samples, read twice by one process, are not the same"
@@ -115,20 +115,20 @@ def unseeded(first: Trace, second: Trace) -> Finding | None:
 
 
 def samples(ranks: Trace, one: Trace, names: Mapping[str, int]) -> Finding:
-    """Whether the ranks were given the samples of the run's order; `names` gives the sample of each digest."""
+    """Whether the ranks got the samples of the run's order; `names` maps each digest to its sample."""
     seen: Counter[str] = Counter()
     for number, (here, there) in enumerate(zip(ranks.steps, one.steps, strict=True)):
         seen += here.rows
         if here.rows != there.rows:
             missing, extra = there.rows - here.rows, here.rows - there.rows
             again = sum(1 for digest in extra if seen[digest] > 1)
-            text = f"step {number}: {missing.total()} of {there.samples} samples are not those that the order of the run gives"
+            text = f"step {number}: {missing.total()} of {there.samples} samples are not those of the run's order"
             lost = sorted(names[d] for d in missing if d in names)[:5]
             text += f" (missing: {', '.join(map(str, lost))}, ...)" if lost else ""
             text += f"; {again} came before" if again else ""
-            return Finding("samples", "differs", f"{text}. Does each rank shuffle, or cut its share, by itself?")
+            return Finding("samples", "differs", f"{text}. Does each rank shuffle, or take its share, on its own?")
     total = sum(s.samples for s in one.steps)
-    return Finding("samples", "same", f"{total:,} in {len(one.steps)} steps, over all ranks those that the order of the run gives")
+    return Finding("samples", "same", f"{total:,} in {len(one.steps)} steps, over all ranks: exactly those of the run's order")
 
 
 def _rates(ranks: Trace, planned: Sequence[float], world: int) -> Finding:
@@ -144,7 +144,7 @@ def _rates(ranks: Trace, planned: Sequence[float], world: int) -> Finding:
         text = f"step {number}: the optimizer had {had}, the plan says {says}"
         at = number * world
         if at < len(planned) and at and apart(wrong, planned[at]) < 1e-9:
-            text += f", and {wrong:g} only for step {at}: the schedule moves once per process"
+            text += f", and {wrong:g} only for step {at}: the scheduler is stepped once per process"
         return Finding("lr", "differs", text)
     return Finding("lr", "same", "the rate that the optimizer had at every step is the plan's")
 
@@ -173,14 +173,14 @@ def _losses(ranks: Trace, one: Trace, world: int, limits: Limits) -> Finding:
         if gap > limits.loss:
             ours, alone = pair(here.loss, there.loss)
             text = f"step {number}: {ours} on the ranks, {alone} in one process"
-            text += f" (apart by {gap:.1e}, may be {limits.loss:g})"
+            text += f" (relative difference {gap:.1e}, limit {limits.loss:g})"
             means = _mean_of_means(there.passes, world)
             if means is not None and apart(here.loss, means) < gap / 10:
                 text += f"; {means:.6g} is the mean of the ranks' own means, which have unequal counts: divide the sum by the count"
             elif number:
                 text += "; the step before had the same loss, so its weight update differed: see the gradients"
             return Finding("loss", "differs", text)
-    return Finding("loss", "same", f"apart by {worst:.1e} at most (may be {limits.loss:g})")
+    return Finding("loss", "same", f"relative difference at most {worst:.1e} (limit {limits.loss:g})")
 
 
 def _mean_of_means(passes: Sequence[tuple[float, float]], world: int) -> float | None:
@@ -205,7 +205,7 @@ def _norms(ranks: Trace, one: Trace, limits: Limits) -> Finding:
                     f"; {there.samples}/{full} of it: a short step of {there.samples} samples was divided by a full step's {full}"
                 )
             return Finding("gradients", "differs", text)
-    return Finding("gradients", "same", f"norms apart by {worst:.1e} at most (may be {limits.norm:g})")
+    return Finding("gradients", "same", f"relative difference of norms at most {worst:.1e} (limit {limits.norm:g})")
 
 
 def _layers(ranks: Trace, one: Trace, limits: Limits) -> Finding:
@@ -219,9 +219,9 @@ def _layers(ranks: Trace, one: Trace, limits: Limits) -> Finding:
         name = max(gaps, key=lambda n: gaps[n], default=None)
         if name is not None and gaps[name] > limits.norm:
             ours, alone = pair(here.layers[name], there.layers[name])
-            text = f"step {number}: that of {name} has norm {ours} on the ranks, {alone} in one process"
+            text = f"step {number}: the gradient of {name} has norm {ours} on the ranks, {alone} in one process"
             return Finding("gradient of each weight", "differs", text)
-    return Finding("gradient of each weight", "same", f"norms apart by {worst:.1e} at most")
+    return Finding("gradient of each weight", "same", f"relative difference of norms at most {worst:.1e}")
 
 
 def _weights(ranks: Trace, one: Trace, limits: Limits) -> Finding:
@@ -233,7 +233,7 @@ def _weights(ranks: Trace, one: Trace, limits: Limits) -> Finding:
         size = max(sketch[0], here[0]) ** 0.5
         gaps[name] = max(abs(a - b) for a, b in zip(here[1:], sketch[1:], strict=True)) / size if size else 0.0
     name = max(gaps, key=lambda n: gaps[n])
-    text = f"after {len(one.steps)} steps apart by {gaps[name]:.1e} of their norm at most (may be {limits.norm:g}), in {name}"
+    text = f"after {len(one.steps)} steps they differ by at most {gaps[name]:.1e} of their norm (limit {limits.norm:g}), in {name}"
     return Finding("weights", "differs" if gaps[name] > limits.norm else "same", text)
 
 
@@ -250,15 +250,16 @@ def repeats(first: Trace, second: Trace) -> Finding:
     for number, (a, b) in enumerate(zip(first.steps, second.steps, strict=True)):
         gap = max(apart(a.loss, b.loss), apart(a.grad_norm, b.grad_norm))
         if gap:
-            text = f"one process twice: apart by {gap:.1e} at step {number}"
+            text = f"two runs in one process differ by {gap:.1e} at step {number}"
             return Finding("repeat", "note", f"{text}; some operation is not deterministic, or draws unseeded numbers")
-    return Finding("repeat", "same", "one process twice gives the same bits")
+    return Finding("repeat", "same", "two runs in one process agree bit for bit")
 
 
 @dataclass(frozen=True)
 class Split:
-    """Step 0 of one process cut into passes of another size, for what depends on that: in training mode, in evaluation mode (in
-    which neither BatchNorm nor dropout act), and with other random numbers. `drawn`: these change the batches themselves."""
+    """Step 0 of one process at two micro-batches, to see what depends on the micro-batch: in training mode, in evaluation mode (in
+    which neither BatchNorm nor dropout act), and with other random numbers. `drawn`: the random numbers change the batches
+    themselves."""
 
     micro: int
     other: int
@@ -269,33 +270,31 @@ class Split:
     batch_norm: bool
 
 
-def hangs_on_micro(split: Split, limits: Limits) -> Finding:
-    """Whether the loss is the same however the batch is cut into passes, and what it is that is not."""
+def depends_on_micro(split: Split, limits: Limits) -> Finding:
+    """Whether the loss is the same at two micro-batches; if not, the likely cause."""
     a, b = split.trained
     if split.drawn:
-        text = "collate draws random numbers again for each pass, so the loss cannot be compared between cuts. That is not a fault"
+        text = "collate draws random numbers for each pass, so losses at two micro-batches cannot be compared. This is no error"
         return Finding("micro-batch", "note", text)
-    cut = f"in passes of {split.micro} and of {split.other}"
+    cut = f"at micro-batch {split.micro} and {split.other}"
     if not same_count(a.items, b.items, limits):
         text = f"{cut} the loss counts {' and '.join(pair(a.items, b.items))} items"
         return Finding("micro-batch", "differs", f"{text}: does loss() return a mean? It must return a sum and its count")
     gap = max(apart(a.loss, b.loss), apart(a.grad_norm, b.grad_norm) / 10)
     if gap <= limits.loss:
-        return Finding("micro-batch", "same", f"{cut} the loss is apart by {apart(a.loss, b.loss):.1e}")
+        return Finding("micro-batch", "same", f"{cut} the loss differs by {apart(a.loss, b.loss):.1e}")
     random = split.reseeded != a.loss
     calm = apart(*split.evaluated) <= limits.loss
     losses = f"{cut} the loss is {' and '.join(pair(a.loss, b.loss))}"
     if calm and split.batch_norm and not random:
-        text = (
-            f"{losses}: BatchNorm's statistics are of one pass on one rank, so each batch, and each number of GPUs, is another task"
-        )
+        text = f"{losses}: BatchNorm normalizes over one pass on one rank, so micro_batch changes what is trained"
         return Finding(
-            "micro-batch", "differs", f"{text}. Keep micro_batch, or norm over a fixed n (harness.recipes.resnet.use_ghosts)"
+            "micro-batch", "differs", f"{text}. Keep micro_batch, or give BatchNorm a fixed n (harness.recipes.resnet.use_ghosts)"
         )
     if calm and split.batch_norm:
-        return Finding("micro-batch", "differs", f"{losses}: BatchNorm's statistics and random draws are of one pass")
+        return Finding("micro-batch", "differs", f"{losses}: BatchNorm and random operations depend on the pass")
     if calm and random:
         return Finding(
-            "micro-batch", "note", f"{losses}: dropout, or what else is random, draws again for each pass. That is not a fault"
+            "micro-batch", "note", f"{losses}: dropout and other random operations draw anew in each pass. This is no error"
         )
-    return Finding("micro-batch", "differs", f"{losses}: the samples of a pass have to do with each other, also in evaluation mode")
+    return Finding("micro-batch", "differs", f"{losses}: samples of one pass influence each other, in evaluation mode too")

@@ -13,12 +13,13 @@ import orjson
 from harness.config.plain_file import open_plain
 
 Line = dict[str, Any]
-"""One event: `event` is text, `step` and `samples` are whole numbers from 0 to MOST; all else may be anything, see `number`."""
+"""One event: `event` is text, `step` and `samples` are whole numbers from 0 to MOST; any other value may have any type, see
+`number`."""
 LONGEST = 16 << 20
-"""Bytes of the longest line that is read; a run file, the longest thing in a journal, has at most a megabyte."""
+"""Bytes of the longest line that is read; the longest entry, the run file, has at most a megabyte."""
 MOST = 1 << 53
 DEEPEST = 32
-"""Levels of lists and objects in one line."""
+"""The deepest nesting of lists and objects in one line that is read."""
 _TAIL = 1 << 20
 _STEP = b'{"event":"step"'
 _SPACED_STEP = b'{"event": "step"'
@@ -38,7 +39,7 @@ def parse(lines: Iterable[bytes]) -> Iterator[Line]:
 
 
 def read(journal: Path, *, steps: bool = True) -> Iterator[Line]:
-    """The events of a journal, in order; without those of single steps on request, which are most. Raises OSError."""
+    """The events of a journal, in order; on request without those of single steps, the bulk of a journal. Raises OSError."""
     with open_plain(journal) as file:
         lines = bounded_lines(file)
         yield from parse(lines if steps else (text for text in lines if not text.startswith((_STEP, _SPACED_STEP))))

@@ -1,6 +1,7 @@
-"""A journal's lines -> what they tell, in one pass and in little memory.
+"""A journal's lines -> the record of a run, in one pass and in little memory.
 
-A run that went back to a checkpoint tells some samples twice: the last time counts, and the time of the first is reported as lost.
+A run that went back to a checkpoint reports some samples twice: the later report counts, and the time of the first is counted as
+lost.
 """
 
 import math
@@ -19,14 +20,14 @@ STEP_CURVES = ("train/loss", "train/lr", "train/grad_norm")
 NOISE, NOISE_MOMENTS = "batch/noise_scale_samples", "batch/noise_scale_moments_samples"
 WINDOW_CURVES = ("batch/global_samples", NOISE, NOISE_MOMENTS, "throughput/samples_per_s", "train/update_to_param_ratio")
 LAST_S = 253_370_764_800
-"""The year 9999 begins (Unix)."""
+"""The start of the year 9999, in Unix seconds."""
 PLACES = 64
-"""Places that are kept of each kind of event; there may be any number of events."""
+"""How many positions are kept of each kind of event; there may be any number of events."""
 
 
 @dataclass
 class _Teller:
-    """What has been read so far."""
+    """The record as far as the journal has been read."""
 
     plan: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
@@ -52,7 +53,7 @@ class _Teller:
     noises_by_moments: "array[float]" = field(default_factory=lambda: array("d"))
 
     def tell(self, line: Mapping[str, Any]) -> None:
-        """One line of the journal."""
+        """Take in one line of the journal."""
         kind, samples = line["event"], line["samples"]
         if kind == "start":
             self._start(line, samples)
@@ -130,7 +131,7 @@ class _Teller:
         self.pauses |= {n[len("pause/") : -len("_s")]: finite(v) for n, v in line.items() if n.startswith("pause/")}
 
     def _fold(self) -> None:
-        """The process so far is over: its pauses are final, and the next one's clock begins at 0."""
+        """The process that wrote the lines so far has ended: its pauses are final, and the next process's clock begins at 0."""
         for name, seconds in self.pauses.items():
             self.seconds[name] = self.seconds.get(name, 0.0) + seconds
         self.pauses, self.trained = {}, 0.0
@@ -151,7 +152,7 @@ class _Teller:
         )
 
     def story(self, name: str) -> RunRecord:
-        """What was told, to the end."""
+        """The record, after the last line."""
         self._fold()
         lost = min(finite(self.last.get("reliability/lost_s")), self.seconds["compute"])
         back = min(finite(self.last.get("reliability/rolled_back_s")), lost)
@@ -188,12 +189,12 @@ class _Teller:
 
 
 def _when(seconds: float) -> float | None:
-    """A time (Unix) that a calendar has."""
+    """A Unix time that a calendar date exists for."""
     return seconds if 0 <= seconds < LAST_S else None
 
 
 def read_story(name: str, lines: Iterable[bytes]) -> RunRecord | None:
-    """The story that a journal's lines tell, or None if no run has started in it. A line that is no event is left out."""
+    """The record of a run from its journal's lines, or None if no run has started in it. A line that is no event is left out."""
     reporter = _Teller()
     for line in parse(lines):
         reporter.tell(line)

@@ -1,4 +1,4 @@
-"""What the end of a run's journal says of its past: the last window, and how often the run was started."""
+"""The last window of a run and the number of its starts, read from the end of its journal."""
 
 import math
 from pathlib import Path
@@ -14,7 +14,7 @@ def last_window(journal: Path) -> dict[str, Any]:
 
 
 def began(journal: Path) -> float | None:
-    """When a run was first started (Unix), as the first line of its journal tells; None if it does not. Raises OSError."""
+    """When a run was first started (Unix), by the first line of its journal; None if that does not say. Raises OSError."""
     with open_plain(journal) as file:
         first = next(parse(bounded_lines(file)), {})
     found = number(first.get("began"))
@@ -22,7 +22,7 @@ def began(journal: Path) -> float | None:
 
 
 def starts(journal: Path) -> int:
-    """How often a run was started, as its journal tells. Reads the end of the file alone, where the last window gives a count."""
+    """How often a run was started, by its journal. Reads the end of the file alone, where the last window gives a count."""
     found = 0
     for line in read_back(journal):
         if line["event"] == "start":

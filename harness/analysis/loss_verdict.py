@@ -1,6 +1,6 @@
 """Did the rule hold? A run's loss against that of a reference run, at equal samples.
 
-By the validation loss where both runs have it: a training loss near 0 differs by shares of itself that mean nothing. A loss also
+By the validation loss where both runs have it: a training loss near 0 has large relative differences that mean nothing. A loss also
 differs by chance: what it differs by from one evaluation (or window) to the next is its spread, and a difference that the spread
 explains is no verdict. Runs of other seeds differ by more; `widebatch sweep --seeds` has them.
 """
@@ -14,13 +14,13 @@ from typing import Any, Literal
 from harness.analysis.journal_lines import number
 
 TOLERANCE_PCT = 2.0
-"""A loss within this share of the reference's held."""
+"""In percent: a loss up to this far above the reference's counts as held."""
 SHARE = 0.1
-"""Of the samples, counted from the end, over which losses are compared."""
+"""Share of the samples, from the end, over which losses are compared."""
 SPREAD_SHARE = 0.5
-"""The same, over which their spread is measured."""
+"""Share of the samples, from the end, over which the spread of losses is measured."""
 FEWEST = 3
-"""Values that a spread is measured from at least."""
+"""The fewest values from which a spread is measured."""
 Losses = Sequence[tuple[int, float]]
 """(samples, mean loss), in order."""
 NAMES = {"eval/loss": "validation loss", "train/loss": "training loss"}
@@ -30,7 +30,7 @@ NAMES = {"eval/loss": "validation loss", "train/loss": "training loss"}
 class Verdict:
     """Mean losses over the last samples that both runs saw, and what that says.
 
-    `measure` names the loss. By up to `band` two runs alike may differ by chance; None if too little was measured to know.
+    `measure` names the loss. Two equal runs may differ by up to `band` by chance; None if too little was measured to know.
     """
 
     loss: float
@@ -46,7 +46,7 @@ class Verdict:
 
     @property
     def answer(self) -> Literal["held", "did not hold", "cannot tell"]:
-        """Whether that is little enough, or more than chance explains."""
+        """Whether the loss is within the tolerance; if not, whether it exceeds it by more than chance explains."""
         if self.worse_pct <= TOLERANCE_PCT:
             return "held"
         if not math.isfinite(self.loss):
@@ -102,13 +102,14 @@ def judge(mine: Losses, theirs: Losses, mine_valid: Losses, theirs_valid: Losses
 
 
 def mean_near(told: Losses, end: int) -> float | None:
-    """Mean loss of the windows in the last SHARE before `end`, told last where a restart told them twice."""
+    """Mean loss of the windows in the last SHARE before `end`; of windows that a restart repeated, the later report."""
     found = _last(told, end, SHARE)
     return sum(found) / len(found) if found else None
 
 
 def _standard_error(told: Losses, end: int) -> float | None:
-    """Standard error of that mean, by the spread of differences between neighbours, which a falling loss hardly changes."""
+    """Standard error of that mean, by the spread of differences between neighbouring values, which a falling trend hardly
+    affects."""
     found = _last(told, end, SPREAD_SHARE)
     if len(found) < FEWEST or not all(map(math.isfinite, found)):
         return None

@@ -7,14 +7,14 @@ from statistics import mean
 from harness.analysis.run_outcome import Outcome
 
 TROUBLES = ("divergence", "dead", "erratic", "nonfinite")
-"""Notices of the guard that make a rate unstable."""
+"""The guard's notices that make a rate count as unstable."""
 SPIKE_SHARE = 0.02
-"""Of all steps, from which spikes make a rate unstable."""
+"""Share of spikes among all steps from which a rate counts as unstable."""
 TAIL = 0.2
 """Share of a run, from its end, over which its loss is averaged."""
 BLOWN, KEPT = 1.5, 0.5
-"""A window's loss above so many times the first is a divergence, also one that is over at the end; the share of the largest fall of
-the loss that must be left at the end."""
+"""A window's loss above BLOWN times the first is a divergence, even if the loss recovers. At the end at least the share KEPT of the
+loss's largest decrease must be left."""
 PRECISION = 2**0.25
 """Ratio of the smallest unstable to the largest stable rate at which the search ends."""
 MOST = 2.0**12

@@ -52,7 +52,7 @@ def gpus(listed: int, seen: Sequence[str], cuda: str | None) -> Finding:
     """GPUs that the driver lists, and those that torch can use."""
     if len(seen) < listed:
         at = f"nvidia-smi lists {listed}, torch {f'(CUDA {cuda})' if cuda else '(built for CPUs)'} sees {len(seen)}"
-        remedy = "install torch for CUDA" if cuda is None else "update the driver to one of this CUDA or newer"
+        remedy = "install torch for CUDA" if cuda is None else "update the NVIDIA driver to one that supports this CUDA version"
         return Finding("gpus", "fail", at, remedy)
     if not seen:
         return Finding("gpus", "warn", "none: runs here use CPU ranks", "try a run with --gpus 0 --procs N")
@@ -103,7 +103,7 @@ def address(name: str, found: str | None, port: int | None, port_free: bool) -> 
     if not port_free:
         return Finding("ports", "fail", f"MASTER_PORT {port} is in use", "choose another, or end what holds it")
     if found is None:
-        return Finding("ports", "warn", f"{name} has no address", "gloo asks for it: add the host to /etc/hosts")
+        return Finding("ports", "warn", f"{name} has no address", "gloo resolves it: add the host to /etc/hosts")
     if found.startswith("127."):
         remedy = "for several hosts set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to the interface between them"
         return Finding("ports", "warn", f"{name} is {found}, which other hosts cannot reach", remedy)
@@ -151,7 +151,8 @@ def wandb(problem: str, key: bool) -> Finding:
 def operators(built: bool, stale: Sequence[str], compiler: bool, gpu_count: int) -> Finding:
     """DeepSpeed's own operators: only its CPU ranks need any."""
     if stale:
-        return Finding("deepspeed", "fail", f"{stale[0]}, left by a build that was killed, holds every later one", f"rm {stale[0]}")
+        at = f"{stale[0]}, left by a build that was killed, blocks every later build"
+        return Finding("deepspeed", "fail", at, f"rm {stale[0]}")
     if built:
         return Finding("deepspeed", "ok", "operators for CPU ranks are built")
     if gpu_count:
@@ -172,7 +173,7 @@ def bandwidth(laps: Sequence[Lap], ranks: int, nodes: int, gpu: bool, right: boo
     where = "between" if nodes > 1 else "within"
     told = f"{best:.2f} GB/s on the bus over {ranks} ranks, {min(lap.seconds for lap in laps) * 1e6:.0f} us at least"
     if gpu and best < LEAST_BUS_GB_S[where]:
-        remedy = "see NCCL_DEBUG=INFO: " + (
+        remedy = "run with NCCL_DEBUG=INFO and check: " + (
             "NCCL_SOCKET_IFNAME, InfiniBand" if nodes > 1 else "`nvidia-smi topo -m`, NCCL_P2P_DISABLE"
         )
         return Finding("all-reduce", "warn", told, remedy)

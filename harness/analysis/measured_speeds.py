@@ -13,7 +13,7 @@ from harness.config.run_folder import PLAN, RunFolder
 from harness.plan.time_estimate import Speeds
 
 MOST = 16 << 20
-"""Bytes of a record or plan that is read."""
+"""The largest record or plan that is read, in bytes."""
 _FORM = 'give a JSON file such as {"measured": [{"world_size": 1, "samples_per_s_per_device": 1510.2}]}, or the folder of a run'
 
 
@@ -32,7 +32,7 @@ def speeds_from(path: Path) -> Speeds:
 
 
 def _of_run(folder: Path) -> Speeds:
-    """Of a run: its ranks, and the median rate of its windows, of which the first has none."""
+    """The speed of a run: its ranks, and the median rate of its windows (the first has no rate)."""
     ranks = json.loads(read_plain(RunFolder(folder).plan, MOST))["processes"]
     if not _count(ranks):
         raise ValueError(f"{PLAN} has {ranks!r} processes")

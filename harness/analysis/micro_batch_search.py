@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 NEAR = 0.98
-"""Of the best rate, from which a smaller micro-batch is preferred: it leaves more memory free."""
+"""A smaller micro-batch is preferred if it reaches this share of the best rate: it leaves more memory free."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ def agreed(micro: int, ranks: Sequence[Mapping[str, Any] | None]) -> Tried:
     told = [r for r in ranks if r is not None]
     problem = next((r["problem"] for r in told if r.get("problem")), "")
     if problem or len(told) < len(ranks) or not told:
-        return Tried(micro, False, problem=problem or "a rank ended without a word")
+        return Tried(micro, False, problem=problem or "a rank ended without a report")
     peak = max(told, key=lambda r: r["peak_bytes"])
     return Tried(micro, True, peak["peak_bytes"], peak["base_bytes"], min(r["samples_per_s"] for r in told))
 

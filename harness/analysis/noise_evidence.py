@@ -1,4 +1,4 @@
-"""What the journals of runs are evidence of: the noise scale, for the next plan."""
+"""The noise scale that earlier runs measured, from their journals, for the next plan."""
 
 from collections.abc import Sequence
 from statistics import median
@@ -20,8 +20,8 @@ def evidence_of(stories: Sequence[RunRecord]) -> Evidence | None:
 
 
 def nothing_known(s: RunRecord) -> str:
-    """Why a run's journal is no evidence."""
+    """Why a run's journal gives no noise scale."""
     if s.died:
-        return f"{s.name} died ({s.died}): what it measured says nothing of a run that lives"
-    hidden = f"only {len(s.high_noise)} of {s.high_windows} windows at high lr could measure a noise scale"
+        return f"{s.name} died ({s.died}): its measurements are not used"
+    hidden = f"only {len(s.high_noise)} of {s.high_windows} windows at high lr have a noise scale"
     return f"{s.name}: {hidden}: the noise hides the gradient at batch {s.plan.get('global_batch')}"

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 SPARE = 2
-"""Points beyond the coefficients that a fit needs, so that it can be seen to miss."""
+"""How many more points than coefficients a fit needs, so that its error can be estimated."""
 RESAMPLED, LEVEL = 400, 90
 """Bootstrap samples, and percent that an interval holds."""
 _CONDITION = 1e3
@@ -29,7 +29,7 @@ class Estimate:
 
 
 def regress(features: Array, target: Array) -> tuple[list[Estimate], float] | None:
-    """(coefficients with a constant first, root mean square of what is left) of target [n] on features [n, m].
+    """(coefficients with a constant first, root mean square residual) of target [n] on features [n, m].
 
     None if there are too few points, or where features change together.
     """
@@ -50,7 +50,7 @@ def regress(features: Array, target: Array) -> tuple[list[Estimate], float] | No
 
 
 def _with_intervals(best: Array, fitted: Array, left: Array, free: int, solve: Callable[[Array], Array]) -> list[Estimate]:
-    """The numbers of a fit with intervals from residuals drawn again, widened for the `free` numbers that were fitted."""
+    """The numbers of a fit with intervals from resampled residuals, widened for the `free` numbers that were fitted."""
     draw, n = np.random.default_rng(0), len(left)
     wide = left * np.sqrt(n / max(n - free, 1))
     again = np.array([solve(fitted + draw.choice(wide, n)) for _ in range(RESAMPLED)])
@@ -62,7 +62,7 @@ def _with_intervals(best: Array, fitted: Array, left: Array, free: int, solve: C
 class LossFit:
     """L = floor + scale (D / (1 + B/critical))^-power: twice the data at B = critical do what one does at a small batch.
 
-    `critical` is None if only one batch was seen. `missed`: root mean square of what is left of the loss.
+    `critical` is None if only one batch was seen. `missed`: root mean square residual of the loss.
     """
 
     power: Estimate
@@ -72,13 +72,13 @@ class LossFit:
 
 
 def fit_loss(horizon: Sequence[float], batch: Sequence[float], loss: Sequence[float]) -> LossFit | str:
-    """The loss over horizon and batch (any unit), or why that cannot be told."""
+    """The loss over horizon and batch (any unit), or why it cannot be fitted."""
     d, b, y = (np.asarray(values, dtype=np.float64) for values in (horizon, batch, loss))
     several = len(set(batch)) > 1
     if len(set(horizon)) < 3 + (not several) or (several and len(set(batch)) < 3):
         return f"{len(set(horizon))} horizons and {len(set(batch))} batches are too few (3 of each, or 4 horizons at one batch)"
     if len(y) < 4 + SPARE - (not several):
-        return f"{len(y)} settings are too few for {3 + several} numbers"
+        return f"{len(y)} settings are too few to fit {3 + several} numbers"
     span = [(0.02, 2.0), (np.log(b.min() / 50), np.log(b.max() * 50)) if several else (np.inf, np.inf)]
 
     def solve(target: Array) -> Array:

@@ -10,7 +10,7 @@ from typing import Any
 from harness.analysis.journal_lines import finite, number, read
 
 TOLD = ("complete", "early_stop", "guard")
-"""Reasons of an end after which a run has nothing more to tell."""
+"""The reasons of an end after which a run does not continue."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,10 @@ class Seen:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run went. `noise` holds (samples, noise scale in samples) of its windows; `notices` the codes that were told."""
+    """How a run went.
+
+    `noise` holds (samples, noise scale in samples) of its windows; `notices` holds the codes of the notices that it reported.
+    """
 
     reason: str
     message: str
@@ -58,14 +61,17 @@ class Outcome:
 
 
 def outcome(journal: Path, *, cut: bool = False) -> Outcome | None:
-    """How the run of a journal went; None while it is not over (or there is no journal). `cut`: stop_after_steps is an end too."""
+    """How the run of a journal went; None while it is not over (or there is no journal).
+
+    `cut`: an end by stop_after_steps counts as over, too.
+    """
     if not journal.is_file():
         return None
     lines = list(read(journal, steps=False))
     end = next((line for line in reversed(lines) if line["event"] in ("end", "start")), None)
     if end is None or end["event"] == "start" or end.get("reason") not in (*TOLD, *(("stop_after_steps",) if cut else ())):
         return None
-    windows = {line["samples"]: line for line in lines if line["event"] == "window"}  # told last where a restart told twice
+    windows = {line["samples"]: line for line in lines if line["event"] == "window"}  # of repeats the last
     last: dict[str, Any] = next(reversed(windows.values()), {})
     evaluations = {line["samples"]: line for line in lines if line["event"] == "eval"}
     return Outcome(
@@ -88,5 +94,5 @@ def _noise(windows: Mapping[int, Mapping[str, Any]], name: str) -> tuple[tuple[i
 
 
 def _numbers(line: Mapping[str, Any]) -> dict[str, float]:
-    """The metrics of the evaluation; a value that is not finite is text in the journal."""
+    """The metrics of an evaluation as numbers; the journal writes a value that is not finite as text."""
     return {name: number(value) for name, value in line.items() if name.startswith("eval/") and value is not None}

@@ -1,4 +1,4 @@
-"""A run as its journal tells it: curves, events, where the time went, how it ended. journal_reader.py fills it in."""
+"""The record of a run, from its journal: curves, events, where the time went, how it ended. journal_reader.py fills it in."""
 
 import math
 from dataclasses import dataclass
@@ -56,7 +56,7 @@ class Kind:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run as its journal tells it. `curves` and `evals` go by metric; `seconds` by PARTS, of all processes of the run.
+    """The record of a run. `curves` and `evals` are by metric; `seconds` by PARTS, of all processes of the run.
 
     The guard rolled back what is `discarded`, from samples to samples. `reason` is how it ended, None if it has not.
     `high_noise` holds the noise scales measured in the `high_windows`, those at half the highest rate or more: the scale grows as
@@ -90,7 +90,7 @@ class RunRecord:
 
     @property
     def where(self) -> list[tuple[str, str]]:
-        """When the run began, on what and with which software, as far as its journal says: (what, told)."""
+        """When the run began, on what and with which software, as far as its journal says: (label, text) pairs."""
         found, hosts = self.environment, self.environment.get("hosts")
         named = [str(host) for host in hosts] if isinstance(hosts, list) else []
         packages = [f"{name} {found[name]}" for name in ("widebatch", "torch", "python") if found.get(name)]
@@ -137,16 +137,16 @@ class RunRecord:
 
     @property
     def died(self) -> str:
-        """Why what this run measured is no evidence: the code of what it died of, or nothing."""
+        """The code of the notice of which the run died, so that its measurements are not used; empty if it did not die."""
         codes = {k.code for k in self.kinds}
         return next((c for c in ("dead", "divergence") if c in codes), "guard" if self.reason == "guard" else "")
 
 
 def best_by(config: dict[str, Any]) -> str:
-    """The metric that makes an evaluation the best, by the run file; other metrics may have been better at another."""
+    """The metric by which the run file judges evaluations (eval.metric)."""
     return str(mapping(config.get("eval")).get("metric", "eval/loss"))
 
 
 def mapping(value: Any) -> dict[str, Any]:
-    """A mapping; an empty one in the place of anything else."""
+    """`value` if it is a mapping, else an empty one."""
     return value if isinstance(value, dict) else {}

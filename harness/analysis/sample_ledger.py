@@ -1,4 +1,4 @@
-"""Which part of the sample stream each step of a run took, as its journal's lines of single steps tell.
+"""Which part of the sample stream each step of a run took, by its journal's lines of single steps.
 
 A step that a roll-back or a restart has undone is reported again, at its number or another: the first of the two counts as undone.
 """
@@ -16,9 +16,9 @@ TROUBLES = ("spike", "nonfinite", "nonfinite_samples", "spared", "loss_scale")
 
 @dataclass(frozen=True)
 class StepSpan:
-    """A step took positions [start, stop) of the stream. `undone`: its update is not in the weights of the run's end.
+    """A step took positions [start, stop) of the stream. `undone`: its update is not part of the run's final weights.
 
-    `notices`: what the journal says of this very step, such as a spike.
+    `notices`: the notices about this step, such as a spike.
     """
 
     step: int
@@ -31,7 +31,7 @@ class StepSpan:
 
 @dataclass(frozen=True)
 class Ledger:
-    """All steps of a run in the order in which they were taken. `dataset`: its training samples, None if no line tells."""
+    """All steps of a run in the order in which they were taken. `dataset`: its training samples, None if no line says."""
 
     steps: list[StepSpan]
     dataset: int | None
@@ -51,7 +51,7 @@ def read_ledger(journal: Path) -> Ledger:
 
 def _spans(lines: Iterable[dict[str, Any]]) -> list[StepSpan]:
     taken: list[StepSpan] = []
-    kept: dict[int, int] = {}  # the steps that count so far -> their places in `taken`
+    kept: dict[int, int] = {}  # number of each step that is not undone so far -> its place in `taken`
     for line in lines:
         goes_back = line["event"] == "start" or line.get("code") == "roll_back"
         last = line["step"] if goes_back else line["step"] - 1 if line["event"] == "step" else None

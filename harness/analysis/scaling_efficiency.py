@@ -23,7 +23,7 @@ from harness.analysis.text_plot import Curve, Panel
 Kind = Literal["weak", "strong"]
 KINDS: tuple[Kind, ...] = ("weak", "strong")
 MOST_PCT = 105.0
-"""An efficiency up to here may be chance."""
+"""In percent: an efficiency above 100 but below this may be chance."""
 GPU, HOST = "memory/gpu_peak_allocated_gib", "memory/host_rss_gib"
 
 
@@ -45,7 +45,7 @@ class Speed:
 
 
 def speed(kind: Kind, world: int, batch: int, windows: Sequence[Mapping[str, Any]]) -> Speed | None:
-    """The row of a run, None if it told no rate: the first window, which warms up, tells none."""
+    """The row of a run, None if no window has a rate: the first one, which warms up, has none."""
     timed = [w for w in windows if finite(w.get("throughput/samples_per_s")) > 0]
     if not timed:
         return None
@@ -102,15 +102,15 @@ def table(rows: Sequence[Speed]) -> str:
 
 
 def remarks(rows: Sequence[Speed]) -> list[str]:
-    """What to say of efficiencies that cannot be meant as they stand."""
+    """Warnings about efficiencies above 100 %."""
     good = efficiencies(rows)
     above = [f"{kind} {world}" for (kind, world), pct in good.items() if pct > MOST_PCT]
     if not above:
         return []
     return [
-        f"above 100 % ({', '.join(above)} ranks): a device was faster there than in the smallest world, which so is no measure of "
-        "the others. Its device may hold more (no room left in caches, more passes a step) or have other threads, or the machine"
-        " was busy while it was measured: look at its step and data columns, and measure it again alone"
+        f"above 100 % ({', '.join(above)} ranks): a device was faster there than in the smallest world, so efficiencies against it "
+        "mean little. It may have had more work per step, another number of threads, or a busy machine: compare the step and "
+        "data columns, and measure the smallest world again alone"
     ]
 
 

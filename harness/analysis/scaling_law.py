@@ -13,7 +13,7 @@ from harness.analysis.run_record import RunRecord
 from harness.plan.lr_law import QUANTITIES, LrLaw
 
 NEIGHBOURS = 5
-"""Rates around the best that its parabola goes through."""
+"""How many rates around the best one the parabola is fitted to."""
 Setting = tuple[float, float, float]
 """Batch, horizon and parameters of a run."""
 
@@ -61,7 +61,7 @@ def _run(r: RunRecord, metric: str, each: float) -> Run:
 
 
 def fit_law(runs: Sequence[Run], unit: str, metric: str) -> Law:
-    """What the runs say, from how many, how well; and what cannot be told."""
+    """The laws that the runs determine, with their errors, and what is not determined."""
     best = {setting: found for setting in _settings(runs) if (found := optimum([r for r in runs if r.setting == setting]))}
     law, exponents, lines = _fit_lr(runs, best, unit)
     loss, more = _fit_loss(runs, best, unit, metric)
@@ -92,14 +92,14 @@ def _fit_lr(
 ) -> tuple[LrLaw | None, dict[str, Estimate], list[str]]:
     """The law of the best lr, its exponents, and both as text."""
     optimizers = {r.optimizer for r in runs}
-    found = f"{len(best)} of {len(_settings(runs))} settings have three rates with the best one inside"
+    found = f"{len(best)} of {len(_settings(runs))} settings have three learning rates with the best one in the middle"
     if len(optimizers) > 1:
         return None, {}, [f"lr: cannot tell: the runs have several optimizers ({', '.join(sorted(optimizers))})"]
     varied = [n for n in range(len(QUANTITIES)) if len({s[n] for s in best}) > 1]
     names = [QUANTITIES[n] for n in varied]
     done = _regress_lr(best, varied)
     if done is None:
-        together = f"; {', '.join(names)} have to vary, and not together" if names else ""
+        together = f"; {', '.join(names)} must vary independently" if names else ""
         return None, {}, [f"lr: cannot tell from {len(runs)} runs: {found}{together}"]
     (constant, *powers), missed = done
     exponents = dict(zip(names, powers, strict=True))
@@ -121,7 +121,7 @@ def _fit_lr(
 
 
 def _regress_lr(best: Mapping[Setting, tuple[float, float]], varied: Sequence[int]) -> tuple[list[Estimate], float] | None:
-    """(the log of the law's constant and its exponents, how far it misses) over the quantities that vary; None: not determined."""
+    """(log of the law's constant and its exponents, its typical error) over the quantities that vary; None: not determined."""
     if not varied:
         return None
     features = np.log(np.array([[s[n] for n in varied] for s in best], dtype=float))
@@ -141,5 +141,5 @@ def _fit_loss(
     head = f"{metric} from {len(kept)} settings of {size:,.0f} parameters, missed by {found.missed:.3g}"
     lines = [f"{head}: falls to {found.floor} as horizon^-{found.power}"]
     if found.critical:
-        lines.append(f"  critical batch: {found.critical} {unit}, at which as much again is needed")
+        lines.append(f"  critical batch: {found.critical} {unit}, at which a run needs twice the data")
     return found, lines

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from harness.analysis.equivalence import Finding
 
 CLOSE, FACTOR = 1e-3, 1e-2
-"""Relative: numbers of two ranks that should be equal, and a factor that should be a known one."""
+"""Relative tolerances: for numbers of two ranks that should be equal, and for a factor that should be a known one."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ Trace = Sequence[StepSeen]
 
 
 def judge_script(ranks: Sequence[Trace], alone: Trace) -> list[Finding]:
-    """What was found, differences first in the order in which they cause one another. `alone`: the same script in one process."""
+    """What was found, differences first, causes before their effects. `alone`: the same script in one process."""
     checks = {
         "weights": _weights(ranks),
         "gradients": _gradients(ranks),
@@ -61,7 +61,7 @@ def judge_script(ranks: Sequence[Trace], alone: Trace) -> list[Finding]:
 
 _SAME = {
     "weights": "all ranks begin from the same weights",
-    "gradients": "what the optimizer gets is the mean of the ranks' own gradients",
+    "gradients": "the optimizer gets the mean of the ranks' gradients",
     "loss": "the passes of a step count as one mean",
     "items": "each item counts alike in all passes and on all ranks",
     "rate": "all ranks step at the same rate",
@@ -93,11 +93,11 @@ def _gradients(ranks: Sequence[Trace]) -> str:
     for number, step in _steps(ranks):
         if any(_differ(one.gradient, step[0].gradient) for one in step):
             alone = all(not _differ(one.gradient, one.own) for one in step)
-            why = "each rank steps by its own: nothing averages them" if alone else "some passes are not averaged over ranks"
+            why = "each rank steps with its own gradients, not averaged" if alone else "some passes are not averaged over ranks"
             return f"at step {number} the ranks' optimizers get different gradients; {why}"
         factor = _multiple(step)
         if factor is None:
-            return f"at step {number} the optimizer's gradient is no multiple of the mean of the ranks' own"
+            return f"at step {number} the optimizer's gradient is not a multiple of the mean of the ranks' gradients"
         factors.append(factor)
     passes = len(ranks[0][0].passes)
     for value, text in (
@@ -126,7 +126,7 @@ def _all_are(factors: Sequence[float], value: float) -> bool:
 
 
 def _total(step: Sequence[StepSeen]) -> float | None:
-    """What the passes of a step weigh together, the mean over ranks; 1 where they are one mean."""
+    """The total weight of a step's passes, averaged over ranks; 1 where the passes form one mean."""
     found = [one.factor for rank in step for one in rank.passes]
     return None if None in found else sum(f for f in found if f is not None) / len(step)
 
@@ -168,14 +168,14 @@ def _rate(ranks: Sequence[Trace]) -> str:
 
 
 def _schedule(ranks: Sequence[Trace], alone: Trace) -> str:
-    """How the rates follow the number of ranks; which of these is meant only the script's author knows."""
+    """How the rates depend on the number of ranks; only the script's author knows which dependence is meant."""
     world, rates, one = len(ranks), [step.rates for step in ranks[0]], [step.rates for step in alone]
     count = min(len(rates), (len(one) - 1) // world + 1)
     if count < 2 or not any(_differ(a, b) for a, b in zip(rates, one, strict=False)):
         return ""
     if all(not _differ(rates[n], one[n * world]) for n in range(count)):
         return f"the scheduler steps {world} times a step, once for each process: its length must be in steps of one process"
-    return "the rates are not those of one process: they hang on the number of ranks"
+    return "the rates are not those of one process: they depend on the number of ranks"
 
 
 def _samples(ranks: Sequence[Trace]) -> str:
@@ -188,7 +188,7 @@ def _samples(ranks: Sequence[Trace]) -> str:
         for taken in trace:
             for row in {row for one in taken.passes for row in one.rows}:
                 if seen.setdefault((taken.epoch, row), rank) != rank:
-                    return "ranks read samples of one another within an epoch: each shuffles on its own"
+                    return "several ranks read the same samples within an epoch: each shuffles on its own"
     return ""
 
 

@@ -115,7 +115,7 @@ class Results:
         return Cell(tuple(r for r in self.rows if r.rule == rule and r.batch == batch))
 
     def base(self) -> Cell:
-        """What others are held against: the reference batch, or the smallest where the sweep leaves it out."""
+        """The batch that others are compared with: the reference batch, or the smallest where the sweep leaves it out."""
         batch = self.reference if self.reference in self.batches else self.batches[0]
         return max((self.cell(rule, batch) for rule in self.rules), key=lambda c: len(c.values))
 
@@ -146,7 +146,7 @@ class Results:
         return regimes(steps) if steps else None
 
     def noise_scale(self) -> tuple[float, int] | None:
-        """(median noise scale, its batch) where it is read best: at the batch nearest to what it says."""
+        """(median noise scale, its batch) as measured at the batch nearest to it."""
         cells = {b: [r.noise_scale for r in self.rows if r.batch == b and r.noise_scale] for b in self.batches}
         means = {b: sorted(found)[len(found) // 2] for b, found in cells.items() if found}
         if not means:
@@ -156,7 +156,7 @@ class Results:
 
 
 def largest_held(results: Results, rule: str) -> int | None:
-    """The largest batch up to which the rule keeps what the base has, at every batch of the sweep on the way; None: at none."""
+    """The largest batch up to which the rule is as good as the base at every batch of the sweep; None: at none."""
     base, held = results.base(), None
     for batch in results.batches:
         cell = results.cell(rule, batch)
@@ -245,7 +245,7 @@ def table(results: Results) -> str:
 
 
 def _spent(results: Results) -> list[list[str]]:
-    """A line for each rule with its mean samples, where rules or batches differ in them by more than a batch; else none."""
+    """A line for each rule with its mean samples, where they differ between rules or batches by more than one batch; else none."""
     cells = {rule: [results.cell(rule, b) for b in results.batches] for rule in results.rules}
     means = {rule: [mean(c.lengths) if c.lengths else None for c in found] for rule, found in cells.items()}
     told = [m for found in means.values() for m in found if m is not None]
@@ -286,5 +286,5 @@ def to_json(results: Results, about: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def from_json(tree: Mapping[str, Any]) -> Results:
-    """The results out of the record that `to_json` gave."""
+    """The results from the record that `to_json` gave."""
     return Results(tuple(Row(**r) for r in tree["trials"]), tree["reference_batch"], Target(**tree["target"]))

@@ -11,9 +11,9 @@ from harness.config.errors import UserError
 HIGHER, LOWER = ("accuracy",), ("loss", "error", "bits", "perplexity")
 """Words in a metric's name that say which way is better."""
 TOLERANCE_PCT = 2.0
-"""A metric in which lower is better may be worse by this share."""
+"""A metric for which lower is better still counts as equal if it is worse by up to this share."""
 TOLERANCE_POINTS = 0.5
-"""A metric in percent, in which higher is better, may be worse by this."""
+"""A metric in percent, for which higher is better, still counts as equal if it is worse by up to this."""
 _TARGET = re.compile(r"(eval/\w+)\s*(>=|<=|=)\s*([-+.\deE]+)")
 
 

@@ -1,4 +1,4 @@
-"""What a plot shows, apart from who draws it; and the plot in plain text, for terminals and where nothing else can draw."""
+"""The contents of a plot, whatever draws it; and a plot as plain text, for terminals and where matplotlib is missing."""
 
 import math
 from collections.abc import Sequence

@@ -3,7 +3,7 @@
 W&B keeps a run's points by their `_step`, which must rise over all segments: points of one that begins at 0 again take the place of
 earlier ones when it is synced. A segment in which nothing was written yet stops the `wandb sync` of all others.
 
-No import of wandb: a launcher clears up too.
+No import of wandb: the launcher uses this, too.
 """
 
 import shutil
@@ -20,7 +20,7 @@ _HEADER = 7
 
 
 def points_so_far(journal: Path) -> int:
-    """The most points that earlier starts of a run can have logged, by its journal: the first free `_step`."""
+    """The first free `_step`: the most points that earlier starts of the run can have logged, by its journal."""
     if not journal.is_file():
         return 0
     told = Counter(line["event"] for line in read(journal, steps=False))

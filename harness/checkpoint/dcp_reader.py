@@ -34,16 +34,16 @@ class DcpError(ValueError):
 
 
 class _Records(pickle.Unpickler):
-    """Knows DCP's records, torch's sizes, types and devices, and nothing else."""
+    """An unpickler that loads DCP's records, torch's sizes, types and devices, and nothing else."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """One of these. Raises DcpError."""
+        """One of the classes that are allowed. Raises DcpError for all others."""
         if module == "torch" and name == "Size":
             return torch.Size
         if module == "torch" and isinstance(vars(torch).get(name), torch.dtype | torch.layout):
             return vars(torch)[name]
         if module.partition(".")[0] == "pathlib" and name in ("PosixPath", "WindowsPath"):
-            return PurePosixPath  # where the folder was written, which nobody asks for
+            return PurePosixPath  # the path where the folder was written; it is not used
         if name in _RECORDS.get(module, ()):
             return super().find_class(module, name)
         raise DcpError(f"its metadata hold {module}.{name}, which is no record of DCP's: nothing else is unpickled")

@@ -1,7 +1,7 @@
-"""Large blocks between memory and a disk, past the kernel's cache: no copy, and nothing that others want is displaced.
+"""Large blocks between memory and a disk, without the kernel's page cache (O_DIRECT): no copy, and no other file is evicted.
 
-A disk takes whole pages, from addresses and to places that are multiples of a page. What does not fit goes through the cache, as
-does everything where the file system knows no other way.
+A disk takes whole pages at addresses and offsets that are multiples of a page. The rest goes through the cache, as does everything
+where the file system does not support this.
 """
 
 import errno
@@ -11,12 +11,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 PAGE, LARGE = 4096, 1 << 20
-"""Bytes of a page; from which on a block is worth it."""
+"""Bytes of a page; bytes from which on a block is written this way."""
 _DIRECT = getattr(os, "O_DIRECT", 0)
 
 
 def write(handle: int, block: memoryview, at: int) -> memoryview:
-    """Write what of a block can go to byte `at` of a file this way; what is left. Raises OSError as os.write does."""
+    """Write the part of a block that can be written this way to byte `at` of a file; returns the rest.
+
+    Raises OSError as os.write does.
+    """
     whole = block[: len(block) // PAGE * PAGE]
     with _direct(handle, whole, at) as possible:
         try:
@@ -33,7 +36,7 @@ def read(handle: int, out: memoryview, at: int) -> int:
         try:
             return os.preadv(handle, [out], at) if possible else 0
         except OSError:
-            return 0  # an error of the disk comes again, where the rest is read
+            return 0  # an error of the disk appears again where the rest is read
 
 
 @contextmanager

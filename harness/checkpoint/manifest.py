@@ -18,9 +18,10 @@ from typing import Any
 import xxhash
 
 STATE, MANIFEST, EVALUATED = "state.json", "manifest.json", "evaluated.json"
-"""The last one is added to the checkpoint of a run's end, which is saved before its evaluation: the state after that."""
+"""The last name: state.json after the final evaluation, added to the checkpoint of a run's end, which is saved before that
+evaluation."""
 LARGEST_JSON = 64 << 20
-"""Bytes of a state or manifest that is read: what is longer was not written here."""
+"""The longest state or manifest that is read, in bytes: a longer one was not written by us."""
 _NAME = re.compile(r"samples-([0-9]{12})(?:-([0-9]{1,6}))?")
 _TENSORS = re.compile(r"tensors-([0-9]{4,6})-of-([0-9]{4,6})\.safetensors")
 
@@ -125,9 +126,9 @@ class RankedCheckpoint:
 def to_delete(found: Sequence[RankedCheckpoint], here: str, keep: int, keep_best: int) -> list[str]:
     """Which of the checkpoints to drop once `here` is committed: all but those that follow.
 
-    Of the run's own past, which ends at `here`: the latest of each place, and of these the `keep` newest, the `keep_best` of the
-    lowest score, of equal ones the newer, and the newest that is well, to go back to. What lies further on than `here` is of a past
-    that was given up, or damaged.
+    Of the run's own past, which ends at `here`: the latest at each sample count, and of these the `keep` newest, the `keep_best` of
+    the lowest score, of equal ones the newer, and the newest that is well, to go back to. Checkpoints past `here` are damaged, or
+    of training that was rolled back.
     """
     end = place_of(here) or (0, 0)
     latest: dict[int, RankedCheckpoint] = {}
@@ -142,7 +143,7 @@ def to_delete(found: Sequence[RankedCheckpoint], here: str, keep: int, keep_best
 
 
 def judged(name: str, state: Any) -> RankedCheckpoint:
-    """A checkpoint by its state.json as parsed."""
+    """The ranking facts of a checkpoint, from its state.json as parsed."""
     about = state.get("about") if isinstance(state, dict) else None
     score, well = (about.get("score"), about.get("well")) if isinstance(about, dict) else (None, None)
     own = state.get("state") if isinstance(state, dict) else None

@@ -32,7 +32,7 @@ class PlaceLock(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Let other runs in."""
+        """Give the place free for other runs."""
 
 
 @final
@@ -50,7 +50,7 @@ class _FolderPlace(PlaceLock):
 
 
 UNREADABLE: dict[str, Any] = {"host": "an unknown host", "holder": "unknown"}
-"""A lease that is none, or that its holder writes again at this moment."""
+"""Stands for a lease that cannot be parsed, or that its holder is rewriting at this moment."""
 
 
 @final
@@ -81,7 +81,7 @@ class _StorePlace(PlaceLock):
         first = self._read()
         if not first or first.get("owner") == self._mine["owner"]:
             return
-        _say(f"{self._where} has a lease of a run on {first.get('host')}: waiting {STALE_S:g} s to see whether it lives")
+        _say(f"{self._where} has a lease of a run on {first.get('host')}: waiting {STALE_S:g} s to see whether that run is alive")
         deadline = time.monotonic() + STALE_S
         while time.monotonic() < deadline:
             time.sleep(min(RENEW_S / 4, STALE_S / 4))
@@ -98,7 +98,7 @@ class _StorePlace(PlaceLock):
         while not self._closed.wait(RENEW_S):
             try:
                 if (holder := self._read().get("holder")) not in (None, self._mine["holder"]):
-                    _say(f"{self._where}: another run has taken the lease ({holder}); only own saves are deleted")
+                    _say(f"{self._where}: another run ({holder}) has taken the lease; this run deletes only its own checkpoints")
                     return
                 self._write()
                 failed = False
@@ -113,7 +113,7 @@ class _StorePlace(PlaceLock):
             return {}
         try:
             found = json.loads(self._store.read("", LEASE, 0, min(size, 4096)))
-        except (ValueError, RecursionError, FileNotFoundError, ShortReadError):  # the last two while its holder writes it
+        except (ValueError, RecursionError, FileNotFoundError, ShortReadError):  # the last two: its holder is writing it
             return UNREADABLE
         return found if isinstance(found, dict) else UNREADABLE
 

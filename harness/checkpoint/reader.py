@@ -38,7 +38,7 @@ class Checkpoint:
 
 
 def store_at(where: str) -> Store:
-    """The store at a path or URL. Raises UserError if there is no way to it."""
+    """The store at a path or URL. Raises UserError if it cannot be reached."""
     if "://" in where:
         check_store("checkpoint.dir", where)
     try:
@@ -56,8 +56,8 @@ def newest(where: str) -> tuple[Checkpoint | None, list[str]]:
     try:
         names = store.names()
     except OSError as e:
-        raise UserError("checkpoint.dir", f"{where!r} cannot be read: {e}", "fix that, or give another") from e
-    for name in gather(names)[0]:  # rank 0's: a disk that is shared may show the others an older list
+        raise UserError("checkpoint.dir", f"{where!r} cannot be read: {e}", "fix that, or give another place") from e
+    for name in gather(names)[0]:  # rank 0's list: a shared disk may show the other ranks an older one
         try:
             return load(store, name), complaints
         except DamagedError as e:

@@ -1,4 +1,5 @@
-"""The file of one rank's pieces: safetensors, laid out and read here, so that it can be streamed out of kept memory without torch.
+"""The file of one rank's pieces: safetensors, laid out and read here, so that it can be streamed from a staging buffer without
+torch.
 
     8 bytes                length of the header, little-endian
     header                 JSON: {"__metadata__": {...}, KEY: {"dtype": "F32", "shape": [n], "data_offsets": [first, last]}, ...}
@@ -19,7 +20,7 @@ WIDTHS = {
 }  # fmt: skip
 """Bytes of one element, by safetensors' names. C128 is ours: safetensors (0.8) has no name for complex128."""
 LARGEST_HEADER = 100_000_000
-"""Bytes; safetensors' own bound."""
+"""The longest header in bytes: safetensors' own bound."""
 _PREFIX = 8
 ALIGNED = 4096
 """The data begin at a multiple of so many bytes, so that the kernel can take them to the disk from where they lie."""
@@ -38,7 +39,7 @@ class Entry:
 
     @property
     def last(self) -> int:
-        """Byte behind the entry."""
+        """The byte after the entry's last."""
         return self.first + self.count * WIDTHS[self.dtype]
 
 
@@ -79,7 +80,7 @@ def read_header(size: int, read: Callable[[int, int], bytes]) -> tuple[list[Entr
             raise ValueError(f"{e.name} lies at {e.first}, where {offset} is the next byte")
         offset = e.last
     if begin + offset != size:
-        raise ValueError(f"{size} bytes, where the header tells of {begin + offset}")
+        raise ValueError(f"{size} bytes, where the header says {begin + offset}")
     return entries, begin
 
 

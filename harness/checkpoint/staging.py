@@ -1,4 +1,4 @@
-"""Kept memory between a rank and its writer process: training stops for one copy into it, and no longer.
+"""A staging buffer between a rank and its writer process: training stops for one copy into it, and no longer.
 
 The memory is allocated once, after the first step, beside training; on a GPU it is pinned. It is shared by an anonymous file, so it
 needs no room in /dev/shm and is gone when both processes are. The writer (writer_process.py) is a separate program, not a fork: a
@@ -34,7 +34,7 @@ NAMES = {
 }  # fmt: skip
 """Types by safetensors' names."""
 GRACE_S = 5.0
-"""How long a run that fails waits for the save it is in."""
+"""How long a run that fails waits for the save in progress."""
 _MADV_POPULATE_WRITE = 23
 Shape = tuple[str, tuple[int, ...], int, int, str]
 
@@ -49,7 +49,7 @@ def check_types(model: nn.Module) -> None:
 
 @final
 class Staging:
-    """One rank's kept memory and its writer."""
+    """One rank's staging buffer and its writer process."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -63,7 +63,7 @@ class Staging:
         self._lines = JsonLineReader(-1)
         self._ready: threading.Thread | None = None
         self.problem = ""
-        """Why the memory is not as it should be: it could not be had, or not be pinned."""
+        """What is wrong with the memory: it could not be allocated, or not be pinned. Empty if nothing is."""
 
     def prepare(self, pieces: Sequence[TensorSlice]) -> None:
         """Get memory for pieces such as these, and a writer, beside what continues; a later `take` waits for it. Raises OSError."""
@@ -82,7 +82,7 @@ class Staging:
             try:
                 ready.start()
                 self._ready = ready
-            except RuntimeError:  # no thread can be had (ulimit -u)
+            except RuntimeError:  # no thread can be started (ulimit -u)
                 self._fill(self._map)
         flat = torch.frombuffer(self._map, dtype=torch.uint8) if self._map else torch.empty(0, dtype=torch.uint8)
         self._views = []
@@ -90,7 +90,7 @@ class Staging:
             place = places[p.name, p.start]
             self._views.append(flat[place.first : place.last].view(p.data.dtype))
         self._shapes = shapes
-        self._start()  # it learns of the layout
+        self._start()  # the writer learns of the layout
 
     def take(self, pieces: Sequence[TensorSlice], task: Task) -> None:
         """Copy the pieces, and have them written. Training may continue when this returns. Raises OSError."""
@@ -98,7 +98,7 @@ class Staging:
         self._wait_ready()
         if not self._running():
             self._start()
-        if pieces:  # of a small model a rank may hold nothing
+        if pieces:  # a rank may hold nothing of a small model
             with torch.no_grad():
                 torch._foreach_copy_(self._views, [p.data for p in pieces], non_blocking=True)
         if self._device.type == "cuda":
@@ -107,7 +107,7 @@ class Staging:
         send(self._writer.stdin.fileno(), asdict(task))
 
     def told(self, limit_s: float) -> dict[str, Any] | None:
-        """What the writer says next, waited for at most so long; that it is gone, where it is."""
+        """The writer's next message, waited for at most so long; a problem where the writer is gone."""
         line = self._lines.next(limit_s)
         if line is None and self._lines.ended and self._writer is not None:
             return {"problem": f"the writer process ended with {self._writer.wait()}"}
@@ -119,7 +119,7 @@ class Staging:
             try:
                 send(self._writer.stdin.fileno(), {"abandon": why})
             except OSError:
-                return  # it is gone: `told` says so
+                return  # the writer is gone: `told` reports it
 
     def close(self, busy: bool) -> None:
         """End the writer; one that is `busy` gets GRACE_S to finish."""
@@ -129,7 +129,8 @@ class Staging:
         os.close(self._memory)
 
     def _fill(self, memory: mmap.mmap) -> None:
-        """Have all of the memory there before it is used, without Python's lock: the first save is then as quick as the others."""
+        """Touch all pages of the memory before it is used, without Python's lock, so that the first save is as fast as the
+        others."""
         try:
             os.posix_fallocate(self._memory, 0, len(memory))
             address = torch.frombuffer(memory, dtype=torch.uint8).data_ptr()
@@ -166,7 +167,7 @@ class Staging:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             pass_fds=[self._memory],
-            start_new_session=True,  # a signal to the group is for its rank, which then waits for it
+            start_new_session=True,  # a signal to the process group is for the rank, which waits for its writer
             env=os.environ | {"PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1"},
         )
         assert self._writer.stdin is not None and self._writer.stdout is not None  # noqa: S101, PT018  asked for above
@@ -174,7 +175,7 @@ class Staging:
         send(self._writer.stdin.fileno(), {"pieces": self._shapes, "bytes": self._size})
 
     def _stop(self, limit_s: float = 0.0) -> None:
-        """End the writer: it ends when its orders do."""
+        """End the writer: it ends when its input is closed."""
         if self._writer is None:
             return
         assert self._writer.stdin is not None and self._writer.stdout is not None  # noqa: S101, PT018  asked for

@@ -10,7 +10,7 @@ from harness.checkpoint.train_state import State
 from harness.checkpoint.verified import ODD, check_file, read_document, read_manifest
 
 MOST = 1 << 53
-"""Of any count: past it a float no longer counts by one."""
+"""The largest value of any count: past it a float64 no longer counts by one."""
 
 
 def read_state(store: Store, name: str, files: Mapping[str, Digest]) -> tuple[State, dict[str, Any]]:
@@ -31,10 +31,10 @@ def check_checkpoint(store: Store, name: str) -> None:
 
 
 def check_state(state: State) -> State:
-    """`state`, if a run can be in it. Raises ValueError, which names the first field that is out of its bounds."""
+    """Returns `state` if it is possible. Raises ValueError, which names the first field that is out of its bounds."""
     for field, fine in _checks(state):
         if not fine:
-            raise ValueError(f"its state makes no sense: {field}")
+            raise ValueError(f"its state is impossible: {field}")
     return state
 
 

@@ -1,4 +1,4 @@
-"""Where checkpoints lie: a folder on a disk, or anywhere that fsspec reaches by a URL. Durable writes, one atomic commit.
+"""Where checkpoints lie: a folder on a disk, or anywhere that fsspec reaches by a URL. Writes are durable, and a commit is atomic.
 
 On a disk a save is written into a hidden folder, flushed, and committed by one rename. An object store has no rename: there the
 manifest is written last, and a folder without one is no checkpoint. No torch in here: the writer process lives on it.
@@ -58,7 +58,7 @@ class Store(ABC):
 
     @abstractmethod
     def read_into(self, folder: str, file: str, first: int, out: memoryview, *, fresh: bool = False) -> None:
-        """Fill `out` with a file's bytes from `first` on; `fresh`: those that lie on the disk, not what the machine remembers."""
+        """Fill `out` with a file's bytes from `first` on; `fresh`: from the disk itself, not from the page cache."""
 
     @abstractmethod
     def size(self, folder: str, file: str) -> int | None:
@@ -77,7 +77,7 @@ class Store(ABC):
         """The path or URL of a folder, as messages show it."""
 
     def write(self, folder: str, file: str, blocks: Iterable[Bytes]) -> Digest:
-        """Write a new file and read it back; its digest. Raises OSError if another comes back than was written."""
+        """Write a new file and read it back; its digest. Raises OSError if what is read differs from what was written."""
         found, total = xxhash.xxh3_128(), 0
 
         def passed() -> Iterator[Bytes]:
@@ -104,7 +104,7 @@ class Store(ABC):
         size = self.size(folder, file)
         if size is None:
             raise FileNotFoundError(f"{file} is missing")
-        found, block = xxhash.xxh3_128(), memoryview(mmap.mmap(-1, min(max(size, 1), BLOCK)))  # which begins at a page
+        found, block = xxhash.xxh3_128(), memoryview(mmap.mmap(-1, min(max(size, 1), BLOCK)))  # a buffer that begins at a page
         for first in range(0, size, BLOCK):
             part = block[: min(BLOCK, size - first)]
             self.read_into(folder, file, first, part, fresh=fresh)
@@ -145,7 +145,7 @@ class LocalStore(Store):
 
     @override
     def drop(self, folder: str) -> None:
-        """It is no checkpoint any more before its first file goes."""
+        """The folder is renamed before its first file is deleted, so that a half-deleted one is no checkpoint."""
         hidden = self._root / f".{folder.strip('.')}.drop"
         (self._root / folder).rename(hidden)
         _remove(hidden)
@@ -167,13 +167,13 @@ class LocalStore(Store):
                     left = left[os.write(handle, left) :]
                 written += len(block)
             os.fsync(handle)
-            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)  # so that it is read back from the disk
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)  # so that it is read from the disk, not from the page cache
         finally:
             os.close(handle)
 
     @override
     def read_into(self, folder: str, file: str, first: int, out: memoryview, *, fresh: bool = False) -> None:
-        handle = os.open(self._root / folder / file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)  # a pipe would be waited for
+        handle = os.open(self._root / folder / file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)  # opening a pipe would block
         try:
             got = past.read(handle, out, first) if fresh else 0
             out, first = out[got:], first + got
@@ -229,7 +229,7 @@ class RemoteStore(Store):
 
     @override
     def begin(self, name: str, job: str) -> str:
-        """The manifest of this save comes last, so all ranks see the same names until then."""
+        """The manifest of this save is written last, so all ranks see the same names until then."""
         folder = free_name(name, self.names())
         self._fs.makedirs(self._at(folder), exist_ok=True)
         return folder
@@ -247,7 +247,7 @@ class RemoteStore(Store):
 
     @override
     def sweep(self, job: str) -> None:
-        """A save in progress is the newest of all, or its files are written again."""
+        """Drop older saves that were not committed; a save in progress is the newest."""
         committed = self.names()
         for folder in self._folders():
             if committed and folder not in committed and newest_first([folder, committed[0]])[0] != folder:
@@ -314,7 +314,7 @@ def open_store(where: str) -> Store:
 
 
 def _remove(found: Path) -> None:
-    """Delete a folder with all that is in it; of anything else its name alone, as opening a pipe would wait for a writer."""
+    """Delete a folder with all that is in it; anything else is unlinked without opening it, as opening a pipe would block."""
     if stat.S_ISDIR(found.lstat().st_mode):
         shutil.rmtree(found)
     else:

@@ -49,7 +49,7 @@ class Sliceable(Protocol):
 
 
 def slicer(held: Sliceable) -> Callable[[int, int], Tensor]:
-    """`fetch` of something that is sliced."""
+    """The `fetch` of a Part whose data can be sliced."""
     return lambda low, high: held[low:high]
 
 
@@ -84,7 +84,7 @@ class SliceReader:
 
     @staticmethod
     def of(pieces: Iterable[TensorSlice]) -> "SliceReader":
-        """A source in memory."""
+        """A reader of slices in memory."""
         return SliceReader(Part(p.name, p.shape, p.start, len(p.data), slicer(p.data)) for p in pieces)
 
     def __iter__(self) -> Iterator[str]:

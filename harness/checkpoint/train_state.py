@@ -1,4 +1,4 @@
-"""Where a run stands. Everything else about a run follows from the run file, the plan and this."""
+"""The state of a run beside weights and optimizer. Everything else about a run follows from the run file, the plan and this."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field

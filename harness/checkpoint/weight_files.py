@@ -1,6 +1,6 @@
-"""Weights as other programs leave them: safetensors, a Hugging Face folder, torch's .pt, a DCP folder, a run of ours.
+"""Weights in the formats of other programs: safetensors, a Hugging Face folder, torch's .pt, a DCP folder, a run of ours.
 
-Tensors are fetched one by one. Nothing is run that a file says: pickles are read for plain tensors alone, and refused for all else.
+Tensors are fetched one by one. No code in a file is run: pickles are read for plain tensors alone, and refused for all else.
 """
 
 import json
@@ -40,7 +40,7 @@ class Weights:
 
 
 def open_weights(path: str) -> Weights:
-    """The weights at a path, whatever of the known kinds is there. All ranks call it. Raises UserError."""
+    """The weights at a path, in any of these formats. All ranks call it. Raises UserError."""
     place = Path(path)
     try:
         return _of_folder(place) if place.is_dir() else _of_file(place)

@@ -1,4 +1,4 @@
-"""`python -m harness.checkpoint.writer_process`: a process beside each rank that writes checkpoints out of kept memory.
+"""`python -m harness.checkpoint.writer_process`: a process beside each rank that writes checkpoints from the staging buffer.
 
 It imports no torch. Its rank copies slices into shared memory and trains on; the writer checks that they are finite, writes
 and flushes them, reads them back, and leaves a note of their digest. Rank 0's writer waits for the notes of all, then commits, and
@@ -98,7 +98,7 @@ class Memory:
             yield self._map[first:last]
 
     def _refuse(self, exempt: Sequence[str]) -> None:
-        """Raises NotWrittenError unless all that is not finite may be so."""
+        """Raises NotWrittenError if a tensor that is not exempt has numbers that are not finite."""
         bad = [e.name for e in self.entries if e.name not in exempt and not self._finite_bytes(e.dtype, e.first, e.last)]
         if bad:
             raise NotWrittenError(f"{bad[0]}{f' and {len(bad) - 1} more are' if len(bad) > 1 else ' is'} not finite")
@@ -124,7 +124,7 @@ def write_part(store: Store, task: Task, memory: Memory) -> tuple[str, int]:
 
     found = store.write(folder, file, contents())
     note = json.dumps(asdict(found)).encode()
-    store.append(folder, _note(task, task.rank), [note])  # not read back: rank 0 may take it, and commit, as soon as it is there
+    store.append(folder, _note(task, task.rank), [note])  # not read back: rank 0 may read the note, and commit, at once
     return folder, found.bytes
 
 
@@ -145,10 +145,10 @@ def commit(store: Store, task: Task, folder: str, lines: JsonLineReader) -> dict
 
 
 def _prune(store: Store, task: Task, name: str) -> str:
-    """Delete what is not to be kept beside the checkpoint `name`; why something is left, which the next save tries again."""
+    """Delete the checkpoints that are not kept beside `name`. Returns why some could not be deleted; the next save tries again."""
     try:
         every = [_judged(store, each) for each in store.names()]
-        own = [each for each in every if each.lineage in ("", task.lineage)]  # one that cannot be read, or of version 0.1, has none
+        own = [each for each in every if each.lineage in ("", task.lineage)]  # "": version 0.1, or unreadable
         for old in to_delete(own, name, task.keep, task.keep_best):
             store.drop(old)
     except OSError as e:
@@ -157,7 +157,7 @@ def _prune(store: Store, task: Task, name: str) -> str:
 
 
 def _await(store: Store, task: Task, folder: str, rank: int, lines: JsonLineReader) -> Digest:
-    """What a rank wrote, once it has. Raises NotWrittenError when this rank is told to stop waiting."""
+    """The note of a rank, once it is written. Raises NotWrittenError when this rank is told to stop waiting."""
     note, wait_s = _note(task, rank), POLL_S
     while (size := store.size(folder, note)) is None or not size:
         told = lines.next(wait_s)
@@ -172,7 +172,7 @@ def _note(task: Task, rank: int) -> str:
 
 
 def _judged(store: Store, name: str) -> RankedCheckpoint:
-    """What is known of a checkpoint; nothing good of one that cannot be read."""
+    """The ranking facts of a checkpoint; one that cannot be read ranks last."""
     try:
         return judged(name, read_document(store, name, read_manifest(store, name)))
     except (*ODD, DamagedError):
@@ -196,7 +196,7 @@ def _save(store: Store, task: Task, memory: Memory, lines: JsonLineReader) -> It
 
 
 def serve(lines: JsonLineReader, out: int, handle: int) -> None:
-    """Save what is asked for, until nobody asks any more."""
+    """Do the saves that are requested, until the input is closed."""
     memory, stores = Memory(handle, 0, []), dict[str, Store]()
     while (line := lines.next(None)) is not None:
         if "pieces" in line:
@@ -213,13 +213,13 @@ def serve(lines: JsonLineReader, out: int, handle: int) -> None:
 
 
 def main(handle: int) -> None:
-    """Serve the rank that started this process, with less right to the processor than it has."""
+    """Serve the rank that started this process, at a lower CPU priority."""
     parent = os.getppid()
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         return
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # a stop is the rank's to answer: it waits for its last save
+        signal.signal(number, signal.SIG_IGN)  # signals to stop are for the rank, which waits for its last save
     os.nice(10)
     serve(JsonLineReader(0), 1, handle)
 

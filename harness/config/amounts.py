@@ -12,7 +12,7 @@ POWER = {"k": 3, "M": 6, "B": 9, "T": 12}
 PATTERN = r"^[0-9]+(\.[0-9]+)?[kMBT]$"
 """The written form, for editors and for `amount`."""
 MARK = "amount"
-"""In the `extra` of a type's Meta: the setting takes this form too."""
+"""Key in the `extra` of a type's Meta: settings of this type may be written with a letter."""
 _LIKE = re.compile(r"[0-9.]+\s*[A-Za-z]+")
 
 

@@ -1,6 +1,6 @@
 """Credentials in a run file, by their name or their form: they are refused, as the run file is copied into the run folder.
 
-A recipe's knobs have any names, and many are near: pad_token, tokens, token_budget and sort_key are none. So a name counts by its
+A recipe's knobs have any names, and some only look like secrets: pad_token, tokens, token_budget, sort_key. So a name counts by its
 last words, and only where its value is text. Messages show no value.
 """
 
@@ -12,14 +12,14 @@ _NAMES = re.compile(
     r"(.*_)?(pass(word|wd|phrase)|pwd|secrets?|credentials?|api_?keys?|(access|secret|private|account|auth|license)_?key)"
     r"|(.*_)?(access|api|app|auth|bearer|client|git(hub|lab)?|hf|hub|hugging_?face|jwt|personal|refresh|session|wandb)_?token",
 )
-"""A name, in lower case with _ between its words, whose text is a credential."""
+"""Matches names (in lower case, with _ between words) of settings whose text is a credential."""
 _FORMS = re.compile(
     r"\b(hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|(AKIA|ASIA)[0-9A-Z]{16}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}"
     r"|glpat-[\w-]{16,}|xox[abprs]-[\w-]{10,}|AIza[\w-]{30,})(?![A-Za-z0-9])|-----BEGIN [A-Z ]*PRIVATE KEY-----"
 )
 """What services write their keys as: Hugging Face, OpenAI, AWS, GitHub, GitLab, Slack, Google; and keys in PEM."""
 _LIKE_A_TOKEN = re.compile(r"(hf_|sk-|gh[pousr]_|github_pat_|glpat-|xox[abprs]-)\S*|(?=\S*[0-9])(?=\S*[A-Za-z])[\w.+/=-]{16,}")
-"""What a knob named only `token` or `key` must look like; <pad> and byte-level do not."""
+"""What the value of a setting named only `token` or `key` looks like if it is a credential; <pad> and byte-level do not."""
 
 
 def check_no_credential(setting: str, text: str) -> None:
@@ -31,4 +31,4 @@ def check_no_credential(setting: str, text: str) -> None:
     what = f"looks like a credential ({len(text)} characters), which would be written to the run folder"
     variable = re.sub(r"\W", "", words).upper() or "TOKEN"
     remedy = f'leave it out, and let the recipe read it from the environment: os.environ["{variable}"]'
-    raise UserError(setting, what, f"{remedy}; a knob that is none needs another name")
+    raise UserError(setting, what, f"{remedy}; a setting that is no secret needs another name")

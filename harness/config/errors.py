@@ -3,7 +3,7 @@
 import re
 
 _SCHEME = r"(\b[A-Za-z][\w+.-]+:/+)"
-"""One slash is enough: so a URL reads after it was taken for a path."""
+"""Matches URLs, also with one slash after the colon: so a URL looks after it was parsed as a path."""
 _USERINFO = re.compile(_SCHEME + r"[^\s'\"]*(?:@|%40)")
 _QUERY = re.compile(_SCHEME + r"([^?#\s'\"]*)([?#])[^\s'\"]+")
 
@@ -20,13 +20,13 @@ class UserError(Exception):
         super().__init__(" ".join(f"{self.setting}: {self.problem}; {self.remedy}".split()))
 
     def __reduce__(self) -> tuple[type["UserError"], tuple[str, str, str]]:
-        """So that it goes from one process to another."""
+        """Makes the error picklable."""
         return UserError, (self.setting, self.problem, self.remedy)
 
 
 def nearest(name: str, known: list[str]) -> str | None:
     """The known name most like `name`, whatever its case; None if none is like it."""
-    from difflib import get_close_matches  # a mistake alone needs it
+    from difflib import get_close_matches  # imported only where a mistake is reported
 
     by_lower = {k.lower(): k for k in reversed(known)}
     near = get_close_matches(name.lower(), list(by_lower), n=1, cutoff=0.6)

@@ -17,7 +17,7 @@ from harness.config.errors import UserError, nearest
 from harness.config.step_units import STEPS
 
 _PREFIX = "set:"
-"""Begins the names under which a parser knows the settings of the run file."""
+"""Prefix of the names under which the parser keeps the settings of the run file."""
 _SETTING = re.compile(r"--[a-z_0-9]+\.\w+")
 _BARE = re.compile(r"[A-Za-z_][\w-]*(\.\w+)?=")
 
@@ -83,7 +83,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     groups: dict[str, argparse._ArgumentGroup] = {}
     for name, doc in field_docs().items():
         if name == "recipe.knobs":
-            name, doc = "recipe.NAME", "Any knob of the recipe."
+            name, doc = "recipe.NAME", "Any field of the recipe."
         section = name.partition(".")[0]
         group = groups.setdefault(section, parser.add_argument_group(section))
         help_text = doc.replace("%", "%%")
@@ -99,15 +99,15 @@ def parse(parser: Parser, argv: Sequence[str]) -> tuple[argparse.Namespace, dict
         taken = next((flag for flag, value in settings.items() if _is_run_file(value)), None)
         if taken is None or any(not text.startswith("-") for text in own):
             raise
-        at = f"took the run file {settings[taken]} for its value"
+        at = f"consumed the run file {settings[taken]} as its value"
         raise UserError(f"--{taken}", at, f"write --{taken} VALUE before it") from e
     if rest:
         flag = rest[0].partition("=")[0]
         parser.add_all()
         known = [option for action in parser._actions for option in action.option_strings]
         near, knob = nearest(flag, known) if flag.startswith("-") else None, f"--recipe.{flag.lstrip('-')}"
-        hint = f"a knob of the recipe is {knob}; " if flag.startswith("--") and _SETTING.fullmatch(knob) else ""
-        raise UserError(flag, "is not understood here", f"did you mean {near}?" if near else f"{hint}see {parser.prog} --help")
+        hint = f"a field of the recipe is set by {knob}; " if flag.startswith("--") and _SETTING.fullmatch(knob) else ""
+        raise UserError(flag, "is not a known argument", f"did you mean {near}?" if near else f"{hint}see {parser.prog} --help")
     return args, settings
 
 
@@ -130,7 +130,7 @@ def _settings_first(parser: Parser, argv: Sequence[str]) -> tuple[list[str], dic
         if action is None and _is_setting(flag, parser):
             settings[flag[2:]] = value if equals else _next_value(flag, left)
         elif action is not None and action.nargs == "?" and not equals and left and _is_run_file(left[0]):
-            own.append(f"{flag}={action.const}")  # `--k8s run.yaml`
+            own.append(f"{flag}={action.const}")  # a flag with an optional value, as in `--k8s run.yaml`
         else:
             own.append(f"{flag}{equals}{value}")
     return own, settings

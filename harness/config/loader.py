@@ -87,7 +87,7 @@ def decode(tree: Mapping[str, Any]) -> Config:
             raise UserError(str(name), "unknown section", did_you_mean(str(name), known))
         if name not in WITHOUT_SECTION and not isinstance(section, Mapping | None):
             raise UserError(name, f"is {show(section)}, not a section", f"write `{name}: {{...}}`")
-    tree = {name: section for name, section in tree.items() if section is not None}  # all of its lines may be comments
+    tree = {name: section for name, section in tree.items() if section is not None}  # None: all lines of a section may be comments
     for name in ("batch", "optim", "schedule"):
         tree.setdefault(name, {})
     tree["recipe"] = _split_knobs(tree.get("recipe", {}))
@@ -139,7 +139,7 @@ def _flat_reference(tree: Mapping[str, Any]) -> dict[str, Any]:
     if "batch" not in known:
         raise UserError("batch.reference", f"is {show(dict(known))}, without a batch", "write {batch: 512, tokens: 10B}")
     if tree.get("reference"):
-        raise UserError("reference", "is given twice, in batch.reference too", "give it once")
+        raise UserError("reference", "is given twice: also within batch.reference", "give it once")
     return dict(tree) | {"batch": {**batch, "reference": known["batch"]}, "reference": more}
 
 
@@ -161,7 +161,7 @@ def _split_knobs(section: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _refuse_strangers(path: str, value: Any) -> None:
-    """Raise UserError at what JSON has no word for (dates and bytes that YAML read), and at credentials."""
+    """Raise UserError at values without a JSON form (dates and bytes that YAML read), and at credentials."""
     if isinstance(value, Mapping):
         for name, part in value.items():
             _refuse_strangers(f"{path}.{name}" if path else str(name), part)
@@ -205,7 +205,7 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _replace_exclusive(tree: dict[str, Any], over: Mapping[str, Any]) -> None:
-    """Drop from the file what a flag of the same exclusive group replaces."""
+    """Drop settings of the file that a flag of the same exclusive group replaces."""
     for group in EXCLUSIVE:
         section = group[0].partition(".")[0]
         names = [g.partition(".")[2] for g in group]
@@ -216,7 +216,8 @@ def _replace_exclusive(tree: dict[str, Any], over: Mapping[str, Any]) -> None:
         for setting in ("milestones", "every"):
             if section == "schedule" and dropped and theirs.get(setting) and setting not in ours:
                 remedy = f"give --schedule.{setting} as well"
-                raise UserError(f"schedule.{setting}", f"{theirs[setting]} is in {dropped[0]}, the unit a flag changed", remedy)
+                at = f"{theirs[setting]} is given in {dropped[0]}, and a flag has changed the schedule's unit"
+                raise UserError(f"schedule.{setting}", at, remedy)
         for n in dropped:
             del theirs[n]
 
@@ -231,7 +232,7 @@ def _resolve_code(tree: dict[str, Any], base: Path) -> None:
 
 
 def _inline_json(tree: dict[str, Any], base: Path) -> None:
-    """Put the content of the JSON file that `backend.deepspeed` names in its place, so that the run file says all."""
+    """Replace the path in `backend.deepspeed` by the content of that JSON file, so that the run file is complete."""
     part = tree.get("backend")
     named = part.get("deepspeed") if isinstance(part, dict) else None
     if not isinstance(part, dict) or not isinstance(named, str):

@@ -15,32 +15,32 @@ Class = Literal["free", "warn", "refuse"]
 
 _ORDER = "samples would be lost or repeated: keep it, or give another run.dir"
 TABLE: dict[str, tuple[Class, str]] = {
-    "recipe": ("warn", "the model, its data or its loss may be others from here on"),
+    "recipe": ("warn", "the model, its data or its loss may differ from here on"),
     "recipe.samples": ("free", "checked against the data"),
     "batch": ("free", "lr and schedule follow the batch by the rule"),
     "batch.reference": ("warn", "the rule takes lr from it, so lr jumps here"),
     "reference": ("warn", "the rule takes lr from it, so lr jumps here"),
     "optim": ("warn", "the optimizer continues with other numbers from here"),
-    "optim.name": ("refuse", "its state fits no other: keep the optimizer, or give another run.dir"),
-    "optim.lr_source": ("free", "what the plan says of lr"),
+    "optim.name": ("refuse", "its state fits no other optimizer: keep it, or give another run.dir"),
+    "optim.lr_source": ("free", "only a note on where lr is from"),
     "scaling": ("warn", "lr follows another rule from here"),
     "schedule": ("warn", "lr continues along another curve from here"),
     "precision": ("warn", "numbers are rounded differently from here on"),
     "init_from": ("free", "a run that resumes has its own weights; of those that are not trained the digests must be the same"),
     "backend": ("free", "every backend resumes from every other's checkpoints"),
-    "compute": ("free", "speed and memory alone"),
+    "compute": ("free", "changes speed and memory only"),
     "eval": ("free", "the weights do not depend on it"),
     "checkpoint": ("free", "the weights do not depend on it"),
-    "guard": ("free", "what is done about trouble from here on"),
+    "guard": ("free", "the guard reacts differently from here on"),
     "watch": ("free", "the weights do not depend on it"),
     "data": ("free", "how samples are fetched"),
     "data.order": ("refuse", _ORDER),
     "data.block": ("refuse", _ORDER),
     "data.window": ("refuse", _ORDER),
-    "run": ("free", "where the run lies and when it stops"),
-    "run.seed": ("refuse", "the sample order hangs on it: keep the seed, or give another run.dir"),
+    "run": ("free", "where the run is stored and when it stops"),
+    "run.seed": ("refuse", "the sample order depends on it: keep the seed, or give another run.dir"),
 }
-"""By setting or section, the longest that fits; what is in no section of these is warned of."""
+"""(class, reason) by setting or section; the longest matching path counts. Settings outside of all of them: warn."""
 UNKNOWN: tuple[Class, str] = ("warn", "")
 
 
@@ -71,7 +71,7 @@ def classed(setting: str) -> tuple[Class, str]:
 
 
 def saved_form(config: Config) -> dict[str, Any]:
-    """A run file as a checkpoint keeps it: without where and when, which say nothing of the run."""
+    """A run file as a checkpoint keeps it: without the settings of place and time, which do not affect the run."""
     tree = encode(config)
     return tree | {"run": {"seed": config.run.seed}, "checkpoint": {}}
 

@@ -10,7 +10,7 @@ RUN_FILE, PLAN, JOURNAL = "run.yaml", "plan.json", "events.jsonl"
 ACCELERATE, DEEPSPEED, EVIDENCE = "accelerate.yaml", "deepspeed.json", "evidence.json"
 LOGS = "logs"
 LOCK = "lock"
-"""In a run folder, and in a place of checkpoints that is a folder."""
+"""The lock file in a run folder, and in a checkpoint.dir that is a folder."""
 
 
 @final
@@ -62,12 +62,12 @@ class RunFolder:
 
     @property
     def seal(self) -> Path:
-        """What shows that this user made the folder."""
+        """The seal that shows that this user made the folder (folder_seal.py)."""
         return self.path / "origin"
 
     @property
     def owner(self) -> Path:
-        """A random text that tells this folder from all others, in the lease of a store."""
+        """A random id of this folder, for the lease of an object store."""
         return self.path / "owner"
 
     @property

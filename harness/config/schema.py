@@ -28,12 +28,12 @@ EXCLUSIVE = (
 Count = Annotated[int, Meta(ge=1)]
 _WRITTEN: dict[str, Any] = {"pattern": PATTERN}
 Amount = Annotated[int, Meta(ge=1, extra={MARK: True}, extra_json_schema=_WRITTEN)]
-"""A count that may be written with k, M, B or T after it, such as 0.5M."""
+"""A count of at least 1 that may be written with k, M, B or T after it, such as 0.5M."""
 AmountOrZero = Annotated[int, Meta(ge=0, extra={MARK: True}, extra_json_schema=_WRITTEN)]
-"""The same, or 0."""
+"""As Amount, or 0."""
 Positive = Annotated[float, Meta(gt=0, le=float_info.max)]
 Length = Annotated[float, Meta(gt=0, le=float_info.max, extra={MARK: True}, extra_json_schema=_WRITTEN)]
-"""A length in the unit of its section, written in the same way."""
+"""A length in the unit of its section, written as Amount is."""
 Seconds = Annotated[float, Meta(gt=0, le=1e9)]
 NonNegative = Annotated[float, Meta(ge=0, le=float_info.max)]
 Name = Annotated[str, Meta(min_length=1, max_length=128)]
@@ -71,12 +71,13 @@ class BatchConfig:
     total: Amount | None = None
     """Global batch, the same on any number of GPUs. Exclusive with batch.per_gpu."""
     total_tokens: Amount | None = None
-    """The same in tokens, such as 0.5M, rounded to whole samples of recipe.sample_tokens."""
+    """Global batch in tokens, such as 0.5M, rounded to whole samples of recipe.sample_tokens. In place of batch.total."""
     steps: tuple[tuple[int | str, int | str], ...] = ()
-    """Global batches by position, such as [[0, 768], [250B tokens, 1536]]: from which sample (or token) of the
-    schedule on, how many samples (or tokens). In place of the three above."""
+    """Global batches by position, such as [[0, 768], [250B tokens, 1536]]: from which sample (or token) of the schedule on, how
+    many samples (or tokens). In place of batch.per_gpu, batch.total and batch.total_tokens."""
     stage_lr: Literal["rule", "keep"] | None = None
-    """steps and grow ramp: lr follows the batch by scaling.rule, or is kept. Unset: steps follow, a ramp keeps it."""
+    """batch.steps and grow ramp: lr follows the batch by scaling.rule (rule), or stays (keep). Unset: rule for batch.steps, keep
+    for a ramp."""
     micro: Count | Literal["auto"] = "auto"
     """Most samples of one forward pass per GPU; accumulation follows. auto: the GPU's whole share in one pass."""
     last: Literal["keep", "drop"] = "keep"
@@ -96,14 +97,15 @@ class BatchConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceConfig:
-    """What else is known of the run that the recipe was tuned in; `batch.reference: {batch: 512, tokens: 10B}` sets it too."""
+    """The run in which the recipe was tuned, beside its batch; `batch.reference: {batch: 512, tokens: 10B}` sets it too."""
 
     samples: Amount | None = None
-    """Its horizon in samples: lr, weight decay and eps are then rewritten for another horizon. Exclusive with reference.tokens."""
+    """Length of the run that was tuned, in samples: lr, weight decay and eps are then rewritten for another length. Exclusive with
+    reference.tokens."""
     tokens: Amount | None = None
-    """Its horizon in tokens. Exclusive with reference.samples."""
+    """Length of the run that was tuned, in tokens. Exclusive with reference.samples."""
     parameters: Amount | None = None
-    """Size of its model: the plan warns where recipe.parameters is another."""
+    """Size of the model that was tuned: the plan warns where recipe.parameters differs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,24 +149,25 @@ class ScalingConfig:
     weight_decay: Literal["keep", "timescale"] | None = None
     """Weight decay at ratio k: kept, or scaled so that B/(lr wd) stays, where it is decoupled. Unset: as the rule says."""
     warmup_epochs: NonNegative | None = None
-    """Length of the warm-up in epochs. Unset with the two below: where the rule raises lr, 5 epochs or 10 % of the schedule,
-    whichever is shorter; else none."""
+    """Length of the warm-up in epochs. Unset, with warmup_samples and warmup_fraction: where the rule raises lr, 5 epochs or 10 %
+    of the schedule, whichever is shorter; else none."""
     warmup_samples: AmountOrZero | None = None
-    """Length of the warm-up in samples. Exclusive with the other two."""
+    """Length of the warm-up in samples. Exclusive with warmup_epochs and warmup_fraction."""
     warmup_fraction: Below1 | None = None
-    """Length of the warm-up as a share of the schedule. Exclusive with the other two."""
+    """Length of the warm-up as a share of the schedule. Exclusive with warmup_epochs and warmup_samples."""
     warmup_from: Literal["reference", "zero"] = "reference"
     """Where the warm-up starts: at optim.lr, the rate that is known to be stable, or at zero."""
     horizon_exponent: NonNegative | None = None
-    """lr falls as (D0/D)^this at a horizon D other than reference's D0. Unset: 0.32 for Adam (Bjorck et al. 2024), 0 for others."""
+    """At a schedule of length D, lr is multiplied by (D0/D)^horizon_exponent, where D0 is the reference's length. Unset: 0.32 for
+    Adam (Bjorck et al. 2024), 0 for others."""
     noise_scale: Positive | None = None
     """Gradient noise scale in samples, measured. The rules noise and surge need it; every plan is checked against it."""
     largest_stable_lr: Positive | None = None
     """Largest lr that stayed stable at batch.reference, measured. Every plan that raises lr is checked against it."""
     evidence: str | None = None
-    """Where these two were measured, shown with the plan. --from RUN fills in all three."""
+    """Where noise_scale and largest_stable_lr were measured, shown with the plan. --from RUN fills in all three."""
     extend: bool = False
-    """Rule noise: lengthen the schedule by the samples that the larger batch wastes, instead of only telling them."""
+    """Rule noise: lengthen the schedule by the samples that the larger batch wastes, instead of only warning."""
     budget_samples: Amount | None = None
     """Rule adascale: the most samples the run may spend. Unset: k times the schedule, which is what a gain of 1 would take."""
 
@@ -190,7 +193,8 @@ class ScheduleConfig:
     every: Length | None = None
     """Shape exponential: one factor gamma per this length. Shape plateau: patience, the length without improvement."""
     threshold: Below1 | None = None
-    """Shape plateau: an improvement by a smaller share of the best eval.metric is none. Unset: 1e-4, as in torch."""
+    """Shape plateau: a change of eval.metric by a smaller share of the best value does not count as an improvement. Unset: 1e-4, as
+    in torch."""
     decay_fraction: Annotated[float, Meta(gt=0, le=1)] = 0.2
     """Shape wsd (warm-up, stable, decay): the share of the schedule that decays."""
     final_fraction: Fraction = 0.0
@@ -201,7 +205,7 @@ class ScheduleConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BackendConfig:
-    """How the model lies on the devices. To change `name` changes nothing else about the run."""
+    """How the model is placed on the devices. Changing `name` changes nothing else about the run."""
 
     name: Backend = "ddp"
     """ddp: a whole copy per GPU. fsdp: all in shards over the GPUs (FSDP2). zero0..zero3: DeepSpeed, see README's table."""
@@ -214,23 +218,24 @@ class BackendConfig:
     nvme_path: str | None = None
     """zero3 with offload: a folder on a fast local disk, to keep the optimizer's state there and not in memory. Wants libaio."""
     bucket_mb: Count | None = None
-    """Gradients that travel together, in MiB. Unset: 25 for ddp, 200 for ZeRO."""
+    """Size of a gradient bucket (gradients that are reduced together), in MiB. Unset: 25 for ddp, 200 for ZeRO."""
     static_graph: bool = False
-    """ddp: promise that every step uses the same parameters, so that DDP looks once."""
+    """ddp: DDP's static_graph: promise that every step uses the same parameters, so that DDP searches for unused ones only once."""
     compress: Literal["none", "bf16", "powersgd"] = "none"
-    """ddp: gradients travel as bf16, or as low-rank factors (PowerSGD, lossy). For slow networks."""
+    """ddp: all-reduce gradients as bf16, or as low-rank factors (PowerSGD, lossy). For slow networks."""
     deepspeed: Mapping[str, Any] | None = None
     """zero0 to zero3: further keys of DeepSpeed's own JSON, or the path of a JSON file. Keys that the plan owns are refused."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ComputeConfig:
-    """How a pass is computed: speed and memory, the same run."""
+    """How a pass is computed: settings of speed and memory that do not change the run."""
 
     compile: bool = False
-    """torch.compile each block of the recipe, or the whole model where it names none. The first step tells what it took."""
+    """torch.compile each block of the recipe, or the whole model where it names none. The time that it took is printed after the
+    first step."""
     recompute: bool = False
-    """Forget each block's activations and compute them again in the backward: less memory, about a third more time."""
+    """Activation checkpointing: recompute each block's activations in the backward. Less memory, about a third more time."""
     tf32: bool = False
     """Let NVIDIA GPUs round float32 products to TF32 (10 bits): much faster, not bit for bit float32."""
     channels_last: bool = False
@@ -256,7 +261,8 @@ class EvalConfig:
     patience_samples: Amount | None = None
     """Stop when eval.metric has not improved for this many samples."""
     min_delta: Positive | None = None
-    """The patience: an improvement of eval.metric by less than this, in its own unit, is none. Unset: any improvement counts."""
+    """For the patience, a change of eval.metric by less than this, in its own unit, does not count as an improvement. Unset: any
+    improvement counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,19 +270,21 @@ class CheckpointConfig:
     """When to save. The end of the run, and a stop on request, are always saved."""
 
     every_epochs: Positive | None = None
-    """Save each time this many epochs have gone by. Exclusive with the three below."""
+    """Save each time this many epochs have gone by. Exclusive with every_samples, every_minutes and mtbf_hours."""
     every_samples: Amount | None = None
     """Save each time this many samples have gone by."""
     every_minutes: Positive | None = None
     """Save when this many minutes have gone by."""
     mtbf_hours: Positive | None = None
-    """Mean time between failures: save every sqrt(2 x cost x mtbf), the cost as measured. Unset with the three above: 24."""
+    """Mean time between failures: save every sqrt(2 x cost x mtbf), the cost as measured. Unset, with every_epochs, every_samples
+    and every_minutes: 24."""
     dir: str | None = None
     """Where checkpoints lie: a path, or a URL that fsspec knows (s3://bucket/run). Unset: in the run folder."""
     keep: Count = 2
-    """How many of the newest checkpoints stay."""
+    """How many of the newest checkpoints are kept."""
     keep_best: Annotated[int, Meta(ge=0)] = 0
-    """How many of those with the best eval.metric stay besides. Above 0, an evaluation that is the best so far is saved at once."""
+    """How many checkpoints with the best eval.metric are kept in addition. Above 0, an evaluation that is the best so far is saved
+    at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,11 +292,11 @@ class GuardConfig:
     """What happens when training is in trouble. A step that is not finite on any rank never moves a weight on any rank."""
 
     policy: Literal["watch", "protect"] = "watch"
-    """watch: leave out steps that are not finite, and tell of all else. protect: clip spikes, back off from erratic updates, roll
-    back a run that diverges or is dead. Each can be set by itself below."""
+    """watch: leave out steps that are not finite, and only report everything else. protect: clip spikes, back off from erratic
+    updates, roll back a run that diverges or is dead. The settings below change single answers."""
     nonfinite: Literal["skip", "back_off", "roll_back", "stop"] | None = None
-    """After a loss or gradient that is not finite: go on with the next batch; besides, lower the rate; go back to the last good
-    checkpoint; end the run. Unset: skip."""
+    """After a loss or gradient that is not finite: go on with the next batch (skip); also lower the rate (back_off); go back to the
+    last good checkpoint (roll_back); end the run (stop). Unset: skip."""
     budget: Annotated[int, Meta(ge=0)] = 10
     """How many steps may be skipped as not finite before the run stops all the same."""
     bad_samples: Annotated[int, Meta(ge=0)] = 10
@@ -297,16 +305,16 @@ class GuardConfig:
     """A loss or gradient norm far above the usual. clip, skip: gradients beyond what was usual in the last window are clipped to
     that, or their step is left out, before the weights move. Unset: by guard.policy, note or clip."""
     divergence: Literal["note", "back_off", "warm_up", "roll_back", "stop"] | None = None
-    """The loss rises above its start, or gives up what it had won. warm_up: back to optim.lr, and climb again over twice the
+    """The loss rises above its start, or loses much of its improvement. warm_up: back to optim.lr, and climb again over twice the
     warm-up. Unset: by guard.policy, note or roll_back."""
     dead: Literal["note", "back_off", "roll_back", "stop"] | None = None
-    """The loss stands at that of a model that has learnt nothing, or the weights stand still. Unset: by guard.policy."""
+    """The loss stays at that of an untrained model, or the weights stop changing. Unset: by guard.policy."""
     erratic: Literal["note", "back_off", "roll_back", "stop"] | None = None
-    """A step moves the weights by a large share of themselves, far more than usual. Unset: by guard.policy, note or back_off."""
+    """A step changes the weights by a large share of their norm, far more than usual. Unset: by guard.policy, note or back_off."""
     interventions: Annotated[int, Meta(ge=0)] = 8
     """How often the guard may lower the rate or roll back before the run stops."""
     factor: Annotated[float, Meta(gt=0, lt=1)] = 0.5
-    """By what the guard multiplies the rate."""
+    """The factor by which the guard multiplies the rate."""
     recover_epochs: Positive | None = None
     """The rate climbs back to the schedule's over so many epochs. Unset: it stays lowered. Exclusive with guard.recover_samples."""
     recover_samples: Amount | None = None
@@ -321,13 +329,14 @@ class DataConfig:
     """full: all samples of an epoch shuffled. blocks: blocks of neighbours in a shuffled order, whose samples are shuffled within a
     window of blocks, so that reads stay local in data that is larger than memory."""
     block: Count = 1024
-    """Order blocks: samples of a block, which lie beside one another in the data."""
+    """Order blocks: how many neighbouring samples of the data form a block."""
     window: Count = 64
-    """Order blocks: so many blocks are shuffled together."""
+    """Order blocks: how many blocks are shuffled together."""
     timeout_s: Positive = 120.0
-    """Longest wait for a worker's next batch, or for a sample when a bad one is looked for, before the worker counts as hung."""
+    """Seconds to wait for a worker's next batch (or for a single sample, in the search for a bad one) before the worker counts as
+    hung."""
     restarts: Annotated[int, Meta(ge=0)] = 3
-    """How many workers that died or hung are replaced before the run stops. The sample that did it is left out as a bad one."""
+    """How many workers that died or hung are replaced before the run stops. The sample that caused it is left out as a bad one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -335,16 +344,18 @@ class RestartConfig:
     """What is done about ranks that die or hang. `widebatch launch` starts them again; other launchers end with an error."""
 
     budget: Annotated[int, Meta(ge=0)] = 3
-    """Faults that are answered by starting all ranks again from the newest checkpoint, as long as that brings progress. 0: none."""
+    """How many times all ranks are restarted from the newest checkpoint after a fault, as long as that brings progress. 0:
+    never."""
     hang_s: Seconds = 60.0
-    """Seconds, from the third step on, without a step or a batch of an evaluation, after which a rank hangs; or in a collective."""
+    """Seconds without a step or a batch of an evaluation, or in one collective, after which a rank counts as hung. Applies from the
+    third step on."""
     start_s: Seconds = 600.0
-    """The same for what may take longer: the start with the first steps, a checkpoint, the end."""
+    """As restart.hang_s, for phases that may take longer: the start with the first steps, a checkpoint, the end."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WatchConfig:
-    """Who is told what happens."""
+    """What is measured, and where it is reported: W&B, trackers, your own watchers."""
 
     every_steps: Count = 10
     """Length of a logging window in optimizer steps. Values leave the device once per window."""
@@ -353,32 +364,33 @@ class WatchConfig:
     layers: bool = False
     """Norms of weights, updates and gradients for each layer, and not only for each group of parameters."""
     peak_tflops: Positive | None = None
-    """What one device can do at this precision, for mfu_pct. Unset: from a table of devices; none for one it does not know."""
+    """Peak of one device at this precision in TFLOP/s, for mfu_pct. Unset: from a table of devices; for a device that is not in it
+    mfu_pct is null."""
     baseline: Positive | None = None
     """Samples per second that one device reached alone, for scaling_efficiency_pct."""
     wandb: Literal["off", "offline", "online"] | None = None
     """Weights & Biases: off, a local run folder to sync later, or the service. Unset: as WANDB_MODE says, else online under
     `wandb agent`, else offline."""
     artifacts: bool = False
-    """W&B: each checkpoint's manifest as an artifact that refers to where it lies."""
+    """W&B: log each checkpoint's manifest as an artifact that refers to the checkpoint's files."""
     trackers: tuple[str, ...] = ()
     """Further trackers, by Accelerate's names for them: tensorboard, trackio, mlflow, ..."""
     against: str | None = None
-    """Run folder of a reference run: at the end, whether the rule held, by the losses at equal samples."""
+    """Run folder of a reference run: at the end, the losses at equal samples are compared to say whether the rule held."""
     project: str | None = None
-    """W&B: the project. Unset: WANDB_PROJECT, else widebatch. Under `wandb agent`: that of the sweep, also of entity."""
+    """W&B: the project. Unset: WANDB_PROJECT, else widebatch. Under `wandb agent` the sweep's project and entity are used."""
     entity: Name | None = None
     """W&B: the user or team that the project belongs to. Unset: WANDB_ENTITY, else your default there."""
     name: Name | None = None
-    """W&B: what the run is called. Unset: WANDB_NAME, else as its folder."""
+    """W&B: the name of the run. Unset: WANDB_NAME, else the name of its folder."""
     group: Name | None = None
     """W&B: the group that the run is shown in, as for all seeds of one experiment. Unset: WANDB_RUN_GROUP, else none."""
     job_type: Name | None = None
-    """W&B: what the run does, to filter by. Unset: WANDB_JOB_TYPE, else train."""
+    """W&B: the job type, to filter by. Unset: WANDB_JOB_TYPE, else train."""
     tags: tuple[Annotated[str, Meta(min_length=1, max_length=64)], ...] = ()
     """W&B: tags of the run. Unset: WANDB_TAGS, separated by commas."""
     notes: str | None = None
-    """W&B: what is to be said of the run. Unset: WANDB_NOTES."""
+    """W&B: notes on the run. Unset: WANDB_NOTES."""
     use: tuple[str, ...] = ()
     """Your own watchers as `file.py:Class`: called without arguments, then with each event, on rank 0."""
 
@@ -411,7 +423,8 @@ class Config:
     """fp32; bf16 or fp16 autocast over float32 weights (fp16 with loss scaling, on a GPU only); fp64 to compare layouts."""
     init_from: str | None = None
     """Weights to begin with: a .safetensors file, a Hugging Face folder (in shards too), a .pt file of tensors, a folder of torch's
-    distributed checkpoint, or the folder of another run. Unset: fresh ones. A run that resumes has its own."""
+    distributed checkpoint, or the folder of another run. Unset: fresh ones. A run that resumes ignores this and loads its
+    checkpoint."""
     data: DataConfig = field(default_factory=DataConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

@@ -1,4 +1,4 @@
-"""Which modules that lie beside a Python file it imports: read from its text, nothing is run."""
+"""Which modules in the same folder a Python file imports: parsed from its text, nothing is run."""
 
 import ast
 from collections.abc import Iterator

@@ -35,10 +35,10 @@ SCHEMES = frozenset(
 )
 """Where fsspec can write files and list them. Others (http, zip, memory, the caching layers) cannot hold a checkpoint."""
 NO_NAME = frozenset({"adl", "az", "gcs", "gs", "http", "https", "oci", "oss", "r2", "s3", "s3a", "tos"})
-"""Schemes in which nothing stands before an @: what does is a key or a token. In others it is a user or Azure's container."""
+"""Schemes in which text before an @ is a key or a token. In other schemes it is a user or Azure's container."""
 _ALLOWED = re.compile(r"[\w.~@:/%+=,&()'\-]+")
 _NEARLY = re.compile(rf"(?<!\w)({'|'.join(sorted(SCHEMES))})(:/?(?!/)|//)")
-"""How a URL begins that has lost a sign of ://."""
+"""Matches the start of a URL in which a character of :// is missing."""
 _SECRET = re.compile(
     r"(^|[^a-z])sig([^a-z]|$)|signature|secret|token|pass|pwd|credential|(access|api|account|private).?key|^key$|^auth"
 )
@@ -62,7 +62,7 @@ def check_store(setting: str, where: str) -> None:
     if "::" in where:
         raise UserError(setting, f"is {shown!r}, a chain of file systems", "give the URL of the store itself")
     if scheme == "memory":
-        raise UserError(setting, f"is {shown!r}, which only one process sees", "give a path, or the URL of a store")
+        raise UserError(setting, f"is {shown!r}, which exists within one process only", "give a path, or the URL of a store")
     if scheme not in SCHEMES:
         raise UserError(setting, f"is {shown!r}, and {scheme!r} is not a known store", f"known: {', '.join(sorted(SCHEMES))}")
     if scheme == "file" and not rest.startswith("/"):
@@ -78,7 +78,7 @@ def checked_place(setting: str, where: str) -> str:
         return where
     if _NEARLY.match(where):
         shown = redacted(_NEARLY.sub(r"\1://", where))
-        at = f"is {shown!r} with other signs than ://, which would be a folder here"
+        at = f"is {shown!r} with something other than ://, and would be taken for a folder"
         raise UserError(setting, at, "write SCHEME://, or ./ before the name of a folder")
     return checked_folder(setting, where)
 

@@ -65,7 +65,7 @@ def _of_file(setting: str, name: str, path: Path) -> ModuleType:
     root, dotted = package_of(path)
     _put_on_path(root)
     if root != path.parent and str(path.parent) not in sys.path:
-        sys.path.append(str(path.parent))  # behind all others: a module of a package may be called random.py
+        sys.path.append(str(path.parent))  # last on the path: a module of a package may be called random.py
     _check_neighbours(setting, path)
     return _imported(setting, path, lambda: _named(dotted, path))
 
@@ -87,21 +87,22 @@ def _of_package(setting: str, place: str) -> ModuleType:
 
 
 def _put_on_path(folder: Path) -> None:
-    """In front, as Python puts the folder of the file it runs."""
+    """Put a folder first on sys.path, as Python does with the folder of the script that it runs."""
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
     importlib.invalidate_caches()
 
 
 def _named(dotted: str, path: Path) -> ModuleType:
-    """The module of a file, by its plain name where that leads to it, else (`json.py`, a second `recipe.py`) by one of ours."""
+    """The module of a file, under its plain name where an import of that name finds it, else (`json.py`, a second `recipe.py`)
+    under a name of ours."""
     module = sys.modules.get(dotted)
     if module is None and "." not in path.stem:
         spec = importlib.util.find_spec(dotted)
         if spec is not None and spec.origin is not None and os.path.realpath(spec.origin) == str(path):
             return importlib.import_module(dotted)
     if module is None or _file(module) != str(path):
-        dotted = f"widebatch_user_{path.stem}"  # no package: what unpickles a class imports those above it
+        dotted = f"widebatch_user_{path.stem}"  # a name without dots: unpickling a class imports its parent packages
         module = sys.modules.get(dotted)
     if module is None or _file(module) != str(path):
         spec = importlib.util.spec_from_file_location(dotted, path)

@@ -11,9 +11,9 @@ from types import TracebackType
 from harness.config.errors import printable
 
 BUGS = (KeyError, NameError, AttributeError, TypeError, RecursionError)
-"""Errors of a program, and not of the data it reads."""
+"""Exceptions that show a bug in a program, not a fault of the data it reads."""
 OWN_BUGS = (IndexError, AssertionError, ImportError, NotImplementedError)
-"""The same where users' code raised them: a library does so for damaged data too."""
+"""Exceptions that show a bug where users' code raised them: a library also raises them for damaged data."""
 SHOWN = 5
 """Frames of users' code that are shown, the innermost first."""
 _HOUSE = Path(__file__).parents[2]
@@ -33,7 +33,7 @@ class ExitedError(Exception):
 
 
 def as_error(error: BaseException) -> BaseException:
-    """The same, a SystemExit as an ExitedError from the same place."""
+    """`error` itself, or for a SystemExit an ExitedError with the same traceback."""
     if not isinstance(error, SystemExit):
         return error
     code = "" if error.code is None else repr(error.code)

@@ -41,9 +41,9 @@ def check(kind: type[T], tree: Mapping[str, Any], prefix: str = "") -> T:
 
 
 def strip_caches(kind: type) -> None:
-    """Take off what msgspec has put on a class and on those that its fields hold.
+    """Remove what msgspec has cached on a class and on the classes of its fields:
 
-    It cannot be pickled by value, as `datasets` does with all that a function uses to tell whether it has its result already.
+    it cannot be pickled by value, which `datasets` does with everything that a function uses to compute its cache key.
     """
     seen, left = set[int](), list[Any]([kind])
     while left:
@@ -142,5 +142,5 @@ def _words(hint: Any) -> str:
         elif isinstance(kind, type) and issubclass(kind, Mapping):
             said.append("a mapping of names")
         else:
-            said.append(_WORDS.get(kind) or f"a {kind.__name__}, for which a run file has no word")
+            said.append(_WORDS.get(kind) or f"a {kind.__name__}, which a run file cannot express")
     return " or ".join([", ".join(said[:-1]), said[-1]] if len(said) > 1 else said)

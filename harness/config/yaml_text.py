@@ -23,9 +23,9 @@ WORDS: dict[str, tuple[re.Pattern[str], str]] = {
         "-+.0123456789",
     ),
 }
-"""What stands for other than text: its whole form, and the signs with which it may begin."""
+"""Scalars that are not text: (tag, regular expression of the whole, its possible first characters)."""
 MOST_DIGITS = 4000
-"""Of a whole number: Python reads and shows some more, and then says so in words of its own."""
+"""The most digits of a whole number: Python itself refuses to parse many more."""
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -69,7 +69,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes the text that either YAML would take for a number or a word."""
+    """Quotes text that YAML 1.1 or 1.2 would take for a number, a boolean or null."""
 
 
 _Loader.add_constructor(f"{TAG}int", _Loader.whole_number)

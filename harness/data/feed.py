@@ -23,9 +23,9 @@ from harness.data.workers import Collate, Fetched, Pool, Reader, Task, named
 from harness.data.workers import MapStyle as MapStyle
 
 AHEAD_BYTES, AHEAD_STEPS = 1 << 22, 512
-"""Of columns so much at most is gathered at once, for so many steps: what a slice costs is little of it its rows."""
+"""At most so many bytes of columns, and so many steps, are gathered at once: the cost of one gather hardly depends on its rows."""
 ALIGNED = 64
-"""Bytes at whose multiples torch lays tensors. A batch begins at one too: elsewhere kernels may round differently."""
+"""Alignment of torch's tensors in bytes. Batches are aligned too: kernels may round differently elsewhere."""
 
 
 Data = Columns | MapStyle
@@ -50,8 +50,8 @@ class Trouble:
 class Feed:
     """The batches of one process. `order` None reads the data set from front to back (evaluation).
 
-    A sample that cannot be read is left out, now and later: `quarantine` holds the ids. What went wrong waits in `troubles` until
-    somebody tells it. `seed` is the run's, from which samples draw their random numbers.
+    A sample that cannot be read is left out, now and later: `quarantine` holds the ids. What went wrong is collected in `troubles`
+    until it is reported. `seed` is the run's, from which samples draw their random numbers.
     `dtype`: of floats in batches; None: as the data have them.
     `equal`: no pass may have fewer rows than asked for, as ranks wait for each other within it.
     """
@@ -165,7 +165,9 @@ class Feed:
             at = f"is {self._replaced}, and {text}"
             raise UserError("data.restarts", at, "look at these samples, raise data.timeout_s if they are slow, or allow more")
         self._replaced += 1
-        self.troubles.append(Trouble(None, f"{text}: another reads these one by one ({self._replaced} of {self.faults.restarts})"))
+        self.troubles.append(
+            Trouble(None, f"{text}: a new worker reads them one by one ({self._replaced} of {self.faults.restarts})")
+        )
 
     def _micro(self, chunk: Chunk, task: Task, fetched: Fetched) -> Micro:
         """A pass of what could be read. Where that is nothing, an earlier batch that counts nothing stands in, as others wait."""

@@ -96,13 +96,13 @@ def joined(sets: Mapping[str, Data], weights: Sequence[float] = ()) -> JoinedCol
     if len(columns) == len(sets):
         return JoinedColumns(columns, weights)
     if columns:
-        at = f"the set {next(iter(columns))} gives many rows at once, and others are read sample by sample"
-        raise UserError("recipe.use", at, "give sets of one kind")
+        at = f"the set {next(iter(columns))} is read in batches (columns), other sets sample by sample"
+        raise UserError("recipe.use", at, "make all sets columns, or none")
     return JoinedItems(sets, weights)
 
 
 def mixture(sources: Mapping[str, Data], weights: Mapping[str, float]) -> JoinedColumns | JoinedItems:
-    """Training data of several sources: of every number of samples each source has its share, to within one.
+    """Training data of several sources: after any number of samples each source has had its share, to within one sample.
 
     `weights`: by source, above 0; only their ratios count. An epoch of the run is as many samples as all sources have together.
     Raises UserError.

@@ -29,7 +29,7 @@ def shares(weights: Sequence[float]) -> list[int]:
     period = math.lcm(*(w.denominator for w in whole))
     if period > LONGEST:
         at = f"of {', '.join(f'{w:g}' for w in weights)} repeat only after {period:,} samples"
-        raise UserError("recipe.weights", at, f"round them, so that shares are multiples of 1/{LONGEST:,} at the finest")
+        raise UserError("recipe.weights", at, f"round them to multiples of 1/{LONGEST:,}")
     return [int(w * period) for w in whole]
 
 

@@ -45,7 +45,7 @@ class OrderBatchSampler(Sampler[list[int]]):
         self._samples = self._loaded = 0
 
     def __iter__(self) -> Iterator[list[int]]:
-        """From where the state is."""
+        """The batches from the current state on."""
         stop = self._stop - (self._stop - self._samples) % self._batch
         for shards in step_shards(self._samples, stop, self._batch, self._micro, self._world, self._rank, self._world):
             self._samples = shards.start + shards.samples
@@ -53,7 +53,7 @@ class OrderBatchSampler(Sampler[list[int]]):
                 yield self._order.take(chunk.start, chunk.start + chunk.count).tolist()
 
     def __len__(self) -> int:
-        """Batches from where the state is."""
+        """How many batches are left from the current state."""
         return max(self._stop - self._samples, 0) // self._batch * (self._batch // self._world // self._micro)
 
     def state_dict(self) -> dict[str, int]:
@@ -65,7 +65,7 @@ class OrderBatchSampler(Sampler[list[int]]):
         return {"samples": self._loaded + steps * self._batch}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go on from there."""
+        """Continue from a state that `state_dict` or `state_after` gave."""
         self._samples = self._loaded = state["samples"]
 
 
@@ -85,5 +85,5 @@ class OrderSampler(Sampler[int]):
         return self._batches.state_dict()
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go on from there."""
+        """Continue from a state that `state_dict` or `state_after` gave."""
         self._batches.load_state_dict(state)

@@ -23,7 +23,7 @@ SUFFIXES = (".bin", ".npy")
 INDEX = "tokens.json"
 """Beside .bin files: what is in them, as `widebatch tokenize` writes it."""
 ORIGIN = "origin.json"
-"""In a folder whose tokens are not complete yet: of what they are made."""
+"""File in a folder whose tokens are not complete yet; it says what they are made of."""
 LLM_C = {(20240520, 1): "uint16", (20240801, 7): "uint32"}
 """(magic number, version) -> type of the ids, in the 256 int32 before the tokens of llm.c and modded-nanogpt; [2] is the count."""
 LLM_C_BYTES = 1024
@@ -94,7 +94,7 @@ def _open(path: Path, dtype: RawType, index: TokenIndex | None) -> TokenFile:
         ids = _mapped(path, np.dtype(index.dtype), 0, size)
         if len(ids) != index.files[path.name]:
             at = f"{path} holds {len(ids):,} tokens, and {INDEX} beside it says {index.files[path.name]:,}"
-            raise UserError(SETTING, at, "one of them is of other data, or cut off: tokenize again")
+            raise UserError(SETTING, at, "they do not belong together, or one is truncated: tokenize again")
         return TokenFile(path, ids, guessed=False)
     if path.with_suffix(".idx").is_file():
         return TokenFile(path, _megatron(path, size), guessed=False)
@@ -138,7 +138,7 @@ def _megatron(path: Path, size: int) -> NDArray[Any]:
         head = file.read(_HEADER.size)
         if len(head) < _HEADER.size or not head.startswith(MEGATRON):
             at = f"{index} is not an index of Megatron-LM's"
-            raise UserError(SETTING, at, "give the one that belongs to the .bin, or move it away if the .bin is raw")
+            raise UserError(SETTING, at, "give the index of the .bin, or move this file away if the .bin holds raw ids")
         _, version, code, rows, documents = _HEADER.unpack(head)
         if version != 1 or code not in MEGATRON_TYPES:
             at = f"{index} is of version {version}, its tokens of type {code}"
@@ -155,5 +155,5 @@ def _megatron(path: Path, size: int) -> NDArray[Any]:
     end = start + length * dtype.itemsize
     if end != size:
         at = f"{path} has {size:,} bytes, and {index.name} beside it describes {end:,}"
-        raise UserError(SETTING, at, "one of them is another's, or cut off")
+        raise UserError(SETTING, at, "they do not belong together, or one is truncated")
     return _mapped(path, dtype, 0, size)

@@ -1,7 +1,7 @@
-"""Samples -> batches, where each sample is fetched by the user's own code: what cannot be read is left out by id and told.
+"""Samples -> batches, where each sample is fetched by the user's own code: what cannot be read is left out and reported by id.
 
 Worker processes may fetch ahead. Each has a pipe of its own, so that one that dies or hangs is found, with the samples that it was
-at. (torch's DataLoader tells of a dead worker by an exception anywhere in the training thread, waits for a hung one for ever, and
+at. (torch's DataLoader reports a dead worker by an exception anywhere in the training thread, waits for a hung one for ever, and
 names no sample.) A lost worker is replaced; what it was at is fetched again sample by sample, and a sample that ends or hangs its
 worker once more is left out.
 """
@@ -30,7 +30,7 @@ from harness.data.seeding import PROBE, collate_seed, drawn_since_probe, sample_
 from harness.supervision.temporary_folders import own_workers_folder
 
 AHEAD = 2
-"""Batches that each worker has before it, the one it is at included."""
+"""Prefetch: batches that each worker holds, the one it works on included."""
 Collate = Callable[[list[Any]], Any]
 
 
@@ -69,7 +69,7 @@ class Task:
 
 
 class LostError(Exception):
-    """A worker died or hung. The text is to follow "a data worker"."""
+    """A worker died or hung. The text is written so that it can follow "a data worker"."""
 
 
 @final
@@ -181,7 +181,7 @@ class Worker:
         return f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with status {code}"
 
     def kill(self) -> None:
-        """End it, whatever it does."""
+        """Kill the worker process."""
         self.process.kill()
         self.process.join()
         self.pipe.close()
@@ -206,10 +206,10 @@ def _serve(pipe: Connection, ours: Sequence[Connection], data: MapStyle, collate
             pipe.send(answer)
         except (pickle.PicklingError, TypeError, ValueError, AttributeError, RuntimeError) as e:
             if "No space left" in str(e):
-                at = f"hand batches over by /dev/shm, which is full ({_line(e)})"
+                at = f"pass batches through /dev/shm, which is full ({_line(e)})"
                 pipe.send(UserError("recipe.workers", at, "free it, enlarge it (docker: --shm-size=8g), or give workers: 0"))
                 continue
-            at = f"what collate makes of samples {named(task.ids)} cannot be handed over ({type(e).__name__}: {_line(e)})"
+            at = f"the batch of samples {named(task.ids)} cannot be sent to the training process ({type(e).__name__}: {_line(e)})"
             pipe.send(UserError("recipe.use", at, "give tensors, arrays and plain data, or workers: 0"))
 
 
@@ -248,7 +248,7 @@ class Pool:
         for _ in range(workers):
             self._workers.append(Worker(data, collate, self._workers))
         self.close = weakref.finalize(self, _end_all, self._workers)
-        """Ends all workers; called by itself when the pool is dropped, and at the interpreter's end."""
+        """Ends all workers; called automatically when the pool is dropped, and at the interpreter's end."""
 
     def ahead(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, Fetched]]:
         """What came of each task, in order."""
@@ -267,7 +267,7 @@ class Pool:
             if task not in done:
                 try:
                     done[task] = self._workers[slot].take(self._timeout_s)
-                except LostError as e:  # what it had done, too, cannot be had any more
+                except LostError as e:  # batches that it had finished are lost, too
                     lost = [task, *(later for at, later in waiting if at == slot)]
                     self._lost(f"a data worker {e} at samples {named([i for each in lost for i in each.ids], 16)}")
                     self._replace(slot)
@@ -277,7 +277,7 @@ class Pool:
     def _give(self, slot: int, task: Task) -> None:
         try:
             self._workers[slot].pipe.send(task)
-        except OSError:  # it is gone, which is noticed when its answer is due
+        except OSError:  # the worker is gone, which is noticed when its answer is due
             return
 
     def _replace(self, slot: int) -> None:

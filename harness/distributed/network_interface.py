@@ -1,6 +1,6 @@
-"""Which network interface the ranks' gloo traffic takes: the one asked for, or the one that leads to the rendezvous host.
+"""Which network interface the ranks' gloo traffic takes: the one asked for, or the one with the route to the rendezvous host.
 
-Left alone, gloo takes the address of the host's own name. Where that is 127.0.0.1, one node fails at once and the others wait.
+By default gloo takes the address of the host's own name. Where that is 127.0.0.1, one node fails at once and the others wait.
 """
 
 import fcntl
@@ -60,7 +60,7 @@ def toward(host: str, asked: str | None, *, setting: str) -> tuple[str, str | No
 
 
 def loopback(host: str, *, setting: str) -> UserError:
-    """The mistake of a rendezvous host that is known to itself as 127.0.0.1 or the like."""
+    """The UserError for a rendezvous host whose name resolves to 127.0.0.1 or the like on the host itself."""
     at = f"{host} is {_resolve(host, setting)} on {socket.gethostname()}, which no other host can reach (see /etc/hosts)"
     return UserError(setting, at, "give the address on the network between the hosts, or --interface")
 

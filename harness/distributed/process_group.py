@@ -20,7 +20,7 @@ from harness.distributed.rendezvous import meet
 
 T = TypeVar("T")
 _OUT_OF_MEMORY = re.compile(
-    r"(CUDA|HIP)( driver| runtime)? (error|failure)[^\n]{0,40}\bout of memory"  # of the runtime and driver; NCCL quotes it so too
+    r"(CUDA|HIP)( driver| runtime)? (error|failure)[^\n]{0,40}\bout of memory"  # CUDA's runtime and driver; NCCL quotes them
     r"|(CUDA|HIP) out of memory|^out of memory \(2\)|CUDA_ERROR_OUT_OF_MEMORY|cudaErrorMemoryAllocation"
     r"|\bCU[A-Z]+_(STATUS_)?(INTERNAL_ERROR_)?([A-Z]+_)?ALLOC(ATION)?_FAILED"  # cuBLAS, cuDNN, cuSOLVER, cuSPARSE, cuFFT
     r"|Failed to CUDA \w*alloc|DefaultCPUAllocator: ",  # NCCL; torch on the host
@@ -121,7 +121,7 @@ def peers() -> tuple[int, int]:
 
 
 def gather(thing: T) -> list[T]:
-    """What each rank gave, in the order of ranks, on every rank. `thing` is plain data."""
+    """Every rank's `thing`, in the order of ranks, on every rank. `thing` is plain data."""
     if not dist.is_initialized():
         return [thing]
     box: list[Any] = [None] * dist.get_world_size()
@@ -130,7 +130,7 @@ def gather(thing: T) -> list[T]:
 
 
 def collect(thing: T) -> list[T] | None:
-    """What each rank gave, in the order of ranks, on rank 0; None on all others. `thing` is plain data or tensors of the host."""
+    """Every rank's `thing`, in the order of ranks, on rank 0; None on all others. `thing` is plain data or tensors of the host."""
     if not dist.is_initialized():
         return [thing]
     box: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
@@ -139,9 +139,9 @@ def collect(thing: T) -> list[T] | None:
 
 
 def let_gloo_finish() -> None:
-    """Give the interpreter lock away, so that gloo's threads can drop what they hold of the last collectives.
+    """Release the interpreter lock, so that gloo's threads can drop the tensors of the last collectives.
 
-    A thread that waits for the lock when Python is cleared away aborts the process ("terminate called without an active
+    A thread that waits for the lock when Python shuts down aborts the process ("terminate called without an active
     exception"). Measured with four ranks of torch's own DDP on two loaded cores: 8 of 12 launches, and none of 12 after one such
     wait.
     """

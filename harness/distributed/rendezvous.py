@@ -17,10 +17,10 @@ from harness.plan.world import place
 from harness.supervision.output_redirect import say
 
 _WAITING = 4096
-"""Ranks that may knock at once."""
-_COUNT, _SEEN = "ranks that are here", "ranks that have seen which backends there are"
+"""Backlog of the listening socket: ranks that may connect at once."""
+_COUNT, _SEEN = "ranks that have connected", "ranks that know every rank's backend"
 _LOOK_S = (0.02, 1.0)
-"""Pause between two looks for the others: at first, and at most."""
+"""Pause between two polls for the other ranks: the first, and the longest."""
 _QUIET_S = 20.0
 """A longer wait is reported, once."""
 _CONNECT = timedelta(seconds=30)
@@ -66,10 +66,10 @@ def meet(backend: str, limit_s: float, stop: Callable[[], bool] = _never, enviro
     _gather(store.add, here.size, patience)
     if (alike := store.add(backend, 0)) < here.size:
         if serves:
-            _gather(store.add, here.size, patience, _SEEN)  # it keeps the store until all know; who knows does not ask again
+            _gather(store.add, here.size, patience, _SEEN)  # rank 0 keeps the store until all have read it
         else:
             store.add(_SEEN, 1)
-        at = f"{alike} of {here.size} ranks use {backend}, as this one on {os.uname().nodename}, the others another device"
+        at = f"{alike} of {here.size} ranks use {backend}, as this one on {os.uname().nodename} does; the others use another device"
         raise UserError("world", at, "give every rank a GPU that torch can use, or ask all for the CPU: ACCELERATE_USE_CPU=true")
     dist.init_process_group(backend, store=store, rank=here.rank, world_size=here.size, timeout=limit)
 
@@ -101,7 +101,10 @@ class _Patience:
 
 
 def _gather(add: Callable[[str, int], int], size: int, patience: _Patience, count: str = _COUNT) -> None:
-    """Until all are there. Who leaves takes back its word, unless it was the last one that the others waited for."""
+    """Wait until all ranks are counted.
+
+    A rank that gives up subtracts itself, unless it was the last one that the others waited for.
+    """
     here = add(count, 1)
     while here < size:
         if patience.over():
@@ -109,7 +112,7 @@ def _gather(add: Callable[[str, int], int], size: int, patience: _Patience, coun
                 raise StoppedError
             add(count, 1)
             return
-        patience.wait(f"{here} of {size} ranks are there")
+        patience.wait(f"{here} of {size} ranks have connected")
         here = add(count, 0)
 
 

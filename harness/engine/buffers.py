@@ -1,4 +1,4 @@
-"""The model's buffers: put back after a step that is not finite, and made one over ranks before they are used or saved.
+"""The model's buffers: restored after a step that is not finite, and made equal on all ranks before they are used or saved.
 
 A module may assign a new tensor to a buffer in its forward: a buffer is known by its place, (module, name), not by its tensor.
 """
@@ -50,7 +50,7 @@ class Buffers:
         self.find()
 
     def find(self) -> None:
-        """Look for buffers that were registered since."""
+        """Add buffers that were registered since the last call."""
         self._places = places(self._model)
 
     def keep(self) -> Kept:
@@ -69,9 +69,9 @@ class Buffers:
 
     @staticmethod
     def settle(kept: Kept, bad: Tensor) -> bool:
-        """Undo it where `bad` ([], on the device) is not 0, without asking the host.
+        """Restore the buffers where `bad` ([], on the device) is not 0, without a host-device synchronisation.
 
-        Only where a buffer has changed its shape or type the host must be asked; whether that was so.
+        One is needed only where a buffer has changed its shape or type; returns whether that was so.
         """
         if not kept:
             return False
@@ -121,7 +121,7 @@ class Buffers:
             if not place.norm and place.name not in self._told:
                 self._told.add(place.name)
                 how = "averaged over ranks" if place.name in means else "taken from rank 0"
-                told.append(f"buffer {place.name} differs between ranks: it is {how} before evaluations and saves")
+                told.append(f"buffer {place.name} differs between ranks: it is {how} before each evaluation and checkpoint")
         return told
 
     def _different(self) -> list[tuple[Place, Tensor]]:

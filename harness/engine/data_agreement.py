@@ -64,7 +64,7 @@ def _compare(recipe: Recipe, split: Split, data: Data, most: int, seed: int) -> 
         at = f"the rows of data({split!r}) draw from a random generator of their own, which run.seed does not reach"
         return [f"{at}: no run can be repeated. Draw from torch, numpy.random or random, which are seeded for each sample"]
     how = f"{there.length:,} samples there, {found[0].length:,} here" if there.length != found[0].length else "other rows"
-    at = f"data({split!r}) gave rank {other} another data set than rank 0 ({how})"
+    at = f"data({split!r}) gave rank {other} a different data set than rank 0 ({how})"
     raise UserError("recipe.use", at, "draw from torch, numpy.random or random, which are seeded for all ranks alike")
 
 

@@ -31,7 +31,8 @@ from harness.recipes.base import Recipe
 
 POWERSGD_RANK = 4
 MEASURED_EVERY = 4
-"""In one of so many steps the ranks' own gradients are measured, which is a pass over them; in all where the run follows it."""
+"""Each rank's own gradients are measured, at the cost of a pass over them, in one of so many steps; in every step where the batch
+follows the noise scale."""
 
 
 def open_ddp(config: Config, plan: Plan, recipe: Recipe, *, cpu: bool) -> Engine:
@@ -66,10 +67,12 @@ class DdpAllReduce(Gradients):
         self._hook(self._wrapped)
 
     def _hook(self, wrapped: nn.parallel.DistributedDataParallel) -> None:
-        """Let gradients travel as they are, as bf16, or as low-rank factors (PowerSGD, Vogels et al. 2019, 1905.13727).
+        """Register DDP's communication hook: gradients are reduced as they are, as bf16, or as low-rank factors (PowerSGD, Vogels
+        et al. 2019, 1905.13727).
 
-        On their way out they are measured: this rank's own squared norm, and when the last of them was ready. DDP's reducer, a C++
-        object, keeps the hook: the hook knows this object weakly, or neither would ever be freed, and the process group with them.
+        Before the reduction they are measured: this rank's own squared norm, and when the last of them was ready. DDP's reducer, a
+        C++ object, keeps the hook: the hook holds this object by a weak reference, or neither they nor the process group would ever
+        be freed.
         """
         known = weakref.ref(self)
         plain = add_up if self._added else allreduce_hook
@@ -96,7 +99,7 @@ class DdpAllReduce(Gradients):
 
     @override
     def run(self, micro: Micro, stop: float, last: bool) -> Sums:
-        # averages may be averaged again, so an early sync only costs time; a static graph must have one in its first pass
+        # averages may be averaged again, so an early reduction only costs time; a static graph needs one in its first pass
         sync = last or (self._backend.static_graph and self._fresh)
         self._fresh = False
         self._measuring = self.estimator == "ranks" and micro.chunk.start // self.plan.global_batch % self._every == 0
@@ -115,14 +118,14 @@ class DdpAllReduce(Gradients):
         """Send the buckets that wait for parameters which this rank's pass has not used: other ranks may have."""
         self.setup.trained.check()
         unused = self.setup.trained.unreached(objective)
-        if self.plan.passes == 1:  # what a graph hides, such as checkpoint's reentrant kind, shows by its gradient
+        if self.plan.passes == 1:  # a graph may hide uses (reentrant checkpointing): then the gradient shows them
             unused = [(name, p) for name, p in unused if p.grad is None]
         for name, p in unused:
             if p.grad is None:
                 self.setup.unused.add(name)
         torch.autograd.backward([p for _, p in unused], [torch.zeros_like(p) for _, p in unused])
         if not self._sent:
-            raise RuntimeError("the ranks' gradients were not all reduced: a parameter has no gradient, and nothing says why")
+            raise RuntimeError("the ranks' gradients were not all reduced: a parameter has no gradient, for an unknown reason")
 
     @override
     def reduce(self, grads: list[Tensor], local: Sums) -> tuple[Sums, Tensor, Number]:
@@ -136,7 +139,7 @@ class DdpAllReduce(Gradients):
 
     @override
     def moved(self, bad: Tensor) -> None:
-        """PowerSGD keeps what it rounded away for the next step: after a bad one that is NaN, so it goes."""
+        """PowerSGD keeps its approximation error for the next step: after a bad step that is NaN, so it is dropped."""
         super().moved(bad)
         if self._powersgd is not None and bad:
             for memory in (self._powersgd.error_dict, self._powersgd.p_memory_dict, self._powersgd.q_memory_dict):
@@ -144,9 +147,9 @@ class DdpAllReduce(Gradients):
 
 
 def wrap(unit: Unit, config: Config, *, cpu: bool) -> nn.parallel.DistributedDataParallel:
-    """The unit under DDP; anything else that Accelerate may give is refused."""
+    """The unit wrapped in DDP; raises if Accelerate gives anything else."""
     accelerator = Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=[ddp_options(config.backend)])
-    # what is frozen is known to be alike on all ranks, and may be of a type that gloo and NCCL cannot send (uint16, float8)
+    # frozen weights are known to be equal on all ranks, and may be of a type that gloo and NCCL cannot send (uint16, float8)
     frozen = [name for name, weight in unit.named_parameters() if not weight.requires_grad]
     nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(unit, frozen)  # type: ignore[no-untyped-call]
     with warnings.catch_warnings():

@@ -37,7 +37,7 @@ def open_deepspeed(module: nn.Module, optimizer: Optimizer, settings: Mapping[st
     if device.type == "cpu":
         build_cpu_ops()
     join_alone(device)
-    with redirect_stdout(sys.stderr):  # what it prints is for nobody who watches a run
+    with redirect_stdout(sys.stderr):  # its messages do not concern a user
         engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=dict(settings))
     found = int(engine.zero_optimization_stage())
     if found != settings["zero_optimization"]["stage"]:

@@ -1,4 +1,4 @@
-"""The C++ that DeepSpeed compiles for CPU ranks: built once, into a cache of our own, with a word before; never a silent hang.
+"""The C++ that DeepSpeed compiles for CPU ranks: built once, into a cache of our own, announced before; never a silent hang.
 
 torch's extension builder leaves a file named `lock` behind when it is killed, and every later run waits for it for ever. Here a
 lock of the kernel guards the build, which dies with its holder; a `lock` that nobody holds open is stale, and goes.
@@ -50,7 +50,7 @@ def stale_locks(folder: Path) -> list[Path]:
 
 @contextmanager
 def own_programs() -> Iterator[None]:
-    """This environment's programs come before others of their name: two versions of ninja each build again what the other built."""
+    """Put this environment's programs first on PATH: two versions of ninja rebuild each other's builds."""
     before = os.environ.get("PATH", os.defpath)
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{before}"
     try:
@@ -71,7 +71,7 @@ def build_cpu_ops() -> Path:
     with (folder / "widebatch.lock").open("w") as guard:
         built = any(folder.glob("*/*.so"))
         if not built:
-            say(f"DeepSpeed's CPU operator is compiled into {folder}: once, about a minute on an idle machine")
+            say(f"compiling DeepSpeed's CPU operator into {folder}: once, about a minute on an idle machine")
         fcntl.flock(guard, fcntl.LOCK_EX)
         for stale in stale_locks(folder):
             say(f"removing {stale}, left by a build that was killed")
@@ -83,7 +83,7 @@ def build_cpu_ops() -> Path:
                 log = folder / "compiler.log"
                 log.write_text(str(e))
                 why = next((line for line in str(e).splitlines() if re.search(r"error: |not found", line)), str(e)[:200])
-                at = f"DeepSpeed's CPU operator cannot be compiled ({why.strip()}); all of it is in {log}"
+                at = f"DeepSpeed's CPU operator cannot be compiled ({why.strip()}); the compiler's output is in {log}"
                 raise UserError("backend.name", at, "install a C++ compiler such as g++, or use ddp or fsdp") from e
     return folder
 

@@ -1,4 +1,4 @@
-"""Numbers of many steps that leave the device together: what is a tensor stays where it is until a window is read."""
+"""Numbers of many steps that are copied to the host together: tensors stay on the device until a window is read."""
 
 from collections.abc import Sequence
 from typing import final
@@ -23,16 +23,16 @@ class DeferredScalars:
         self._rows.append(row)
 
     def last(self) -> Sequence[Number]:
-        """The newest row, which stays."""
+        """The newest row; it is not removed."""
         return self._rows[-1]
 
     def take(self) -> list[Sequence[Number]]:
-        """The rows since the last call."""
+        """The rows since the last call; they are removed."""
         rows, self._rows = self._rows, []
         return rows
 
     def cells(self, rows: Sequence[Sequence[Number]]) -> Tensor:
-        """What of the rows is on the device, row by row: float64 [cells]. Waits for nothing."""
+        """All values of the rows that are tensors, row by row: float64 [cells], on the device. Does not synchronise."""
         found = [cell for row in rows for cell in row if isinstance(cell, Tensor)]
         return (
             torch.stack(found).to(self.device, torch.float64) if found else torch.zeros(0, dtype=torch.float64, device=self.device)
@@ -53,7 +53,7 @@ class DeferredScalars:
 
 
 def filled(rows: Sequence[Sequence[Number]], cells: Sequence[float]) -> list[list[float]]:
-    """The rows as numbers, `cells` those that `DeferredScalars.cells` gave."""
+    """`rows` with their tensors replaced by numbers: `cells`, the values of `DeferredScalars.cells` on the host."""
     told = iter(cells)
     return [[next(told) if isinstance(cell, Tensor) else cell for cell in row] for row in rows]
 

@@ -1,4 +1,4 @@
-"""The weights that a model is evaluated at, where they are others than those that it trains: put in their place for a while."""
+"""Evaluation at other weights than those being trained (schedule-free optimizers, a running average): swapped in for a while."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from harness.modeling.own_optimizer import TwoModes
 
 @contextmanager
 def evaluated(setup: ModelSetup, state: State) -> Iterator[None]:
-    """Inside, the weights are those of the optimizer's other mode, where it has two; most optimizers have one."""
+    """Inside the context the weights are those of the optimizer's evaluation mode (schedule-free optimizers); most have none."""
     optimizer = setup.optimizer
     if not isinstance(optimizer, TwoModes):
         yield
@@ -26,7 +26,7 @@ def evaluated(setup: ModelSetup, state: State) -> Iterator[None]:
     finally:
         state.settle()
         optimizer.train()
-        torch._foreach_copy_(held, before)  # to there and back is not exact
+        torch._foreach_copy_(held, before)  # switching there and back is not exact
 
 
 @contextmanager

@@ -41,7 +41,7 @@ def _check_contents(model: nn.Module) -> None:
     bad = [name for name, weight in weights if not weight.isfinite().all()]
     if bad:
         at = f"model() has trained weights that are not finite ({', '.join(bad[:4])})"
-        raise UserError("recipe.use", at, "torch.empty() and an untouched nn.Parameter hold whatever was there: initialise them")
+        raise UserError("recipe.use", at, "torch.empty() leaves memory uninitialised: initialise these parameters")
 
 
 def _check_equal(mine: dict[str, Tensor]) -> None:
@@ -52,7 +52,7 @@ def _check_equal(mine: dict[str, Tensor]) -> None:
     for rank, one in enumerate(digests):
         odd = sorted(set(one) ^ set(digests[0]))
         if odd:
-            raise _different(odd[0], rank, "is there on one of them alone")
+            raise _different(odd[0], rank, "exists on one of them only")
     names = [name for name in mine if any(one[name] != digests[0][name] for one in digests)]
     sketches = gather(
         {name: (f"{mine[name].dtype}{tuple(mine[name].shape)}{mine[name].requires_grad}", sketch(mine[name])) for name in names}
@@ -65,7 +65,7 @@ def _check_equal(mine: dict[str, Tensor]) -> None:
 
 
 def _different(name: str, rank: int, how: str) -> UserError:
-    at = f"model() gave rank {rank} another model than rank 0: {name} {how}"
+    at = f"model() gave rank {rank} a different model than rank 0: {name} {how}"
     return UserError("recipe.use", at, "draw from torch, numpy.random or random, which are seeded for all ranks alike")
 
 

@@ -63,9 +63,9 @@ def _check_names(here: Mapping[str, Tensor], there: Mapping[str, tuple[int, ...]
 
 
 def _check_numbers(name: str, found: Tensor, held: Tensor, where: str, *, finite: bool) -> None:
-    """Raises UserError if a weight's numbers are of another kind, or not finite."""
+    """Raises UserError if a weight is of another kind of type (float, integer, complex), or not finite."""
     if found.is_floating_point() != held.is_floating_point() or found.is_complex() != held.is_complex():
         at = f"{name} in {where} is {found.dtype}, and {held.dtype} in the model"
         raise UserError(SETTING, at, "give weights of this model")
     if finite and not torch.isfinite(found).all():
-        raise UserError(SETTING, f"{name} in {where} is not finite", "give weights of a run that was well")
+        raise UserError(SETTING, f"{name} in {where} is not finite", "give weights of a run that did not diverge")

@@ -84,7 +84,7 @@ def _traced(config: Config, planned: Plan, recipe: Recipe, data: Data) -> Memory
         external = (model, optimizer, micro.batch, *(beside.external() if beside else ()))
         tracker.track_inputs((micro.batch,)) if sharded else tracker.track_external(*external)
         with tracker, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the tracker's, about gradients that are gone already
+            warnings.simplefilter("ignore")  # the memory tracker warns of gradients that are gone already
             for number in range(2):
                 _step(_Rank(config, planned, recipe, model, optimizer, beside), micro, tracker)
                 if number == 0:
@@ -207,7 +207,7 @@ def _faked(batch: Any, fake: FakeTensorMode) -> Any:
 def _group(size: int) -> Iterator[None]:
     """A process group of `size` ranks of which none exists, where this process has no group yet."""
     if dist.is_initialized():
-        raise RuntimeError("a prediction wants a process of its own: this one has joined a group")
+        raise RuntimeError("a prediction needs a process of its own: this one has joined a process group")
     dist.init_process_group("fake", rank=0, world_size=size, store=FakeStore())
     try:
         yield

@@ -27,7 +27,7 @@ class ZeroMemory:
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, planned: Plan, backend: BackendConfig) -> None:
         if backend.offload != "none":
-            at = f"is {backend.offload}, and what then lies in host memory is not predicted"
+            at = f"is {backend.offload}, and the host memory that it takes is not predicted"
             raise UserError("backend.offload", at, "measure instead: widebatch find-batch, without --predict")
         settings: Mapping[str, Any] = deepspeed_json(planned, backend)["zero_optimization"]
         self._stage, self._ranks, self._half = settings["stage"], planned.world_size, planned.precision != "fp32"
@@ -63,9 +63,9 @@ class ZeroMemory:
         return [*shares, torch.empty(self._slice(whole)), self._bucket()]
 
     gathered = 0
-    """Bytes of weights that are whole within a step only."""
+    """Bytes of weights that are gathered (whole) within a step only."""
     never_whole = 0
-    """Of those, bytes that are not whole at the same time as the others."""
+    """The part of `gathered` that is never whole at the same time as the rest."""
 
     def external(self) -> list[Tensor]:
         """What is there before the first step."""
@@ -82,7 +82,10 @@ class ZeroMemory:
         return torch.empty(sum(m.numel() for m in self._masters))
 
     def _arrived(self, p: Tensor) -> None:
-        """A gradient is there: it goes into a bucket, and this rank's slice to where it lands. Stage 1 waits for the last pass."""
+        """A gradient has been computed: it goes into a bucket, and this rank's slice of it into its slice of gradients.
+
+        Stage 1 waits for the last pass.
+        """
         if self._stage < 3 and not self._sums_whole:
             if not self._buckets:
                 self._buckets = [self._bucket() for _ in range(self._copies)]

@@ -20,7 +20,7 @@ def claim(folder: str, rank: int) -> None:
     from deepspeed.ops.op_builder import AsyncIOBuilder
 
     if not AsyncIOBuilder().is_compatible(verbose=False):
-        raise UserError("backend.nvme_path", "needs libaio, which is not here", "install libaio-dev, or leave it out")
+        raise UserError("backend.nvme_path", "needs libaio, which is not installed", "install libaio-dev, or leave it out")
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         lock = (Path(folder) / f"rank-{rank}.lock").open("w")
@@ -35,9 +35,10 @@ def claim(folder: str, rank: int) -> None:
 
 @contextmanager
 def in_memory(zero: Any, group: int, *, write: bool = False) -> Iterator[bool]:
-    """Inside, the float32 weights of DeepSpeed's `group` and their state lie in memory; `write`: they are kept as they are left.
+    """Inside the context the float32 weights of DeepSpeed's `group` and their state are in memory; `write`: changes are written
+    back.
 
-    Gives whether they were fetched for it, and go again.
+    Yields whether they were read from disk for it.
     """
     if not (swaps(zero) and zero._swappable_optimizer_subgroup(group)):
         yield False

@@ -56,7 +56,7 @@ class OwnNumbers:
         if of_torch(self._optimizer) or any(self._optimizer.state.values()) or any(map(self.changed, range(len(self._groups)))):
             return []
         kind = type(self._optimizer).__name__
-        return [f"after its first step {kind} has no state and no numbers of its own: what it keeps elsewhere is not saved"]
+        return [f"after its first step {kind} has an empty `state` and no changed attributes: state kept elsewhere is not saved"]
 
     def check(self, backend: str) -> None:
         """On all ranks together: raises UserError where they have other numbers. Such an optimizer looks at whole weights."""
@@ -69,7 +69,7 @@ class OwnNumbers:
         )
         if odd:
             kind, name = type(self._optimizer).__name__, odd.partition(":")[2]
-            at = f"is {backend}, on which {kind} has another {name!r} on each rank: it needs whole weights or gradients"
+            at = f"is {backend}, on which {kind} has a different {name!r} on each rank: it needs whole weights or gradients"
             raise UserError("backend.name", at, "use backend.name: ddp, or another optimizer")
 
 

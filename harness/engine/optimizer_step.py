@@ -30,7 +30,7 @@ class TorchStep(StepOwner):
         self._gradients, self._state, self._params = gradients, state, gradients.params
         self._optimizer, self._trained, self._unused, self._meters = setup.optimizer, setup.trained, setup.unused, setup.meters
         self._dtype = gradients.process.dtype
-        self._wanted = len(self._params)  # how many gradients a step has
+        self._wanted = len(self._params)  # how many parameters should have a gradient
         self._unit_scale = torch.ones((), device=gradients.process.device)
         self._begun = False
         """Whether the optimizer has stepped since its state was made or loaded."""
@@ -46,7 +46,7 @@ class TorchStep(StepOwner):
 
     @override
     def finish(self, local: Sums, limit: Limit | None, *, close: bool) -> Row:
-        """A number that the host knows costs no operation on the device."""
+        """Normalise, clip, and step or skip; numbers that the host knows cost no operation on the device."""
         grads = self._gradients.grads()
         if len(grads) < self._wanted:
             grads = self._filled()
@@ -112,7 +112,7 @@ class TorchStep(StepOwner):
                 self._fused_step = kernel_step(self._optimizer, self._state.local)
         except Exception as e:
             if self.plan.backend == "fsdp" and not of_torch(self._optimizer) and not out_of_memory(e):
-                at = f"is fsdp, on whose shards {type(self._optimizer).__name__} takes no step ({type(e).__name__}: {e})"
+                at = f"is fsdp, and {type(self._optimizer).__name__} fails on its sharded tensors ({type(e).__name__}: {e})"
                 raise UserError("backend.name", at, "use backend.name: ddp, or another optimizer") from e
             if fresh and torch.equal(before, self._lengths()):
                 self._optimizer.state.clear()

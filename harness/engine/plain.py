@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 256
-"""Bytes: a text is filled up with spaces to a multiple, so that one that grows by a digit is laid out as before."""
+"""A text is padded with spaces to a multiple of so many bytes, so that its size seldom changes."""
 _TUPLE, _DICT, _TENSOR = "()", "{}", "tensor"
 
 
@@ -54,4 +54,4 @@ def _up(tree: Any, tensors: list[Tensor]) -> Any:
         return tuple(_up(one, tensors) for one in held)
     if kind == _DICT:
         return {_up(key, tensors): _up(one, tensors) for key, one in held}
-    raise ValueError(f"{kind!r} is not a kind of plain data")
+    raise ValueError(f"{kind!r} is not plain data")

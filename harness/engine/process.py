@@ -43,6 +43,6 @@ def open_process(config: Config, plan: Plan, *, cpu: bool) -> Process:
     """This process, as Accelerate finds it. Raises UserError if the plan is for another number of processes."""
     state = PartialState(cpu=cpu)
     if state.num_processes != plan.processes:
-        at = f"the plan is for {plan.processes} processes, here are {state.num_processes}"
-        raise UserError("world", at, "start as many as the plan says, or plan for what is here")
+        at = f"the plan is for {plan.processes} processes, but {state.num_processes} were started"
+        raise UserError("world", at, "start as many processes as the plan says, or plan for as many as you start")
     return Process(config, state.device, DTYPES[config.precision], state.process_index, state.num_processes)

@@ -42,7 +42,7 @@ def precision_of(accelerator: Accelerator) -> str:
     """The run file's word for a script's mixed precision. Raises UserError for what an own loop cannot do here."""
     if accelerator.distributed_type not in _KNOWN:
         kind = accelerator.distributed_type.value
-        at = f"cannot end the steps of {kind}: the gradients and the optimizer are not this process's own"
+        at = f"cannot end the steps of {kind}: its gradients or optimizer are not plain torch ones"
         raise UserError(_SETTING, at, "use DDP, or write the script as a recipe, which runs on fsdp and zero1 to zero3")
     if accelerator.mixed_precision not in _PRECISIONS:
         at = f"cannot take over mixed_precision {accelerator.mixed_precision}, whose loss scale Accelerate keeps"
@@ -62,7 +62,7 @@ def open_script(
     """(the engine that ends a script's steps, what stands around its passes): one process, or DDP. Raises UserError."""
     process = open_process(config, plan, cpu=accelerator.device.type == "cpu")
     if process.ranks > 1 and not isinstance(model, nn.parallel.DistributedDataParallel):
-        at = f"got a {type(model).__name__} on {process.ranks} processes, whose gradients nobody averages"
+        at = f"got a {type(model).__name__} on {process.ranks} processes, whose gradients are not averaged"
         raise UserError(_SETTING, at, "give what accelerator.prepare(model, optimizer) returns")
     bare: nn.Module = accelerator.unwrap_model(model, keep_torch_compile=False)
     _check_optimizer(bare, optimizer)

@@ -42,7 +42,7 @@ class Trained:
         if now != self._flags:
             changed = [name for name, was, flag in zip(self._names, self._flags, now, strict=True) if was != flag]
             done = "frozen" if self._flags[self._names.index(changed[0])] else "unfrozen"
-            at = f"requires_grad of {listed(changed)} was changed in mid-run ({done}), which no backend can follow"
+            at = f"requires_grad of {listed(changed)} was changed during the run ({done}), which no backend supports"
             remedy = "decide it in model(); to train other weights later, begin a new run from `widebatch export`'s file"
             raise UserError("recipe.use", at, remedy)
 
@@ -92,7 +92,7 @@ def unused_note(mine: Sequence[str], names: Sequence[str]) -> list[str]:
     if not nowhere:
         return []
     text = f"no gradient reached {len(nowhere)} of {len(names)} trained parameters in the first step ({listed(nowhere)}): "
-    text += "zero is taken, so weight decay and momentum move them all the same; set requires_grad_(False) on what nothing uses"
+    text += "it is taken as zero, so weight decay and momentum still move them; set requires_grad_(False) on unused parameters"
     return [text]
 
 

@@ -208,6 +208,6 @@ class TrainingEngine(Engine):
     @override
     def load(self, source: SliceReader) -> None:
         missing = self.state.load(source)
-        again = "it begins as the model was made"
+        again = "it starts fresh"
         self.notes += [("resumed", f"the checkpoint has no extra state of {name}: {again}") for name in missing]
         self.owner.loaded()

@@ -1,6 +1,6 @@
 """What a rank measures over a window besides the steps' own rows: kept on the device, reduced over ranks and read back once.
 
-Nothing here grows with the number of ranks: what meets is one sum and one maximum, each of the same length on any world.
+Nothing here grows with the number of ranks: one sum and one maximum are reduced, each of the same length on any world.
 """
 
 import math
@@ -71,7 +71,7 @@ class Meters:
         return float(stop) > 0
 
     def waited(self, first: Stamp, second: Stamp) -> None:
-        """Other ranks were waited for between two stamps."""
+        """Note that this rank waited for others between two time stamps."""
         self._waits.append((first, second))
 
     def add_noise(self, small: tuple[Number, Number], count: Number, norm: Number, bad: Number) -> None:
@@ -105,7 +105,8 @@ class Meters:
         return self._layouts[moments, known]
 
     def read(self, data_wait_s: float, troubles: int, copies: int, flags: tuple[float, float] = (0.0, 0.0)) -> Reading:
-        """All ranks' window: the steps' rows are equal on all; the rest meets, and all of it is read in one copy.
+        """All ranks' window: the steps' rows are equal on all ranks; the rest is reduced, and everything is copied to the host at
+        once.
 
         `copies` ranks hold the same of weights and moments.
         """
@@ -126,13 +127,13 @@ class Meters:
         return reading
 
     def _alone(self, host: HostRow, cells: Tensor, numbers: list[Tensor]) -> tuple[list[float], list[float]]:
-        """(what was measured, added up over ranks where it is theirs; the largest over ranks), for a rank alone."""
+        """(sums, maxima) as `_met` gives them, for a process without other ranks."""
         return torch.cat([cells, *numbers]).tolist() + sums_of(host), highs_of(host, self.rank)
 
     def _met(self, host: HostRow, rows: list[Sequence[Number]], numbers: list[Tensor]) -> tuple[list[float], list[float]]:
-        """As `_alone`, over all ranks; the largest begin with the ranks' own mean losses over the steps of finite loss.
+        """As `_alone`, reduced over all ranks; the maxima begin with the ranks' own mean losses over the steps of finite loss.
 
-        A rank that counted nothing has no say; NaN if none has.
+        A rank that counted nothing is left out; NaN if all did.
         """
         good = self.rows.whole([row[:1] for row in rows]).isfinite()
         loss, count = torch.where(good, self._local.whole(self._local.take()), 0.0).sum(0).unbind()

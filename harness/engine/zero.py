@@ -82,7 +82,7 @@ def open_zero(config: Config, plan: Plan, recipe: Recipe, *, cpu: bool) -> Engin
     fused = process.device.type == "cuda" or config.backend.offload != "none"  # torch's fused kernels are for host memory too
     inner = open_optimizer(plan, recipe, model, fused=fused)
     if isinstance(inner, TwoModes):
-        at = f"is {plan.backend}, which has no weights of {type(inner).__name__}'s other mode, the one for evaluation"
+        at = f"is {plan.backend}, which cannot switch to {type(inner).__name__}'s evaluation weights"
         raise UserError("backend.name", at, "use backend.name: ddp, fsdp or zero0")
     initial = _copied(model)
     if config.backend.nvme_path is not None:
@@ -126,7 +126,7 @@ class ZeroPasses(Passes):
 
     @override
     def first_done(self, sums: Sums) -> None:
-        """No gradient is whole on a rank."""
+        """Nothing: no rank has a whole gradient."""
 
     def take(self) -> Tensor:
         """The step's sums [loss, count, stop] over all ranks, after its last pass; those of the next begin at 0."""
@@ -166,7 +166,7 @@ class DeepSpeedStep(StepOwner):
         if not count:
             norm = norm * torch.nan
         bad = torch.tensor(float(self._zero.overflow or not count), device=device)
-        self._meters.syncs += 2  # the count above, and whether it overflowed
+        self._meters.syncs += 2  # two synchronisations: the count above, and DeepSpeed's overflow check
         passes.expected = power_of_two(count)
         return *as_sums(sums), norm, factor, bad, loss_scale(self._zero, precision)
 
@@ -179,7 +179,8 @@ def _copied(model: nn.Module) -> SliceReader:
 
 @contextmanager
 def _held_still(optimizer: Optimizer) -> Iterator[None]:
-    """Inside, an optimizer's step moves nothing: for a step that counts nothing, which DeepSpeed takes as one of zeros."""
+    """Inside the context an optimizer's step changes nothing: for a step without counted items, which DeepSpeed takes with zero
+    gradients."""
     vars(optimizer)["step"] = lambda *_: None
     try:
         yield
@@ -191,12 +192,12 @@ def _check_sendable(model: nn.Module, plan: Plan) -> None:
     """zero3 shards frozen weights too, and gathers them as they are. Raises UserError."""
     odd = [f"{name} ({p.dtype})" for name, p in model.named_parameters() if not p.requires_grad and p.dtype not in SENDABLE]
     if plan.backend == "zero3" and odd:
-        at = f"is zero3, which would have to send weights of types that cannot be sent: {listed(odd)}"
+        at = f"is zero3, which must gather weights, and these have types that gloo and NCCL cannot send: {listed(odd)}"
         raise UserError("backend.name", at, "use backend.name: ddp, fsdp or zero2, or make them buffers")
 
 
 def _check_running(model: nn.Module, plan: Plan) -> None:
-    """DeepSpeed casts buffers along with weights, and running statistics in 8 bits of mantissa stand still. Raises UserError."""
+    """DeepSpeed casts buffers to bf16 with the weights, in which running statistics stop changing. Raises UserError."""
     if plan.precision != "fp32" and any(isinstance(m, _BatchNorm) and m.track_running_stats for m in model.modules()):
         at = f"is {plan.precision}, in which {plan.backend} would keep BatchNorm's running statistics too"
         raise UserError("precision", at, "use fp32, or backend.name: ddp or fsdp")

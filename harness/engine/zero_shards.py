@@ -78,7 +78,7 @@ class ZeroState(State):
             out += [replace(piece, data=piece.data.clone()) for piece in pieces] if fetched else pieces
         moved = self._frozen.moved()
         if moved and self._stage3:
-            at = f"is zero3, and {listed(moved)} was changed though it is not trained, and its shards are in no checkpoint"
+            at = f"is zero3, and the recipe changed the frozen {listed(moved)}, whose shards no checkpoint holds"
             raise UserError("backend.name", at, "use backend.name: ddp, fsdp or zero2")
         common = [whole(f"model/{name}", held) for name, held in [*persistent(self._model).items(), *moved.items()]]
         return out + share(common, self._rank, self._ranks)

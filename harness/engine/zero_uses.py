@@ -38,7 +38,9 @@ class Uses:
         elif self._counted and (self._zero._hooks_fired_this_backward < self._expected or self._strayed):
             self._trained.check()
             missing = [name for name, _ in self._trained.unreached(root) if name not in (self.never or ())]
-            raise self._refused(f"no gradient reached {listed(missing)}" if missing else f"{self._strayed} has a gradient only now")
+            raise self._refused(
+                f"no gradient reached {listed(missing)}" if missing else f"{self._strayed} got its first gradient after step 1"
+            )
 
     def _compare(self, root: Tensor) -> None:
         """A pass of the first step; the first of them decides."""
@@ -60,5 +62,5 @@ class Uses:
 
     def _refused(self, what: str) -> UserError:
         at = f"is {self._backend}, which needs the same parameters in every pass on every rank, and {what}"
-        remedy = "use backend.name: ddp, zero0 or fsdp, or requires_grad_(False) on what nothing uses"
+        remedy = "use backend.name: ddp, zero0 or fsdp, or requires_grad_(False) on unused parameters"
         return UserError("backend.name", at, remedy)

@@ -67,7 +67,7 @@ def _on_real_batch(recipe: Recipe, example: Example, micro: int, parameters: int
 def _for_real(recipe: Recipe, example: Example, micro: int, parameters: int) -> float:
     """By a pass on the host. Raises CountError where the model is too large or the pass takes too long."""
     if parameters > MOST_PARAMETERS:
-        raise CountError("the model's code looks at its activations, and it is too large for a pass on the host")
+        raise CountError("the model's code depends on the values of its activations, and it is too large for a pass on the host")
     batch, samples = example(min(micro, FEW))
     model = copy.deepcopy(recipe.model()).to(CPU)  # a recipe may give the model that is being trained
     # the CPU's own attention kernel is unknown to torch's counter

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 MOST = 30
-"""Products at most."""
+"""The most Hessian-vector products."""
 NEAR = 1e-3
-"""The estimate stands once it moves by less than this share."""
+"""The iteration ends once the estimate changes by less than this share."""
 
 
 def largest_eigenvalue(

@@ -24,7 +24,7 @@ class PassNoise:
 
     def __init__(self, params: Iterable[nn.Parameter], *, micro: int, passes: int, ranks: int = 1) -> None:
         if passes < 2:
-            raise ValueError(f"{passes} pass a step tells nothing of noise: accumulate gradients over at least 2 passes a step")
+            raise ValueError(f"{passes} pass a step gives no noise scale: accumulate gradients over at least 2 passes a step")
         self.params = [p for p in params if p.requires_grad]
         self.micro, self.passes, self.ranks = micro, passes, ranks
         self.scale = NoiseScale()

@@ -76,7 +76,7 @@ def _kind(name: str) -> Any:
     if ":" in name:
         own = load_attribute("optim.name", name)
         if not (isinstance(own, type) and issubclass(own, Optimizer)):
-            raise UserError("optim.name", f"{name} is not a class of torch.optim.Optimizer's kind", "make it a subclass")
+            raise UserError("optim.name", f"{name} is not a subclass of torch.optim.Optimizer", "make it a subclass")
         return own
     package, _, kind = optimizer_facts(name).source.rpartition(".")
     try:

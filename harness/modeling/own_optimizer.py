@@ -40,7 +40,7 @@ def check_own(optimizer: Optimizer, model: nn.Module, plan: Plan) -> Optimizer:
     kind = type(optimizer).__name__
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     if isinstance(optimizer, TwoSteps) or (closure is not None and closure.default is inspect.Parameter.empty):
-        at = f"gives {kind}, whose step runs the model again by a closure; here each step has one gradient, averaged over ranks"
+        at = f"gives {kind}, whose step() needs a closure that runs the model again; here a step has one gradient"
         raise UserError(_SETTING, at, "give an optimizer whose step() needs no closure, such as torch.optim.AdamW")
     _check_parameters(optimizer, model)
     check_state(optimizer, _SETTING)
@@ -51,11 +51,11 @@ def check_own(optimizer: Optimizer, model: nn.Module, plan: Plan) -> Optimizer:
 
 
 def check_state(optimizer: Optimizer, setting: str) -> None:
-    """Raises UserError if an optimizer keeps its state elsewhere than optimizers do: no checkpoint would have it."""
+    """Raises UserError if an optimizer keeps state outside of `Optimizer.state`: no checkpoint would hold it."""
     kind = type(optimizer).__name__
     inner = next((type(held).__name__ for held in vars(optimizer).values() if isinstance(held, Optimizer)), "")
     if inner or type(optimizer).state_dict is not Optimizer.state_dict:
-        how = f"around another one ({inner})" if inner else "with a state_dict() of its own"
+        how = f"around another one ({inner})" if inner else "which overrides state_dict()"
         raise UserError(
             setting, f"gives {kind}, {how}: its state would not be saved", "give one optimizer that keeps all in its state"
         )
@@ -73,7 +73,7 @@ def _check_parameters(optimizer: Optimizer, model: nn.Module) -> None:
 
 
 def _rate(optimizer: Optimizer, plan: Plan) -> float:
-    """The rate of the plan's that the groups' rates are multiples of. Raises UserError if none is found among them."""
+    """The plan's rate with which the recipe built its groups. Raises UserError if no group has one."""
     groups = [float(group["lr"]) for group in optimizer.param_groups if "lr_scale" not in group]
     if not groups:
         return 1.0

@@ -30,7 +30,7 @@ def check_step(name: str, kind: Any, lr: float, weight_decay: float, shapes: Ite
             optimizer.step()
     except Exception as e:
         why = f"{type(e).__name__}: {str(e).strip().splitlines()[0] if str(e).strip() else 'no message'}"
-        at = f"is {name}, which takes no step by lr and gradients alone ({why})"
+        at = f"is {name}, which cannot take a step from lr and gradients alone ({why})"
         raise UserError("optim.name", at, _REMEDY) from e
     if not isinstance(optimizer, Optimizer):
         raise UserError("optim.name", f"is {name}, which is not a torch optimizer", _REMEDY)

@@ -42,7 +42,7 @@ _AGREED = (0, GUARD, UNSAVED, STOPPED)
 def end(status: int) -> NoReturn:
     """End this process at once, with what it said flushed.
 
-    For a rank that failed: to leave the process group, or to let Python clear it away, may wait for ranks that do the same only
+    For a rank that failed: to leave the process group, or to let Python shut down, may wait for ranks that do the same only
     much later or never (with NCCL, until a watchdog ends them).
     """
     for stream in (sys.stdout, sys.stderr):
@@ -54,9 +54,9 @@ def end(status: int) -> NoReturn:
 
 
 def end_orderly(status: int) -> NoReturn:
-    """End this process after its threads and what was registered with `atexit`, but without Python's own clearing away.
+    """End this process after its threads and what was registered with `atexit`, but without Python's own shutdown.
 
-    A thread of gloo's, or a daemon thread inside torch, that waits for the interpreter lock while Python is cleared away aborts the
+    A thread of gloo's, or a daemon thread inside torch, that waits for the interpreter lock while Python shuts down aborts the
     process ("terminate called without an active exception"): a good run would end with -6.
     """
     threading._shutdown()  # type: ignore[attr-defined]  # as Python does: waits for threads that are no daemons

@@ -24,7 +24,7 @@ from harness.analysis.equivalence import (
     Split,
     StepTrace,
     Trace,
-    hangs_on_micro,
+    depends_on_micro,
     judge,
     repeats,
     samples,
@@ -173,7 +173,7 @@ def verify(config: Config, world: World, *, cpu: bool, opener: Opener | None = N
     found += judge(ranks, trace, rates, planned.processes, limits)
     found.append(repeats(trace, second))
     if planned.global_batch > 1:
-        found.append(hangs_on_micro(_split(one, planned), limits))
+        found.append(depends_on_micro(_split(one, planned), limits))
     return found
 
 

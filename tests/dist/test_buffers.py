@@ -40,7 +40,7 @@ def test_a_statistic_is_averaged_and_other_than_a_norm_layer_s_it_is_said(kind: 
     found = ranks[kind]
     assert found["buffers"][0] == found["buffers"][1]
     assert math.isfinite(found["eval"]["eval/ema_loss"])
-    said = ["buffer state differs between ranks: it is averaged over ranks before evaluations and saves"]
+    said = ["buffer state differs between ranks: it is averaged over ranks before each evaluation and checkpoint"]
     assert found["notices"] == ([] if kind == "norm" else said)
 
 
@@ -54,7 +54,7 @@ def test_counts_that_differ_are_refused_by_name(ranks: dict[str, Any]) -> None:
 def test_a_counter_of_passes_is_rank_0_s_where_the_last_step_has_fewer_on_others(ranks: dict[str, Any]) -> None:
     assert ranks["counter"]["buffers"] == [[[6.0]], [[6.0]]]
     assert ranks["counter"]["notices"] == [
-        "buffer state differs between ranks: it is taken from rank 0 before evaluations and saves"
+        "buffer state differs between ranks: it is taken from rank 0 before each evaluation and checkpoint"
     ]
     tracked = [rank[2] for rank in ranks["norm"]["buffers"]]
     assert tracked == [[6.0], [6.0]], "BatchNorm's count of passes"

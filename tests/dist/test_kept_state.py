@@ -58,8 +58,8 @@ def test_every_backend_goes_on_to_the_bit(name: str, ranks: dict[str, Any]) -> N
 def test_or_refuses_in_words(name: str, ranks: dict[str, Any]) -> None:
     kind, backend = name.split()
     said = {
-        "schedulefree": "which has no weights of ScheduleFreeAdamW's other mode",
-        "prodigy": "on whose shards Prodigy takes no step" if backend == "fsdp" else "on which Prodigy has another",
+        "schedulefree": "which cannot switch to ScheduleFreeAdamW's evaluation weights",
+        "prodigy": "and Prodigy fails on its sharded tensors" if backend == "fsdp" else "on which Prodigy has a different",
     }
     assert ranks[name]["first"]["refused"].startswith(f"backend.name: is {backend}, {said[kind]}")
 
@@ -98,7 +98,7 @@ def test_an_optimizer_around_another_is_refused() -> None:
 
 
 def test_an_optimizer_without_state_is_said() -> None:
-    said = "after its first step Silent has no state and no numbers of its own: what it keeps elsewhere is not saved"
+    said = "after its first step Silent has an empty `state` and no changed attributes: state kept elsewhere is not saved"
     assert run("silent", None, 2)["notices"] == [said]
     assert run("extra", None, 2, optim={"name": "sgd", "lr": 0.1})["notices"] == []
 

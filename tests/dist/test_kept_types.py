@@ -62,7 +62,8 @@ def test_a_run_on_a_frozen_base_goes_on_to_the_bit(name: str, ranks: dict[str, A
 def test_zero3_which_would_have_to_send_them_says_so(ranks: dict[str, Any]) -> None:
     said = ranks["quantised zero3"]["refused"]
     assert said.startswith(
-        "backend.name: is zero3, which would have to send weights of types that cannot be sent: quantised.0 (torch.uint16)"
+        "backend.name: is zero3, which must gather weights, and these have types that gloo and NCCL cannot send: "
+        "quantised.0 (torch.uint16)"
     )
 
 

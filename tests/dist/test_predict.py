@@ -71,7 +71,7 @@ def test_what_lies_in_host_memory_is_not_predicted(tmp_path: Path) -> None:
     run.write_text(RUN.replace("BACKEND", "zero1"))
     argv = ["plan", str(run), "--gpus", "0", "--procs", "2", "--memory", "--backend.offload", "optimizer"]
     told = run_command([sys.executable, "-m", "launch", *argv], ROOT, status=2)
-    assert "backend.offload: is optimizer, and what then lies in host memory is not predicted" in told
+    assert "backend.offload: is optimizer, and the host memory that it takes is not predicted" in told
 
 
 @pytest.mark.slow

@@ -50,11 +50,11 @@ def test_a_sample_s_draws_depend_neither_on_workers_nor_on_how_the_batch_is_cut(
     [
         (
             "model entropy",
-            "recipe.use: model() gave rank 1 another model than rank 0: order is not the same; draw from torch, numpy",
+            "recipe.use: model() gave rank 1 a different model than rank 0: order is not the same; draw from torch, numpy",
         ),
         (
             "split entropy",
-            "recipe.use: data('train') gave rank 1 another data set than rank 0 (other rows); draw from torch, numpy",
+            "recipe.use: data('train') gave rank 1 a different data set than rank 0 (other rows); draw from torch, numpy",
         ),
     ],
 )
@@ -97,7 +97,7 @@ def test_verify_passes_seeded_augmentation_and_names_what_no_seed_reaches(ranks:
     entropy = ranks["verify rows entropy"][0]
     assert (entropy["what"], entropy["verdict"]) == ("samples", "differs")
     assert "a random generator of their own" in entropy["text"]
-    for kind, said in (("collate", "collate draws random numbers"), ("loss", "what else is random")):
+    for kind, said in (("collate", "collate draws random numbers"), ("loss", "other random operations")):
         found = {f["what"]: f for f in ranks[f"verify {kind}"]}
         assert found["micro-batch"]["verdict"] == "note"
         assert said in found["micro-batch"]["text"]

@@ -84,8 +84,8 @@ def test_what_no_rank_uses_is_said_after_the_first_step(backend: str, ranks: dic
     found = run("never") if backend == "alone" else ranks[f"never {backend}"]
     assert found["losses"] == pytest.approx(run("never")["losses"], rel=1e-5)
     assert found["notices"] == [
-        "no gradient reached 2 of 4 trained parameters in the first step (b.weight, b.bias): zero is taken, so weight decay "
-        "and momentum move them all the same; set requires_grad_(False) on what nothing uses"
+        "no gradient reached 2 of 4 trained parameters in the first step (b.weight, b.bias): it is taken as zero, so weight "
+        "decay and momentum still move them; set requires_grad_(False) on unused parameters"
     ]
 
 
@@ -95,10 +95,14 @@ def test_what_no_rank_uses_is_said_after_the_first_step(backend: str, ranks: dic
 def test_deepspeeds_shards_refuse_what_they_would_add_up_wrongly(run_name: str, ranks: dict[str, Any]) -> None:
     kind, backend = run_name.split()
     found = ranks[run_name]
-    why = "some passes of the first step gave b.weight, b.bias no gradient" if kind == "some" else "b.* has a gradient only now"
+    why = (
+        "some passes of the first step gave b.weight, b.bias no gradient"
+        if kind == "some"
+        else "b.* got its first gradient after step 1"
+    )
     assert re.match(
         f"backend.name: is {backend}, which needs the same parameters in every pass on every rank, and {why}; "
-        r"use backend.name: ddp, zero0 or fsdp, or requires_grad_\(False\) on what nothing uses",
+        r"use backend.name: ddp, zero0 or fsdp, or requires_grad_\(False\) on unused parameters",
         found["refused"],
     )
     assert len(found["losses"]) == {"some": 0, "late": 4}[kind]
@@ -109,9 +113,9 @@ def test_deepspeeds_shards_refuse_what_they_would_add_up_wrongly(run_name: str, 
 def test_requires_grad_that_changes_in_mid_run_is_refused(kind: Kind, backend: str, ranks: dict[str, Any]) -> None:
     found = run(kind, passes=1) if backend == "alone" else ranks[f"{kind} {backend}"]
     done = (
-        "b.weight, b.bias was changed in mid-run (frozen)"
+        "b.weight, b.bias was changed during the run (frozen)"
         if kind == "frozen later"
-        else "c.weight, c.bias was changed in mid-run (unfrozen)"
+        else "c.weight, c.bias was changed during the run (unfrozen)"
     )
     assert found["refused"].startswith(f"recipe.use: requires_grad of {done}")
     assert len(found["losses"]) == 4, "the steps before it are told"

@@ -50,10 +50,10 @@ def test_a_clean_run_passes(found: dict[str, Found], case: str) -> None:
 
 PLANTED = {
     "mean loss per rank": ("items", "means are averaged where sums should be divided by the count"),
-    "scheduler per process": ("lr", "the schedule moves once per process"),
+    "scheduler per process": ("lr", "the scheduler is stepped once per process"),
     "short window": ("gradients", "a short step of 18 samples was divided by a full step's 32"),
-    "wrong shuffle": ("samples", "Does each rank shuffle, or cut its share, by itself?"),
-    "clean normed": ("micro-batch", "BatchNorm's statistics are of one pass on one rank"),
+    "wrong shuffle": ("samples", "Does each rank shuffle, or take its share, on its own?"),
+    "clean normed": ("micro-batch", "BatchNorm normalizes over one pass on one rank"),
     "clean mean": ("micro-batch", "does loss() return a mean? It must return a sum and its count"),
 }
 
@@ -67,7 +67,7 @@ def test_a_bug_is_found_and_named(found: dict[str, Found], case: str) -> None:
 
 
 def test_a_bug_of_the_recipe_is_no_difference_between_ranks(found: dict[str, Found]) -> None:
-    """BatchNorm by pass, and a mean for a loss, are the same on two ranks and in one process: they hang on the micro-batch."""
+    """BatchNorm by pass, and a mean for a loss, are the same on two ranks and in one process: they depend on the micro-batch."""
     assert set(differs(found["clean normed"])) == set(differs(found["clean mean"])) == {"micro-batch"}
 
 

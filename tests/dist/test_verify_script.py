@@ -15,7 +15,7 @@ from tests.support.processes import ROOT, run_ranks
 SCRIPT = ROOT / "tests" / "dist" / "workers" / "planted_script.py"
 BUGS = {
     "own weights": ("weights", "begin from different weights"),
-    "unsynced": ("gradients", "nothing averages them"),
+    "unsynced": ("gradients", "with its own gradients, not averaged"),
     "summed": ("gradients", "added up over the 2 ranks, not averaged"),
     "undivided": ("loss", "not divided by the 2 passes of a step"),
     "twice": ("loss", "divided by the 2 passes of a step twice"),

@@ -99,7 +99,7 @@ def test_an_operator_that_cannot_be_compiled_is_one_line_that_says_what_is_missi
     done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
     begin, *_, error = done.stderr.splitlines()
     assert done.returncode == 2
-    assert begin.startswith(f"DeepSpeed's CPU operator is compiled into {tmp_path}/widebatch/ops-")
+    assert begin.startswith(f"compiling DeepSpeed's CPU operator into {tmp_path}/widebatch/ops-")
     assert error.startswith("error: backend.name: DeepSpeed's CPU operator cannot be compiled (")
     assert error.endswith("compiler.log; install a C++ compiler such as g++, or use ddp or fsdp")
     assert "Traceback" not in done.stderr

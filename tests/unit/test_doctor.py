@@ -20,7 +20,7 @@ INF = float("inf")
 LAPS = [Lap(8, 20e-6), Lap(1 << 26, 10e-3)]
 JUDGED: list[tuple[Callable[[], Finding], str, str]] = [
     (lambda: machine.gpus(2, ["H100", "H100"], "12.8"), "ok", "2 x H100"),
-    (lambda: machine.gpus(2, ["H100"], "12.8"), "fail", "update the driver"),
+    (lambda: machine.gpus(2, ["H100"], "12.8"), "fail", "update the NVIDIA driver"),
     (lambda: machine.gpus(2, [], None), "fail", "install torch for CUDA"),
     (lambda: machine.gpus(2, ["H100", "A100"], "12.8"), "warn", "one kind"),
     (lambda: machine.gpus(0, [], None), "warn", "--gpus 0 --procs N"),

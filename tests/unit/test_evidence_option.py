@@ -93,8 +93,8 @@ DEAD = {"event": "notice", "step": 60, "samples": 600, "code": "divergence", "me
 @pytest.mark.parametrize(
     ("what", "said"),
     [
-        ([start(), *steps(1, 60, 1.0), DEAD], "run died (divergence): what it measured says nothing of a run that lives"),
-        ([start(), *steps(1, 5, 1.0)], "only 0 of 0 windows at high lr could measure a noise scale"),
+        ([start(), *steps(1, 60, 1.0), DEAD], "run died (divergence): its measurements are not used"),
+        ([start(), *steps(1, 5, 1.0)], "only 0 of 0 windows at high lr have a noise scale"),
         ({"noise_scale_samples": -3, "source": "x"}, "noise_scale_samples: is -3; it must be > 0"),
         ({"noise_scale_samples": 3, "sauce": "x"}, "sauce"),
         ({"largest_stable_lr": 3, "optimizer": "adamw", "source": "x"}, "lr is of adamw, and the run file has optim.name: sgd"),

@@ -215,7 +215,7 @@ def test_the_random_numbers_of_training_are_left_as_they_are() -> None:
 
 def test_a_count_that_fails_says_why_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = Made(make=OnActivations)
-    with pytest.raises(CountError, match="looks at its activations, and it is too large for a pass on the host"):
+    with pytest.raises(CountError, match="depends on the values of its activations, and it is too large for a pass on the host"):
         count_flops(recipe, recipe.example, 8, ANY)
     monkeypatch.setattr(flops, "MOST_S", 0.0)
     with pytest.raises(CountError, match="takes more than 0 s on the host"):

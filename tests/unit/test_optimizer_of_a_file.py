@@ -73,7 +73,7 @@ def test_at_another_batch_it_wants_a_rule(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "over", "match"),
     [
-        ("own.py:not_one", {}, r"optim\.name: .*own\.py:not_one is not a class of torch\.optim\.Optimizer's kind"),
+        ("own.py:not_one", {}, r"optim\.name: .*own\.py:not_one is not a subclass of torch\.optim\.Optimizer"),
         ("own.py:Light", {}, r"optim\.name: .* has no 'Light'; known: torch, Heavy"),
         ("none.py:Heavy", {}, r"optim\.name: .* no file"),
         ("own.py:Heavy", {"backend": "{name: zero2}"}, r"optim\.name: is .*Heavy"),

@@ -63,7 +63,7 @@ def test_nonsense_behind_a_good_seal_costs_that_checkpoint_alone(saved: Path) ->
     events = run(config({"checkpoint": {"every_samples": 80}, "run": {"stop_after_steps": 1}}), saved)
     assert codes(events)[:2] == ["damaged_checkpoint", "resumed"]
     notice = next(e for e in events if isinstance(e, Noticed))
-    assert "samples-000000000160: ValueError: its state makes no sense: micro" in notice.message
+    assert "samples-000000000160: ValueError: its state is impossible: micro" in notice.message
     assert notice.samples == 80
 
 
