@@ -39,9 +39,9 @@ from harness.watch.isolation import Isolated
 from harness.watch.watchers import Watching, check_watchers, make_own, open_watchers
 
 NEWS_S = 1.0
-"""How long the news may take that another rank failed before this one."""
+"""How long to wait for the report that another rank failed before this one."""
 SPARE_S = 30.0
-"""Under a launcher of ours that sees all ranks a collective may take so much longer than a rank may hang: it speaks first."""
+"""Under a launcher of ours, a collective's timeout exceeds restart.hang_s by this, so that the launcher reports a hang first."""
 
 
 def work(
@@ -135,7 +135,7 @@ def _end(ended: Ended, again: str, presence: Presence) -> int:
     if status == STOPPED:
         presence.stop.over()
     if status in (STOPPED, UNSAVED):
-        agree("")  # torchrun takes the first of us to leave for a failure, and kills the others: leave together
+        agree("")  # torchrun takes the first rank that exits for a failure, and kills the others: exit together
     return status
 
 
@@ -168,7 +168,8 @@ def _take(lock: FolderLock, folder: Path, presence: Presence, *, own_checkpoints
 
 
 def _follow(events: Iterator[Event], presence: Presence, watchers: Callable[[ExitStack], list[Isolated]]) -> Ended:
-    """Tell the watchers every event; the last one. They are opened at the first: a mistake found before it leaves nothing.
+    """Send every event to the watchers; returns the last one. They are opened at the first: a mistake found before it leaves
+    nothing.
 
     They are isolated: none of them can end the run.
     """
@@ -214,7 +215,7 @@ def _told(events: Iterator[Event], here: Place, planned: Plan, presence: Presenc
                 say(f"error: rank {here.rank} {text}: {advice}")
         presence.heartbeat.ended(MEMORY if memory else FAILED, text)
         if step:
-            done = max(presence.heartbeat.step - 1, step)  # the open window's steps are not told any more
+            done = max(presence.heartbeat.step - 1, step)  # the steps of the current window are not reported any more
             samples = min(samples + (done - step) * planned.global_batch, planned.total_samples)
             yield Ended(done, samples, "failed", _culprit(f"{text} at step {done + 1:,}", here, presence))
         if e is not caught:
@@ -223,7 +224,7 @@ def _told(events: Iterator[Event], here: Place, planned: Plan, presence: Presenc
 
 
 def _culprit(text: str, here: Place, presence: Presence) -> str:
-    """Who failed first, as text: this rank, or the one whose loss it noticed."""
+    """Which rank failed first, as text: this one, or the one that it lost."""
     if presence.launched is not None and not presence.launched.several:
         deadline, fault = time.monotonic() + NEWS_S, None
         while time.monotonic() < deadline and (fault is None or fault.rank == here.rank):
@@ -238,16 +239,16 @@ def _culprit(text: str, here: Place, presence: Presence) -> str:
 
 def _left_behind(error: BaseException, rank: int, launched: Launched) -> int:
     """Leave an error where our launcher finds it, and its whole traceback in the log; the exit status."""
-    with suppress(OSError):  # the launcher is gone
+    with suppress(OSError):  # the launcher may be gone
         launched.error(rank).write_text(explain(error))
-    with suppress(OSError), append_own(launched.log(rank)) as log:  # it is full, and the error itself is what counts
+    with suppress(OSError), append_own(launched.log(rank)) as log:  # the disk may be full; the error itself matters more
         log.write("".join(traceback.format_exception(error)).encode(errors="replace"))
     return MEMORY if out_of_memory(error) else FAILED
 
 
 @dataclass(frozen=True)
 class _Reported:
-    """What rank 0 reports of a run, and to whom."""
+    """Rank 0's reporting: the watchers, and the events for them."""
 
     config: Config
     planned: Plan

@@ -1,4 +1,4 @@
-"""Runs beside each other at equal samples: the first is the reference, the question is whether the others lost by their batch."""
+"""Runs compared at equal samples: the first is the reference, the question is whether the others lost by their batch."""
 
 import math
 from collections.abc import Sequence

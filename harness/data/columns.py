@@ -24,7 +24,7 @@ class Columns(ABC):
         """Bytes of one row over all columns."""
 
     def fingerprint(self) -> str | None:
-        """Text that changes when the rows do, to be kept in checkpoints; None: taken from some rows."""
+        """Text that changes when the rows do, kept in checkpoints; None: a hash of some rows is used."""
         return None
 
     def source(self, index: int) -> str:

@@ -96,7 +96,7 @@ def joined(sets: Mapping[str, Data], weights: Sequence[float] = ()) -> JoinedCol
     if len(columns) == len(sets):
         return JoinedColumns(columns, weights)
     if columns:
-        at = f"the set {next(iter(columns))} is read in batches (columns), other sets sample by sample"
+        at = f"the set {next(iter(columns))} is read in columns, other sets sample by sample"
         raise UserError("recipe.use", at, "make all sets columns, or none")
     return JoinedItems(sets, weights)
 

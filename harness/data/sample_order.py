@@ -41,7 +41,7 @@ class Order(SampleOrder):
     """The shuffled stream over one data set. `take` keeps one block, so reading forward costs O(1) a sample.
 
     A block that was read through is followed by one of twice the length; a leap past it, as one rank of thousands makes at each
-    step, by a short one, of which little is made in vain.
+    step, by a short one, so that little work is wasted.
     """
 
     def __init__(self, n: int, seed: int, shuffle: Shuffle | None = None) -> None:

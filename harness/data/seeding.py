@@ -13,8 +13,8 @@ import torch
 from harness.data.sample_order import derive
 
 MODEL, PASS, ORDER, KEYS, DATA, SAMPLE, COLLATE, EVALUATION = 1, 2, 3, 4, 5, 6, 7, 8
-"""What a seed is for: KEYS are the random numbers that come with the samples of a recipe that augments. All runs of before used
-these numbers: they stay."""
+"""Purposes of seeds. KEYS are the random numbers that come with the samples of a recipe that augments. Fixed: earlier versions drew
+with these numbers."""
 
 
 def seed_host(seed: int) -> None:

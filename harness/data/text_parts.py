@@ -9,7 +9,7 @@ from typing import BinaryIO
 from harness.config.errors import UserError
 
 PARTS, LEAST, MOST = 64, 1 << 20, 1 << 29
-"""Into so many parts a text is cut, as long as each then has between LEAST and MOST bytes."""
+"""Into how many parts a text is cut, as long as each has between LEAST and MOST bytes."""
 BLOCK = 1 << 20
 """Bytes of a text file that are cut into tokens at once; it ends with a line."""
 LINES = ".jsonl"

@@ -19,7 +19,7 @@ from harness.data.columns import Columns
 from harness.data.token_formats import SETTING, SUFFIXES, RawType, TokenFile, TokenIndex, open_tokens, read_index
 
 BLOCKS, BLOCK = 64, 1024
-"""Evenly spaced blocks of tokens that are looked at before training, and make the fingerprint."""
+"""How many evenly spaced blocks of tokens are checked before training; the fingerprint is a hash of them."""
 
 
 @final
@@ -81,7 +81,7 @@ class TokenFiles(Columns):
             if whole.size:
                 windows = np.lib.stride_tricks.sliding_window_view(file.ids, width)
                 tokens[whole] = self._checked(file, windows[starts[whole]])
-            for place in np.flatnonzero(here & (starts > len(file.ids) - width)):  # a file has one such row
+            for place in np.flatnonzero(here & (starts > len(file.ids) - width)):  # only the last row of a file may be short
                 rest = self._checked(file, file.ids[starts[place] :])
                 tokens[place, : len(rest)], length[place] = rest, len(rest)
         return {"tokens": torch.from_numpy(tokens), "length": torch.from_numpy(length)}

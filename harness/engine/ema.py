@@ -1,6 +1,6 @@
 """The running average of the weights (EMA): ema' = rho ema + (1 - rho) weights after each step, laid out as the weights are.
 
-At k times the batch rho^k keeps its half-life in samples (Busbridge et al. 2023, 2307.13813); the plan says rho. It begins at the
+At k times the batch rho^k keeps its half-life in samples (Busbridge et al. 2023, 2307.13813); the plan has rho. It begins at the
 initial weights. BatchNorm's running statistics are averaged along, as they belong to the weights.
 """
 
@@ -42,14 +42,14 @@ class Average:
         torch._foreach_add_(kept, moved)
 
     def swap(self) -> None:
-        """The averages and the weights change places; once more, and they are back."""
+        """Swap the averages with the weights; a second call swaps them back."""
         for kept, live in zip(_local(self._kept), _local(self._live()), strict=True):
             was = live.clone()
             live.copy_(kept)
             kept.copy_(was)
 
     def sync(self, device: torch.device) -> None:
-        """Make what is not sharded and differs by rank, the averages of statistics, the mean over ranks."""
+        """Average over ranks what differs by rank and is not sharded: the averages of BatchNorm's statistics."""
         mine = {name: self._kept[name] for name in self._buffers}
         found = gather({name: digest(kept) for name, kept in mine.items()})
         average({name: kept for name, kept in mine.items() if any(rank[name] != found[0][name] for rank in found)}, device)
@@ -64,5 +64,5 @@ class Average:
 
 
 def _local(tensors: Mapping[str, Tensor]) -> list[Tensor]:
-    """What lies here of each, to read and to write without a gradient."""
+    """This rank's part of each, detached, to read and write."""
     return [(t.to_local() if isinstance(t, DTensor) else t).detach() for t in tensors.values()]

@@ -33,7 +33,7 @@ class Limit:
 
 
 class StepTooLargeError(torch.OutOfMemoryError):
-    """A step did not fit in memory, and everything is as before it: it may be taken again in smaller passes."""
+    """A step did not fit in memory and has changed nothing: it may be repeated in smaller passes."""
 
 
 class Engine(ABC):
@@ -46,11 +46,11 @@ class Engine(ABC):
     processes: int
     estimator: Estimator
     heartbeat: Heartbeat
-    """Where this rank says that it continues."""
+    """The heartbeat in which this rank reports progress."""
     base: Mapping[str, str]
     """Digests of the weights that are not trained, as model() made them, by name."""
     notes: list[tuple[str, str]]
-    """(code, text) of each note for the user, until the loop has reported it."""
+    """(code, text) of each notice for the user that the loop has not reported yet."""
 
     @property
     @abstractmethod
@@ -63,7 +63,7 @@ class Engine(ABC):
 
     @abstractmethod
     def adopt(self, plan: Plan) -> None:
-        """From here on the steps are of this plan: the same world, another global batch or micro-batch."""
+        """Use this plan from the next step on: the same world, another global batch or micro-batch."""
 
     @abstractmethod
     def step(self, micros: Sequence[Micro], lr: float, stop: bool, *, close: bool = False, limit: Limit | None = None) -> None:
@@ -102,16 +102,17 @@ class Engine(ABC):
         """Make buffers equal on all ranks, before evaluation or saving.
 
         What differs and is not whole numbers, such as BatchNorm's running statistics, becomes the mean over ranks; what is equal
-        stays. Of other buffers than BatchNorm's it is said in `notes`.
+        stays. For buffers other than BatchNorm's a notice is added to `notes`.
         """
 
     @abstractmethod
     def evaluated(self) -> AbstractContextManager[None]:
-        """Inside, the model has the weights that its optimizer uses for evaluation; afterwards exactly those that it trains."""
+        """Inside the context the model has the weights that its optimizer uses for evaluation; afterwards exactly those that it
+        trains."""
 
     @abstractmethod
     def averaged(self) -> AbstractContextManager[None]:
-        """Inside, the model's weights are their running average. Only for a plan with `ema`."""
+        """Inside the context the model's weights are their running average. Only for a plan with `ema`."""
 
     @abstractmethod
     def reduce(self, sums: Tensor) -> Tensor:

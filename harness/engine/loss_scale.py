@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from harness.checkpoint.tensor_slices import SliceReader
 
 SCALE = "scaler/scale"
-"""Its name in checkpoints."""
+"""The name of the loss scale in checkpoints."""
 
 
 @final
@@ -55,5 +55,5 @@ class LossScale:
 
 
 def power_of_two(count: float) -> float:
-    """The power of two at or below a count of items. To divide a sum by it rounds nothing, and keeps fp16 in its range."""
+    """The power of two at or below a count of items. Dividing a sum by it is exact, and keeps fp16 in range."""
     return 2.0 ** math.floor(math.log2(count)) if count >= 1 else 1.0

@@ -49,7 +49,7 @@ class Passes(ABC):
         return buffers.keep()
 
     def forget(self) -> None:
-        """Drop what belongs to a step that did not fit in memory."""
+        """Drop the gradients and buffers of a step that did not fit in memory."""
         self.small = None
 
 

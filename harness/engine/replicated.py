@@ -46,7 +46,7 @@ class Replicated(Layout):
 
     @override
     def settle(self) -> None:
-        """No pass moves them elsewhere."""
+        """Nothing to do: no pass moves the weights."""
 
 
 @final

@@ -59,7 +59,7 @@ class SingleProcess(Gradients):
         if self.fp16:
             self.fp16.scaled(total / self.divide).backward()  # type: ignore[no-untyped-call]
         elif self._whole:
-            # backward(gradient) is this, after 20 us of checks of what is ours anyway
+            # as Tensor.backward(gradient), without 20 us of argument checks
             self.start = self._share(count, total)
             _engine_run_backward((total,), (self.start,), False, False, (), True, True)
         else:

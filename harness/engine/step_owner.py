@@ -20,7 +20,7 @@ class StepOwner(ABC):
     moving = False
     """Whether weights may have moved in this step."""
     grad_norms: Tensor | None = None
-    """After the last step of a window, the norm of each parameter's gradient; None if the backend keeps them to itself."""
+    """After the last step of a window, the norm of each parameter's gradient; None if the backend does not expose them."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan

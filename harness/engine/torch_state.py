@@ -1,4 +1,4 @@
-"""The state of a model whose weights torch's optimizer moves: out into a checkpoint, and in."""
+"""The state of a model whose weights torch's optimizer moves: saved to a checkpoint and loaded from one."""
 
 from collections.abc import Mapping
 from functools import cached_property
@@ -80,7 +80,7 @@ class TorchState(State):
         }
 
     def _to_evaluate(self) -> dict[str, Tensor]:
-        """The weights to evaluate, where they are others than those that are trained at."""
+        """The weights for evaluation, if the optimizer has separate ones (schedule-free)."""
         if not isinstance(self._setup.optimizer, TwoModes):
             return {}
         with evaluated(self._setup, self):

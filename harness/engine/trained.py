@@ -13,7 +13,7 @@ from harness.config.errors import UserError
 from harness.distributed.process_group import gather
 
 NAMED = 4
-"""Parameters that a message names at most."""
+"""The most parameters that a message names."""
 
 
 @final

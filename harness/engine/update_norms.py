@@ -1,6 +1,6 @@
 """How far a step moves the weights: norms by group of parameters, from the weights after it and a part of those before.
 
-Of a large tensor a part is followed, so that no second copy of the weights is needed.
+Only a part of a large tensor is sampled, so that no second copy of the weights is needed.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from torch import Tensor
 from harness.engine.device_scalars import norms
 
 FOLLOWED = 2_048
-"""Elements of a tensor, about, that are followed through a step; all of them in a small one."""
+"""About how many elements of a tensor are sampled through a step; all of them in a small tensor."""
 
 
 @dataclass(frozen=True)

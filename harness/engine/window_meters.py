@@ -206,7 +206,7 @@ def _statm() -> tuple[int, float]:
 
 
 def rss_gib() -> float:
-    """Resident memory of this process, by a look that is at most a second old: the kernel takes as long as 20 of our lines."""
+    """Resident memory of this process, from a reading that is at most a second old: reading it is slow."""
     return _rss_gib(int(time.monotonic()))
 
 

@@ -63,7 +63,7 @@ class ZeroState(State):
 
     @override
     def settle(self) -> None:
-        """DeepSpeed does it after every forward."""
+        """Nothing to do: DeepSpeed frees gathered weights after every forward."""
 
     @override
     def pieces(self) -> list[TensorSlice]:
@@ -192,7 +192,7 @@ class ZeroState(State):
         return flats
 
     def _spread(self) -> None:
-        """Bring the weights that passes run with up to their float32 slices, on all ranks."""
+        """Update the weights that passes use from the float32 slices, on all ranks."""
         if not self._stage3:
             self._zero.update_lp_params()
             return

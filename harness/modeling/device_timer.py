@@ -21,5 +21,5 @@ def seconds(first: Stamp, second: Stamp) -> float:
     if isinstance(first, float) and isinstance(second, float):
         return second - first
     if isinstance(first, float) or isinstance(second, float):
-        raise TypeError("stamps of two devices")
+        raise TypeError("time stamps of two kinds of device")
     return float(first.elapsed_time(second)) / 1e3

@@ -1,4 +1,4 @@
-"""How a pass is computed: TF32, memory layout, activation checkpointing, compilation. The same run, faster or in less memory."""
+"""How a pass is computed: TF32, memory layout, activation checkpointing, compilation: the same run, faster or in less memory."""
 
 from collections.abc import Callable, Sequence
 from functools import partial

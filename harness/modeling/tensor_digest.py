@@ -1,4 +1,5 @@
-"""What is compared of tensors between ranks, or between a run and its resumption: a digest, or a sketch with tolerance."""
+"""Fingerprints by which tensors are compared between ranks, or between a run and its resumption: a digest, or a sketch with
+tolerance."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from torch import Tensor
 
 BLOCK = 1 << 20
 CLOSE = 1e-2
-"""How far sketches may be apart, relative to the norm: rounding, also to bf16, and never other random numbers."""
+"""Tolerance of sketches, relative to the norm: allows for rounding (also to bf16), not for different random numbers."""
 Sketch = Sequence[float]
 
 

@@ -11,7 +11,7 @@ from harness.plan.plan import Plan
 
 
 def tuned(optimizer: Optimizer) -> dict[str, Any]:
-    """The section `optim` of a run file that says what the script's optimizer says. Raises UserError for one nobody knows."""
+    """The section `optim` of a run file with the numbers of the script's optimizer. Raises UserError for an unknown optimizer."""
     name, defaults = _name(optimizer), optimizer.defaults
     facts = optimizer_facts(name)
     known = {"momentum": facts.momentum, "betas": facts.betas, "alpha": facts.alpha, "eps": facts.eps}
@@ -23,7 +23,7 @@ def tuned(optimizer: Optimizer) -> dict[str, Any]:
 
 
 def with_tuned(section: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:
-    """A section `optim` with the script's numbers in it. Raises UserError if both give one and they differ."""
+    """A section `optim` with the script's numbers added. Raises UserError where both have a number and they differ."""
     found = tuned(optimizer)
     for key, value in found.items():
         if key in section and section[key] is not None and section[key] != value:

@@ -41,14 +41,14 @@ def check_backend(config: Config, facts: OptimizerFacts, world: World) -> None:
     _check_precision(config)
     _check_offload(config, world)
     if config.compute.compile and name == "zero3":
-        at = "is true, but zero3 gathers weights by hooks that no compiled graph can hold"
+        at = "is true, but zero3 gathers weights in hooks, which cannot be compiled"
         raise UserError("compute.compile", at, "leave it out, or use backend.name: fsdp")
     if config.compute.channels_last and name != "ddp":
         at = f"is true, but {name} cuts or sends weights row by row"
         raise UserError("compute.channels_last", at, "leave it out, or use backend.name: ddp")
     _check_sharpness(config)
     if backend.shard == "node" and world.nodes == 1:
-        raise UserError("backend.shard", "is node, but there is one node", "leave it out, or plan for more --nodes")
+        raise UserError("backend.shard", "is node, but the plan has one node", "leave it out, or plan for more --nodes")
 
 
 def _check_sharpness(config: Config) -> None:
@@ -74,7 +74,7 @@ def _check_optimizer(config: Config, facts: OptimizerFacts) -> None:
         at = f"is {config.optim.name}, which {facts.source} does not do on fsdp's shards"
         raise UserError("optim.name", at, "use another optimizer, or backend.name: ddp")
     if name in ZERO and not facts.elementwise:
-        at = f"is {config.optim.name}, which looks at whole layers, and {name} cuts them up"
+        at = f"is {config.optim.name}, which needs whole layers, and {name} shards them"
         raise UserError("optim.name", at, "use another optimizer, or backend.name: ddp")
     if name in ZERO and config.optim.name == "adagrad":
         raise UserError("optim.name", f"is adagrad, whose weight decay {name} drops", "use adam, or backend.name: ddp or fsdp")
@@ -83,7 +83,7 @@ def _check_optimizer(config: Config, facts: OptimizerFacts) -> None:
 def _check_precision(config: Config) -> None:
     name, precision = config.backend.name, config.precision
     if precision == "fp16" and name in ("fsdp", "zero0"):
-        at = f"is fp16, and {name} has no loss scale that all ranks agree on"
+        at = f"is fp16, and {name} has no common loss scale over ranks"
         raise UserError("precision", at, "use bf16, or backend.name: ddp or zero1 to zero3")
     if precision == "fp64" and name in (*ZERO, "zero0"):
         does = "sends no float64" if name == "zero0" else "keeps its weights in float32"

@@ -160,7 +160,7 @@ def _check_settings(batch: BatchConfig, planned: int) -> None:
     if batch.steps and batch.grow != "none":
         raise UserError("batch.grow", f"is {batch.grow}, and batch.steps are given", "leave one of them out")
     if batch.stage_lr is not None and not batch.steps and batch.grow != "ramp":
-        raise UserError("batch.stage_lr", f"is {batch.stage_lr}, and no batch.steps or ramp would use it", "leave it out")
+        raise UserError("batch.stage_lr", f"is {batch.stage_lr}, which only batch.steps and grow: ramp use", "leave it out")
     ramp = {"ramp_start": batch.ramp_start, "ramp_increment": batch.ramp_increment, "ramp_samples": batch.ramp_samples}
     for name, value in ramp.items():
         if batch.grow == "ramp" and value is None:

@@ -8,7 +8,7 @@ from harness.config.schema import CheckpointConfig
 
 DEFAULT_MTBF_HOURS = 24.0
 FIRST_COST_S = 1.0
-"""What a save is taken to cost until one was measured."""
+"""The assumed cost of a save in seconds until one is measured."""
 
 
 def young_daly(cost_s: float, mtbf_s: float) -> float:

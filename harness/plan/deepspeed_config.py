@@ -25,9 +25,9 @@ def deepspeed_json(plan: Plan, backend: BackendConfig) -> dict[str, Any]:
     for path, value in _leaves(backend.deepspeed or {}):
         setting = "backend.deepspeed." + ".".join(path)
         if path[0] in _FORBIDDEN:
-            raise UserError(setting, f"is {value!r}, but the plan does that", f"leave it out, see {_FORBIDDEN[path[0]]}")
+            raise UserError(setting, f"is {value!r}, but the plan sets it", f"leave it out, see {_FORBIDDEN[path[0]]}")
         if value == "auto":
-            raise UserError(setting, "is 'auto', and nothing here fills that in", "give a value, or leave it out")
+            raise UserError(setting, "is 'auto', and there is nothing to fill it in", "give a value, or leave it out")
         _merge(tree, path, value, setting)
     for path, value in _leaves(_defaults(plan, backend)):
         _fill(tree, path, value)

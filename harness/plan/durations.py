@@ -1,4 +1,4 @@
-"""Wishes in epochs or samples -> samples. The size of the data set is needed only where a wish is in epochs."""
+"""Lengths in epochs or samples -> samples. The size of the data set is needed only for lengths in epochs."""
 
 import math
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from harness.plan.token_units import budget, to_samples
 DEFAULT_WARMUP_EPOCHS = 5.0
 """Goyal et al. 2017, section 2.2: five epochs of gradual warm-up."""
 DEFAULT_WARMUP_FRACTION = 0.1
-"""Of the schedule, at most: five epochs are longer than many a fine-tune."""
+"""The largest default share of the schedule: five epochs are longer than many fine-tuning runs."""
 _HORIZONS = ("epochs", "samples", "tokens", "tokens_per_parameter")
 """The settings that say how long the schedule is."""
 
@@ -32,7 +32,7 @@ class Lengths:
         return round(epochs * self.dataset)
 
     def some(self, setting: str, epochs: float) -> int:
-        """The same, of a length that must be one sample at least. Raises UserError."""
+        """As `epochs`, for a length that must be at least one sample. Raises UserError."""
         samples = self.epochs(setting, epochs)
         if samples < 1:
             raise UserError(setting, f"{epochs:g} epochs are less than one of {self.dataset} samples", "give a longer one")
@@ -57,7 +57,7 @@ class Lengths:
         given = config.eval
         found = self.optional("eval.patience_epochs", given.patience_epochs, given.patience_samples)
         if found is None and given.min_delta is not None:
-            at = f"is {given.min_delta:g}, and no patience is set that would use it"
+            at = f"is {given.min_delta:g}, which only a patience uses, and none is set"
             raise UserError("eval.min_delta", at, "set eval.patience_epochs or eval.patience_samples")
         return found
 

@@ -33,7 +33,7 @@ class Evidence:
     """Where all this was measured, as text for people."""
 
     def over(self, other: "Evidence | None") -> "Evidence":
-        """This, and what it lacks from `other`; both sources."""
+        """This evidence, with what it lacks taken from `other`; both sources are named."""
         if other is None:
             return self
         mine = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}

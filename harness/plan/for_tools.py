@@ -31,7 +31,9 @@ class Arguments:
 def arguments_for(tool: Tool, config: Config, plan: Plan) -> Arguments:
     """The plan as the arguments of a tool. Raises UserError if the tool cannot train as planned."""
     if len(plan.stages) > 1 or plan.rule == "adascale" or config.batch.grow != "none":
-        raise UserError("--for", f"is {tool}, which cannot change the batch or follow a gain in mid-run", "leave out batch.grow")
+        raise UserError(
+            "--for", f"is {tool}, which cannot change the batch or apply AdaScale's gain during a run", "leave out batch.grow"
+        )
     made = _BUILDERS[tool](config, plan)
     return Arguments(f"{made.title}, for {plan.world_size} ranks", made.values, made.notes + _common(plan))
 
@@ -85,9 +87,9 @@ def _trainer(config: Config, plan: Plan) -> Arguments:
         notes.append(f"without it the optimizer is not the plan's {plan.optimizer} (momentum {plan.momentum})")
     notes.append("warmup_steps below 1, and warmup_ratio, are shares of max_steps: at another batch, other samples")
     notes.append("a model whose forward takes num_items_in_batch divides by the step's count over all ranks; one that does not,")
-    notes.append("by each pass's own: keep passes equally long there")
+    notes.append("by each pass's own: with such a model, give all passes equally many items")
     if plan.backend.startswith("zero"):
-        notes.append("deepspeed=: the JSON of --for deepspeed, without 'auto'; its scheduler section is Trainer's to fill")
+        notes.append("deepspeed=: the JSON of --for deepspeed, without 'auto'; Trainer fills in its scheduler section")
     if plan.backend == "fsdp":
         notes.append("under FSDP Trainer refuses optimizers=: override create_optimizer_and_scheduler to return planned(...)")
     return Arguments("transformers.TrainingArguments", values, tuple(notes))

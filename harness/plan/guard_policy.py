@@ -12,9 +12,9 @@ from harness.plan.lr_schedule import Schedule
 Trouble = Literal["nonfinite", "spike", "divergence", "dead", "erratic"]
 Action = Literal["note", "skip", "clip", "back_off", "warm_up", "roll_back", "stop"]
 STRENGTH: tuple[Action, ...] = get_args(Action)
-"""From the weakest on: of two troubles at once, the stronger answer counts."""
+"""The actions, weakest first: of two troubles at once, the stronger action counts."""
 LIMITS: tuple[Action, ...] = ("skip", "clip")
-"""Answers that are given inside the step, before the weights move; after it nothing is left to do."""
+"""Actions inside the step, before the weights move; nothing is left to do after it."""
 PRESETS: dict[str, dict[Trouble, Action]] = {
     "watch": {"nonfinite": "skip", "spike": "note", "divergence": "note", "dead": "note", "erratic": "note"},
     "protect": {"nonfinite": "skip", "spike": "clip", "divergence": "roll_back", "dead": "roll_back", "erratic": "back_off"},
@@ -83,5 +83,5 @@ def check_guard(guard: GuardConfig, schedule: Schedule, backend: str) -> None:
             "guard.divergence", "is warm_up, but the plan has no warm-up to grow", "set scaling.warmup_epochs, or back_off"
         )
     if guard.spike == "skip" and backend in ("zero1", "zero2", "zero3"):
-        at = f"is skip, but {backend} tells the gradient's norm only after the step"
+        at = f"is skip, but {backend} gives the gradient's norm only after the step"
         raise UserError("guard.spike", at, "use clip, or backend.name: ddp or fsdp")

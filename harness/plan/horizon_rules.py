@@ -51,6 +51,6 @@ def at_horizon(done: Rewrite, config: Config, ratio: float, family: Family, rule
     why = f"(D0/D)^{exponent:g} = x{factor:.4g} at D/D0 = {ratio:.4g}"
     source = f"{done.source}; {_SOURCE}" if given is None and exponent else done.source
     if not exponent:
-        why = f"the horizon's {ratio:.4g}-fold leaves lr: no law is known for {family} optimizers" if given is None else why
+        why = f"D/D0 = {ratio:.4g} leaves lr as it is: no law is known for {family} optimizers" if given is None else why
     eps = done.eps * math.sqrt(ratio) if rule in _SCALES_EPS else done.eps
     return replace(done, lr=done.lr * factor, eps=eps, reason=f"{done.reason}, {why}", source=source)

@@ -38,7 +38,9 @@ class LrLaw:
         for name, factor in apart.items():
             if factor > FAR:
                 low, high = self.ranges[name]
-                here = f"{name} {at[name]:,.0f} is {factor:,.0f} times past what the fit has seen ({low:,.0f} to {high:,.0f})"
+                here = (
+                    f"{name} {at[name]:,.0f} is a factor of {factor:,.0f} outside of the fitted range ({low:,.0f} to {high:,.0f})"
+                )
                 raise UserError("--from", here, f"add runs within {FAR:g} times of it to the fit")
-        outside = [f"{factor:.2g} times past the {name} seen" for name, factor in apart.items() if factor > NEAR]
+        outside = [f"by a factor of {factor:.2g} in {name}" for name, factor in apart.items() if factor > NEAR]
         return "; extrapolated ".join([self.source, *([" and ".join(outside)] if outside else [])])

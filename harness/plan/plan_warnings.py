@@ -12,9 +12,9 @@ FEW_WARMUP_STEPS = 100
 FEW_STEPS = 300
 LARGE_RATIO = 8.0
 LONG_WARMUP = 2 / 3
-"""Of the schedule: a longer warm-up is not useful advice."""
+"""The largest share of the schedule for a warm-up that is proposed."""
 SHOWN = 2
-"""Warnings of a plan that people are shown, the most serious. JSON has all."""
+"""How many warnings of a plan are printed, the most serious; JSON has all."""
 _POWER = {"linear": 1.0, "sqrt": 0.5, "adam": 0.5, "adam_sde": 0.5, "legw": 0.5}
 """Rules whose lr is a power of the batch."""
 
@@ -110,7 +110,7 @@ def _past_noise_scale(f: Facts) -> str:
 
 def _short_adam_warmup(f: Facts) -> str:
     need = _adam_steps(f.beta2)
-    if f.warmup_steps >= need or _short_warmup(f):  # whose remedy is long enough for Adam too
+    if f.warmup_steps >= need or _short_warmup(f):  # the remedy for a short warm-up covers Adam, too
         return ""
     at = f"{f.warmup_steps} warm-up steps, Adam at beta2 = {f.beta2:g} wants 2/(1-beta2) = {need} (Ma & Yarats 2021)"
     if f.beta2_scaled is not None and f.k > 1 and f.warmup_steps >= _adam_steps(f.beta2_scaled):

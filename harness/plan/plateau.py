@@ -4,7 +4,8 @@ import math
 from dataclasses import dataclass, replace
 
 THRESHOLD = 1e-4
-"""Of the best so far: an improvement by less is none. The default of torch.optim.lr_scheduler.ReduceLROnPlateau (mode rel)."""
+"""An improvement by a smaller share of the best loss does not count. The default of torch.optim.lr_scheduler.ReduceLROnPlateau
+(mode rel)."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ MPI = (
     ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_SIZE"),
     ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
 )
-"""What Open MPI, MVAPICH and MPICH (Intel MPI) tell a process: the same four as OURS."""
+"""The variables of Open MPI, MVAPICH and MPICH (Intel MPI) with the meaning of the four in OURS."""
 _ALL = (*OURS, "LOCAL_SIZE", *(name for names in MPI for name in names))
 _AGENT = "TORCHELASTIC_USE_AGENT_STORE"
 
@@ -42,7 +42,7 @@ def settle(environ: MutableMapping[str, str]) -> Place:
 
 
 def alone(environ: MutableMapping[str, str]) -> str:
-    """Make `environ` that of one process which nobody started, whatever was left over there; what was, as text, or nothing.
+    """Make `environ` that of a single process without a launcher. Returns what had been left over there, as text, or nothing.
 
     Raises UserError if it says, whole and clear, that this is one of several ranks: each of them would train alone.
     """
@@ -59,7 +59,7 @@ def alone(environ: MutableMapping[str, str]) -> str:
     telling = [
         f"{name}={value}" for name, value in left.items() if value not in ("", "1" if name.endswith(("SIZE", "NRANKS")) else "0")
     ]
-    return f"{' '.join(telling)} in the environment: left over, and not heeded by one process" if telling else ""
+    return f"{' '.join(telling)} in the environment: left over from elsewhere, and ignored by a single process" if telling else ""
 
 
 def _check_mine(environ: Mapping[str, str], names: tuple[str, ...]) -> None:
@@ -118,7 +118,7 @@ def _whole(told: Mapping[str, str], names: Iterable[str], why: str) -> None:
 
 
 def _half(missing: list[str], why: str, given: list[str]) -> UserError:
-    """The mistake of an environment that says one half."""
+    """The UserError for an environment in which only some of the variables are set."""
     remedy = f"start the ranks by torchrun, accelerate launch, srun or mpirun, or, for one process, unset {' '.join(given)}"
     return UserError(" ".join(missing), f"missing, though {why}", remedy)
 
@@ -128,12 +128,12 @@ def _number(text: str) -> int | None:
 
 
 def _write(environ: MutableMapping[str, str], told: Mapping[str, str]) -> None:
-    """Make `told` all that the environment says of ranks."""
+    """Replace all variables about ranks in the environment by `told`."""
     for name in (*_ALL, *(() if told else (_AGENT,))):
         environ.pop(name, None)
     environ.update(told)
 
 
 def without_ranks(environ: Mapping[str, str]) -> dict[str, str]:
-    """An environment for a process that we start: what it says of ranks, and of a step of Slurm's, is of this one."""
+    """The environment for a child process, without this process's variables of ranks and of Slurm's step."""
     return {name: value for name, value in environ.items() if name not in (*_ALL, _AGENT, "SLURM_STEP_ID")}

@@ -11,7 +11,7 @@ from harness.plan.plan import Plan
 
 
 def run_files(config: Config, plan: Plan) -> dict[str, str]:
-    """The texts by name: the run file, the plan, and what DeepSpeed is given where it trains."""
+    """The texts by name: the run file, the plan, and DeepSpeed's JSON where it is the backend."""
     files = {RUN_FILE: to_yaml(encode(config)), PLAN: json.dumps(plan.to_json(), indent=1)}
     if plan.backend.startswith("zero"):
         files[DEEPSPEED] = json.dumps(deepspeed_json(plan, config.backend), indent=1)

@@ -1,4 +1,4 @@
-"""A task that `srun` started, as torch wants to be told: Slurm's variables -> those of torchrun. Pure; no launcher in between."""
+"""The environment of a task that `srun` started: Slurm's variables -> those of torchrun. Pure; no launcher in between."""
 
 import re
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ PORTS = range(20000, 30000)
 """Where the first task's store listens: by the number of the job and its step, below the ports that the kernel hands out."""
 
 NEEDED = ("SLURM_JOB_ID", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE", "SLURM_STEP_NODELIST")
-"""What srun tells each task of a step."""
+"""The variables that srun sets for each task of a step."""
 
 
 def variables(environ: Mapping[str, str]) -> dict[str, str]:

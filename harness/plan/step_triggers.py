@@ -7,8 +7,11 @@ from harness.plan.plan import Plan
 
 @dataclass(frozen=True)
 class Due:
-    """What a step is followed by. `over`: the run's last; `limit`: the last that this process was to take; `look`: the ranks look
-    whether any of them was asked to stop."""
+    """What a step is followed by.
+
+    `over`: the run's last; `limit`: the last that this process was to take; `look`: the ranks check whether any of them was asked
+    to stop.
+    """
 
     over: bool = False
     limit: bool = False
@@ -25,8 +28,8 @@ class Due:
 
 NOTHING, LOOK = Due(), Due(look=True)
 STOP_CHECK_S = 2.0
-"""How often the ranks look in a window whether one of them was asked to stop; where a step takes longer, after each. Looking waits
-for the device, so that no step is prepared while the one before it runs."""
+"""Seconds between two checks for a stop on any rank; with longer steps, after each step. A check synchronises with the device, so
+that the next step is not enqueued meanwhile."""
 
 
 def stop_check_steps(steps: int, seconds: float) -> int:

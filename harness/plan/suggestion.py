@@ -59,7 +59,11 @@ def hours(s: Suggestion, gpus: int, tflops: float) -> float:
 def suggestion_lines(s: Suggestion, tflops: float | None = None, run: str = "RUN.yaml") -> list[str]:
     """The suggestion as text. `tflops`: what one GPU was measured to do."""
     rate = tflops or PEAKS[DEVICE].fp16 * USED
-    where = "as measured" if tflops else f"{USED:.0%} of the dense bf16 rate of an {DEVICE}: an assumption, measure yours"
+    where = (
+        "as measured"
+        if tflops
+        else f"{USED:.0%} of the dense bf16 peak of an {DEVICE}: an assumption; measure yours with widebatch bench"
+    )
     few = s.tokens < LEAST_TOKENS
     lines = [
         f"for {s.parameters:,} parameters and {s.tokens:,} tokens ({s.tokens / s.parameters:.3g} for each parameter)",

@@ -6,7 +6,7 @@ The record is JSON, as `widebatch bench` writes it; further keys, such as the de
                   {"world_size": 8, "samples_per_s_per_device": 1377.9}]}
 
 Between two worlds that were measured the speed of a device is taken to change evenly with the logarithm of the ranks; past the
-largest it is taken to stay, which nobody has seen: the hours are then marked as at best.
+largest it is assumed to stay, which is optimistic: the hours are then marked as at best.
 """
 
 import math

@@ -26,7 +26,7 @@ def to_samples(setting: str, tokens: float, each: int | None) -> int:
 
 
 def marked(setting: str, value: int | str, each: int | None) -> int:
-    """Samples of a mark such as 768, 20k, `250B tokens` or `10k samples`. Raises UserError."""
+    """Samples of a position such as 768, 20k, `250B tokens` or `10k samples`. Raises UserError."""
     if isinstance(value, int):
         return value
     number, _, unit = value.strip().partition(" ")

@@ -65,7 +65,7 @@ def cpu_requested(environ: Mapping[str, str]) -> bool:
 
 
 ALONE = Place(0, 0, 1, 1)
-"""Of a process that nobody started."""
+"""The place of a process without a launcher."""
 
 
 def place(environ: Mapping[str, str]) -> Place:

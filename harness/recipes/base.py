@@ -153,7 +153,7 @@ class Recipe(ABC):
 
     def adapter_files(self, weights: dict[str, Tensor], out: Path) -> None:
         """Write the trained adapters alone into the folder `out`, as peft reads them. Raises UserError if there are none."""
-        raise UserError("--adapter", f"is given, but {type(self).__name__} trains no adapters", "leave it out")
+        raise UserError("--adapter", f"is given, but {type(self).__name__} has no adapters", "leave it out")
 
     def fingerprint(self) -> str | None:
         """Text that changes when the training data do, to be kept in checkpoints; None: taken from the data themselves."""
@@ -172,7 +172,7 @@ def load_recipe(config: RecipeConfig) -> Recipe:
         module, _, name = BUILT_IN[config.use].partition(":")
         kind = vars(import_module(module))[name]
     elif config.use == SCRIPT:
-        raise UserError("recipe.use", f"is {SCRIPT}: model, data and loop are those of a script", "start that script again")
+        raise UserError("recipe.use", f"is {SCRIPT}: this run was started by a training script", "run that script again")
     else:
         known = [*BUILT_IN, "file.py:Class", "package.module:Class"]
         raise UserError("recipe.use", f"{config.use!r} is not a built-in recipe", did_you_mean(config.use, known))
@@ -181,7 +181,7 @@ def load_recipe(config: RecipeConfig) -> Recipe:
     known = {f.name.removesuffix("_"): f.name for f in dataclasses.fields(kind)}
     for knob, value in config.knobs.items():
         if knob not in known:
-            raise UserError(f"recipe.{knob}", f"is {value!r}, but {kind.__name__} has no such knob", did_you_mean(knob, [*known]))
+            raise UserError(f"recipe.{knob}", f"is {value!r}, but {kind.__name__} has no such field", did_you_mean(knob, [*known]))
     try:
         return check(kind, {known[knob]: value for knob, value in config.knobs.items()}, prefix="recipe.")
     except UserError as e:

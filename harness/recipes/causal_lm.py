@@ -44,7 +44,7 @@ class CausalLM(HuggingFaceModel):
         return next_token_loss(model, batch)
 
     def preview(self, sample: dict[str, Tensor]) -> str:
-        """The text."""
+        """The sample's text."""
         return token_preview(sample, self._tokenizer())
 
 

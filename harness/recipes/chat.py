@@ -55,7 +55,7 @@ class Chat(HuggingFaceModel):
         """The conversations of a split. Raises UserError."""
         words: Any = self._tokenizer()
         if words is None:
-            raise UserError("recipe.tokenizer", "is bytes, and chat needs a tokenizer", "give the folder of one")
+            raise UserError("recipe.tokenizer", "is bytes, and chat needs a tokenizer", "give a local folder with one")
         if self.files is None:
             raise UserError("recipe.files", "is not given", "name a file of JSON lines")
         if split == "valid" and self.valid_files is not None:

@@ -80,7 +80,7 @@ def _messages(where: str, messages: list[Any], words: Any, first: int = 0) -> tu
             continue
         before, after = _ids(where, messages[:number], words, ask=True), _ids(where, messages[: number + 1], words)
         if after[: len(before)] != before or whole[: len(after)] != after:
-            at = f"{where}: the chat template writes a conversation's beginning otherwise than the whole, at message {number + 1}"
+            at = f"{where}: the chat template renders the messages before number {number + 1} differently when the rest follows"
             raise UserError(SETTING, at, "give prompt and completion as texts, or another recipe.tokenizer")
         learn[len(before) : len(after)] = [True] * (len(after) - len(before))
     return whole, learn
@@ -92,7 +92,7 @@ def _ids(where: str, messages: list[Any], words: Any, *, ask: bool = False) -> l
         return []
     try:
         found: list[int] = words.apply_chat_template(messages, add_generation_prompt=ask, tokenize=True, return_dict=False)
-    except Exception as e:  # a template is a program, and says what is wrong by raising
+    except Exception as e:  # a template is a program that reports errors by raising
         lines = str(e).splitlines() or [type(e).__name__]
-        raise UserError(SETTING, f"{where}: the chat template takes it not: {lines[0]}", "repair the line, or the template") from e
+        raise UserError(SETTING, f"{where}: the chat template fails: {lines[0]}", "repair the line, or the template") from e
     return found

@@ -41,7 +41,7 @@ def _data(data: object, split: Split, name: str = "") -> Data:
     if is_sets(data):
         raise _wrong(call, data, "one data set; several are mixed by mixture(sets, weights)")
     if isinstance(data, IterableDataset):
-        must += ": samples are read by their number, so that a run can go on anywhere on any number of GPUs"
+        must += ": samples are read by index, so that a run can resume at any position on any number of GPUs"
     columns = isinstance(data, Mapping) or (isinstance(data, tuple) and all(isinstance(c, Tensor | np.ndarray) for c in data))
     if columns or isinstance(data, type | str | IterableDataset) or not isinstance(data, Columns | MapStyle):
         raise _wrong(call, data, "a Table of these columns: Table({'x': ..., 'y': ...})" if columns else must)
@@ -61,7 +61,7 @@ def fresh_model(recipe: Recipe) -> nn.Module:
         at = f"model() has parameters without a shape ({', '.join(lazy[:4])})"
         raise UserError("recipe.use", at, "give lazy modules their sizes, or run a batch through the model within model()")
     if not any(p.requires_grad for p in model.parameters()):
-        raise UserError("recipe.use", "model() has no parameter that is trained", "set requires_grad on those that should be")
+        raise UserError("recipe.use", "model() has no parameter that is trained", "set requires_grad on the parameters to train")
     return model
 
 
@@ -100,7 +100,7 @@ def check_loss(found: Any, *, graded: bool) -> None:
     _check_count("loss()", count)
     if graded and not total.requires_grad:
         at = "loss() gave a sum without a gradient: it was detached, or computed under torch.no_grad()"
-        raise UserError("recipe.use", at, "compute it from the model's output, and leave the backward to the harness")
+        raise UserError("recipe.use", at, "compute it from the model's output, and do not call backward() in loss()")
     if graded and isinstance(count, Tensor) and count.requires_grad:
         at = "loss() gave a count with a gradient, which would be lost: the sum is divided by the count of all ranks"
         raise UserError("recipe.use", at, "give the number of items; detach() it where it is computed from weights")

@@ -43,7 +43,8 @@ class Digits(Recipe):
 
     def data(self, split: Split) -> Table:
         """Columns image float [n, 1, 8, 8] in [-1, 1] and label int64 [n]."""
-        file = distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")  # to import it takes a CPU second
+        # importing scikit-learn takes a CPU second
+        file = distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")
         raw = torch.from_numpy(np.loadtxt(str(file), np.float32, delimiter=","))
         image, label = raw[:, :-1].reshape(-1, 1, 8, 8) / 8 - 1, raw[:, -1].long()
         held_out = torch.arange(len(label)) % VALID_EVERY == 0
@@ -62,7 +63,7 @@ class Digits(Recipe):
         return [{"image": (image.cpu() + 1) / 2, "label": int(label), "guess": int(g)} for image, label, g in shown]
 
     def uniform_loss(self) -> float:
-        """Ten classes alike."""
+        """All ten classes equally likely."""
         return math.log(10)
 
     def flops_per_item(self) -> float:

@@ -20,17 +20,18 @@ _COLLECTIVES = (
     *("scatter", "scatter_object_list", "send", "recv", "isend", "irecv", "batch_isend_irecv"),
 )
 _FUNCTIONAL = ("all_gather_tensor", "all_reduce", "all_to_all_single", "broadcast", "reduce_scatter_tensor")
-"""Of torch.distributed._functional_collectives, which compiled code uses."""
+"""The collectives of torch.distributed._functional_collectives, which compiled code uses."""
 _QUESTIONS = ("get_rank", "get_world_size", "is_initialized")
 _BACKENDS = ("/torch/distributed/fsdp/", "/torch/distributed/_composable/", "/torch/distributed/tensor/", "/deepspeed/")
-"""Whose collectives belong to the backend and not to the recipe."""
+"""Modules whose collectives belong to the backend and not to the recipe."""
 _BETWEEN = ("/torch/distributed/", "/torch/_dynamo/", "/contextlib.py", "/typing_extensions.py", "/warnings.py")
-"""What may lie between a collective and who asked for it."""
+"""Modules whose frames are skipped between a collective and its caller."""
 
 
 @contextmanager
 def watched_calls(begun: set[str]) -> Iterator[None]:
-    """Inside, `begun` gets the names of the collectives that the recipe's code or its model begins; not those of a backend."""
+    """Inside the context, `begun` gets the names of the collectives that the recipe's code or its model begins; not those of a
+    backend."""
 
     codes = _codes(dist, _COLLECTIVES) | _codes(functional, _FUNCTIONAL)
 
@@ -44,7 +45,7 @@ def watched_calls(begun: set[str]) -> Iterator[None]:
 
 @contextmanager
 def watched_questions(asked: set[str]) -> Iterator[None]:
-    """Inside, `asked` gets the names of what users' own code calls to gather over ranks, or to learn how many there are."""
+    """Inside the context, `asked` gets the names of the functions that users' code calls to gather over ranks or to count them."""
     codes = _codes(dist, (*_COLLECTIVES, *_QUESTIONS)) | _codes(functional, _FUNCTIONAL)
 
     def seen(frame: FrameType, event: str, _: Any) -> None:

@@ -23,7 +23,7 @@ UNREADABLE = "unreadable"
 
 
 def fingerprint(recipe: Recipe, data: Data) -> str:
-    """`LENGTH:HASH`, or the recipe's or the data's own text. `LENGTH:random` where a row is another each time it is fetched."""
+    """`LENGTH:HASH`, or the recipe's or the data's own text. `LENGTH:random` where a row differs each time it is fetched."""
     own = recipe.fingerprint()
     if own is None and isinstance(data, Columns):
         own = data.fingerprint()
@@ -40,7 +40,7 @@ def fingerprint(recipe: Recipe, data: Data) -> str:
 
 
 def read(recipe: Recipe, data: Data, numbers: Sequence[int], seed: int) -> list[Any]:
-    """Some rows, by a worker process where the recipe has such; one that cannot be read is a row like others here."""
+    """Some rows, by a worker process where the recipe has such; one that cannot be read is UNREADABLE."""
     if isinstance(data, Columns):
         columns = data.take(torch.tensor(numbers, dtype=torch.int64))
         return [{name: column[place] for name, column in columns.items()} for place in range(len(numbers))]

@@ -26,7 +26,7 @@ def check_gathers(recipe: Recipe, config: Config, plan: Plan, valid: int) -> lis
         return []
     batch, total, ranks = plan.global_batch, plan.total_samples, plan.processes
     if plan.world_size != ranks:
-        at = f"is {plan.world_size}, and the loss gathers over ranks: those that are simulated have nobody to gather from"
+        at = f"is {plan.world_size}, and the loss gathers over ranks: simulated ranks cannot gather"
         raise UserError("--simulate-world", at, "start as many processes as ranks: widebatch launch")
     if plan.passes > 1:
         at = f"is {plan.micro_batch}, so that a step has {plan.passes} passes, and the loss gathers the rows of one pass alone"
@@ -37,14 +37,14 @@ def check_gathers(recipe: Recipe, config: Config, plan: Plan, valid: int) -> lis
     if config.eval.sharpness:
         raise UserError("eval.sharpness", "is asked for, but the loss gathers over ranks", "leave it out")
     if ranks > 1 and total % batch:
-        at = f"are {total:,} in all: the last step has {total % batch}, which ranks share unevenly, and the loss gathers over ranks"
+        at = f"are {total:,} in all: the last step has {total % batch}, which do not split evenly, and the loss gathers over ranks"
         fits = [str(n) for n in (total - total % batch, total - total % batch + batch) if n]
         raise UserError("schedule.samples", at, f"write {' or '.join(fits)} (in place of schedule.epochs)")
     rest = valid % (ranks * plan.micro_batch) if ranks > 1 else 0
     if rest and rest == valid:
         at = f"has {valid} validation rows, fewer than one pass of {plan.micro_batch} on each of {ranks} ranks"
         raise UserError("recipe.use", f"{at}, and the loss gathers over ranks", "give more, or None for data('valid')")
-    text = f"the loss gathers over ranks: evaluations leave out the last {rest:,} of {valid:,} rows, which ranks share unevenly"
+    text = f"the loss gathers over ranks: evaluations leave out the last {rest:,} of {valid:,} rows, which do not split evenly"
     return [text] if rest else []
 
 
@@ -76,9 +76,7 @@ def told_simulated(plan: Plan, notes: list[str]) -> Iterator[None]:
         text = (
             f"the recipe calls {calls} of torch.distributed or accelerate, but simulated ranks run one after another in one process"
         )
-        notes.append(
-            f"{text} and have nobody to gather from: a loss over all ranks' rows is another one on {plan.world_size} ranks"
-        )
+        notes.append(f"{text} and cannot gather: a loss over all ranks' rows would differ from that on {plan.world_size} ranks")
 
 
 def _collectives() -> int:

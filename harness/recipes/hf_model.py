@@ -52,7 +52,7 @@ class HuggingFaceModel(Recipe, ABC):
     def model(self) -> nn.Module:
         """Ids int64 [n, t] -> an object with `logits` [n, t, vocabulary]."""
         config = self._config()
-        if self.folder is not None and torch.get_default_device().type != "meta":  # where numbers are asked for
+        if self.folder is not None and torch.get_default_device().type != "meta":  # not on the meta device: the weights are needed
             whole = read_model(self.folder, config)
         else:
             whole = library().AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -64,7 +64,7 @@ class HuggingFaceModel(Recipe, ABC):
         return max(lists, key=len, default=[])
 
     def hugging_face(self, weights: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """As it came; adapters are added to the weights that they belong to."""
+        """The model in its own format; LoRA adapters are merged into the weights."""
         return self._config().to_dict(), merged(self.model(), weights) if self.lora_r else weights
 
     def hugging_face_files(self, out: Path) -> None:
@@ -88,7 +88,7 @@ class HuggingFaceModel(Recipe, ABC):
         return float(self.context)
 
     def uniform_loss(self) -> float | None:
-        """Every token alike; of trained weights nobody knows."""
+        """All tokens equally likely; None (unknown) for trained weights."""
         return math.log(self._config().vocab_size) if self.folder is None else None
 
     def _lora(self) -> Lora:

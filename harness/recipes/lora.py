@@ -35,7 +35,7 @@ def library() -> Any:
 
 
 def with_lora(model: nn.Module, lora: Lora) -> nn.Module:
-    """The model with adapters, which alone are trained. Raises UserError if no module is called so."""
+    """The model with adapters, which alone are trained. Raises UserError if no module matches."""
     peft = library()
     config = peft.LoraConfig(
         task_type="CAUSAL_LM",
@@ -48,8 +48,8 @@ def with_lora(model: nn.Module, lora: Lora) -> nn.Module:
     try:
         adapted: nn.Module = peft.get_peft_model(model, config)
     except ValueError as e:
-        at = f"is {list(lora.targets)}, which no module of {type(model).__name__} is called"
-        raise UserError("recipe.lora_targets", at, "give the ends of names such as q_proj, or leave it out") from e
+        at = f"is {list(lora.targets)}, which match no module of {type(model).__name__}"
+        raise UserError("recipe.lora_targets", at, "give the last parts of module names, such as q_proj, or leave it out") from e
     return adapted
 
 

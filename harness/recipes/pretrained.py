@@ -50,7 +50,7 @@ def _check_weights(folder: str) -> None:
     if not pickles:
         raise UserError("recipe.folder", f"{folder!r} holds no {WEIGHTS[0]}", "give one that save_pretrained() wrote")
     code = f"from transformers import AutoModelForCausalLM as M; M.from_pretrained({folder!r}).save_pretrained('NEW')"
-    at = f"{folder!r} holds {pickles[0]} and no {WEIGHTS[0]}: a pickle can run code as it is read, so it is not read here"
+    at = f"{folder!r} holds {pickles[0]} and no {WEIGHTS[0]}: unpickling can run code, so it is not read"
     raise UserError("recipe.folder", at, f'convert it once, if you trust it: python -c "{code}"; copy its tokenizer too')
 
 
@@ -68,6 +68,7 @@ def read_tokenizer(folder: str, setting: str) -> Any:
         lines = [line for line in str(e).splitlines() if line.strip()]
         why = f" that can be read ({lines[0].strip()})" if (Path(folder) / "tokenizer_config.json").is_file() and lines else ""
         raise UserError(f"recipe.{setting}", f"{folder!r} holds no tokenizer{why}", remedy) from e
-    if not set(words.get_vocab()) - set(words.all_special_tokens):  # of a known kind of model an empty one is made
+    # transformers makes an empty tokenizer where the folder has none
+    if not set(words.get_vocab()) - set(words.all_special_tokens):
         raise UserError(f"recipe.{setting}", f"{folder!r} holds no tokenizer", remedy)
     return words

@@ -1,4 +1,4 @@
-"""What checkpoints and reports ask of a recipe, answered for a script that owns its model, its data and its loop."""
+"""The recipe that stands for a script with its own model, data and loop, for checkpoints and reports."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
@@ -20,19 +20,19 @@ class Script(Recipe):
     workers: int
 
     def model(self) -> nn.Module:
-        """The script has it."""
-        raise UserError("recipe.use", "is a script, which makes its own model", "start the script")
+        """Not called: the script has the model."""
+        raise UserError("recipe.use", "is a script, which builds its own model", "start the script")
 
     def data(self, split: Split) -> Data | None:
         """The training samples; what is validated the script knows."""
         return self.samples if split == "train" else None
 
     def loss(self, model: nn.Module, batch: Any) -> Sum:
-        """The script computes it."""
+        """Not called: the script computes its loss."""
         raise UserError("recipe.use", "is a script, which computes its own loss", "start the script")
 
     def items_per_sample(self) -> float | None:
-        """Nobody has said."""
+        """Unknown."""
         return None
 
     def collate(self, samples: list[Any]) -> Any:

@@ -10,7 +10,7 @@ from harness.supervision.exit_codes import FAILED, GUARD, MEMORY, STOPPED, UNSAV
 from harness.supervision.heartbeat import Beat, Phase
 
 SILENT_S = 3.0
-"""A beat this old is that of a process that does not run: stopped, or starved."""
+"""A process whose last beat is this old does not run: it is stopped, or gets no CPU."""
 _LOST_PEER = re.compile(r"connection (closed|reset|refused)|broken pipe|peer|timed out|socket|NCCL|remote process", re.IGNORECASE)
 
 Kind = Literal["failed", "lost", "memory", "killed", "hung", "user", "guard", "unsaved", "agent"]
@@ -59,8 +59,8 @@ def first_failure(looks: Sequence[RankStatus]) -> Fault | None:
         if beat is None:
             continue
         if beat.status is None and not look.alive and not beat.stopping:
-            aborted = signal.SIGABRT in beat.signals  # NCCL's watchdog ends a process so whose collective timed out
-            words = "aborted (SIGABRT), as a rank does that lost its peers," if aborted else "was killed"
+            aborted = signal.SIGABRT in beat.signals  # NCCL's watchdog aborts a process whose collective timed out
+            words = "aborted (SIGABRT), as happens when a rank loses its peers," if aborted else "was killed"
             found.append((aborted, beat.beat_s, Fault("lost" if aborted else "killed", look.rank, beat.step, words)))
         elif beat.status is not None and beat.status not in _ENDED_WELL:
             kind = _KINDS.get(beat.status, "failed")
@@ -83,7 +83,7 @@ def furthest(looks: Sequence[RankStatus]) -> int:
 def hung(looks: Sequence[RankStatus], now_s: float, began_s: float, hang_s: float, start_s: float) -> Fault | None:
     """Whether the run hangs: every rank that has not ended is past its limit. Names the rank that holds up the others."""
     if not any(look.beat for look in looks) and now_s - began_s > start_s:
-        return Fault("hung", None, 0, f"no rank came up for {now_s - began_s:.0f} s, longer than restart.start_s,")
+        return Fault("hung", None, 0, f"no rank started within {now_s - began_s:.0f} s, longer than restart.start_s,")
     running = [(look, look.beat) for look in looks if look.beat is not None and look.beat.status is None and look.alive]
     if not running or any(now_s - beat.moved_s < (hang_s if beat.warm else start_s) for _, beat in running):
         return None
@@ -97,7 +97,7 @@ def _silent(running: Sequence[tuple[RankStatus, Beat]], now_s: float, step: int,
     look = next((look for look, beat in running if look.frozen or now_s - beat.beat_s > SILENT_S), None)
     if look is None:
         return None
-    what = "its process is stopped (SIGSTOP)" if look.frozen else "its process does not run"
+    what = "its process is stopped (SIGSTOP)" if look.frozen else "its process gets no CPU"
     return Fault("hung", look.rank, step, f"hung {since}, {what},")
 
 
@@ -109,11 +109,11 @@ def _held_up(running: Sequence[tuple[RankStatus, Beat]], step: int, since: str) 
         look, beat = behind[0]
         return Fault("hung", look.rank, step, f"hung {since} {_busy(beat)}, behind the others,")
     busy = next((beat for _, beat in running if beat.phase == "data"), running[0][1])
-    return Fault("hung", None, step, f"no rank went on {since} {_busy(busy)},")
+    return Fault("hung", None, step, f"no rank made progress {since} {_busy(busy)},")
 
 
 def _busy(beat: Beat) -> str:
-    """What a rank that hangs is doing, and the setting that says how long that may take."""
+    """The phase in which a rank hangs, and the setting with its time limit."""
     return f"{_DOING[beat.phase]}, longer than restart.{'hang_s' if beat.warm else 'start_s'}"
 
 

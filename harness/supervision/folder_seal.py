@@ -16,7 +16,7 @@ from harness.supervision.safe_files import append_own, read_own, write_once
 
 
 def foreign(config: Config) -> dict[str, str]:
-    """By setting: the code that a run file names beside the built-in, and the store that checkpoints are fetched from."""
+    """By setting: the code that is not built in and that a run file names, and the store that checkpoints are fetched from."""
     place = config.checkpoint.dir or ""
     named = {
         "recipe.use": config.recipe.use if ":" in config.recipe.use else "",
@@ -59,5 +59,5 @@ def _key(*, make: bool) -> str:
             place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             return write_once(place, secrets.token_hex(32))
         return read_own(place) or ""
-    except (OSError, RuntimeError):  # the latter: nobody knows of a home
+    except (OSError, RuntimeError):  # RuntimeError: there is no home folder
         return ""

@@ -1,9 +1,9 @@
 """A rank's heartbeat: a small mapped file, in its launcher's memory, that says where the rank stands. Writing it takes no
 system call; whoever supervises reads it.
 
-Two things move in it: the beat, by a thread, says that the process runs; the ticks, by the loop, say that training continues. All
-times are of the monotonic clock, which the processes of one machine share. A field is written by one writer only. The signals that
-the rank hears are appended, a byte each (signal_record.py).
+Two things move in it: the beat, by a thread, shows that the process runs; the ticks, by the loop, show that training makes
+progress. All times are of the monotonic clock, which the processes of one machine share. A field is written by one writer only. The
+signals that the rank hears are appended, a byte each (signal_record.py).
 """
 
 import mmap
@@ -61,7 +61,7 @@ class Heartbeat:
         self._ticks, self._step, self._phase, self._warm = 0, 0, 0, False
         self._seen = dict.fromkeys(range(len(PHASES)), 0)
         if path is not None:
-            with suppress(OSError), path.open("wb+") as f:  # a launcher that is gone needs none
+            with suppress(OSError), path.open("wb+") as f:  # the launcher may be gone
                 f.truncate(_SIZE)
                 self._buffer = mmap.mmap(f.fileno(), _SIZE)
         self._put(_AT_PID, struct.pack("<q", os.getpid()))
@@ -71,18 +71,18 @@ class Heartbeat:
         self._buffer[:4] = _MAGIC
 
     def _put(self, at: int, data: bytes) -> None:
-        """Write in one copy: pack_into writes zeros first, and who reads then sees a rank that never moved."""
+        """Write in one copy: pack_into writes zeros first, which a reader could take for a rank that never made progress."""
         self._buffer[at : at + len(data)] = data
 
     def _write(self) -> None:
         self._put(_AT_LOOP, _LOOP.pack(time.monotonic(), self._ticks, self._step, self._phase, self._warm))
 
     def beat(self) -> None:
-        """The process runs."""
+        """Record that the process runs."""
         self._put(_AT_BEAT, _BEAT.pack(time.monotonic()))
 
     def tick(self) -> None:
-        """The loop continues: it begins an optimizer step, or the next batch of an evaluation."""
+        """Count progress: the loop begins an optimizer step, or the next batch of an evaluation."""
         if self._phase == _START:
             self._set(_TRAIN, False)
         self._ticks += 1
@@ -98,12 +98,15 @@ class Heartbeat:
         return self._step
 
     def at(self, step: int) -> None:
-        """So many optimizer steps of the run are done."""
+        """Record how many optimizer steps of the run are done."""
         self._step = step
 
     @contextmanager
     def phase(self, name: Phase) -> Iterator[None]:
-        """The loop does this, and then again what it did before. A checkpoint and the end never become warm."""
+        """Inside the context the loop is in this phase, afterwards in the one before.
+
+        The phases `checkpoint` and `end` never become warm.
+        """
         before, warm = self._phase, self._warm
         number = PHASES.index(name)
         self._set(number, name in ("train", "eval") and self._seen[number] >= WARM_TICKS)
@@ -113,7 +116,7 @@ class Heartbeat:
             self._set(before, warm)
 
     def ending(self) -> None:
-        """The loop is over; what is left is to close."""
+        """Record that the loop is over and the run is closing."""
         self._set(_END_PHASE, False)
 
     def _set(self, phase: int, warm: bool) -> None:
@@ -123,11 +126,11 @@ class Heartbeat:
             self.on_warm(warm)
 
     def stopping(self, signal: int) -> None:
-        """A signal asked this rank to stop."""
+        """Record the signal that asked this rank to stop."""
         self._put(_AT_STOP, _STOP.pack(signal))
 
     def ended(self, status: int, text: str = "") -> None:
-        """The rank's end, as an exit status; the first word counts."""
+        """Record the rank's exit status; only the first call counts."""
         if _END.unpack_from(self._buffer, _AT_END)[0] == _RUNNING:
             raw = text.encode()[:1000]
             self._put(_AT_END, _END.pack(status, time.monotonic(), len(raw), raw))

@@ -15,24 +15,24 @@ class HeldFolder:
         self._path, self._absolute = path, path.absolute()
         self._fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         self.inside = f"/proc/{os.getpid()}/fd/{self._fd}"
-        """A path to it for this process and its children, as long as this process holds it."""
+        """A path to the open folder for this process and its children, as long as this process holds it."""
 
     @property
     def removed(self) -> bool:
         """Whether it is gone: nothing can be written into it any more."""
         try:
             Path(self.inside).stat()
-        except OSError:  # a server has forgotten it
+        except OSError:  # a network file system no longer knows the handle
             return True
         return self._led_to().endswith(_DELETED)
 
     @property
     def now(self) -> Path:
-        """Where it is: the path as people gave it, while that leads to it and where it is gone, else its new one."""
+        """Its path: as the user gave it while that is right, or after it was removed; else its new path."""
         return self._path if self.removed or not self.moved() else Path(self._led_to())
 
     def moved(self) -> str:
-        """A text that says that its path no longer leads to it; empty while it does."""
+        """A message if its path no longer leads to it; else empty."""
         try:
             if self._absolute.samefile(self.inside):
                 return ""
@@ -42,11 +42,11 @@ class HeldFolder:
         return f"{self._path} was {what}"
 
     def shown(self, text: str) -> str:
-        """`text` with the path that people gave."""
+        """`text` with the path as the user gave it."""
         return text.replace(self.inside, str(self._path))
 
     def close(self) -> None:
-        """Hold it no longer."""
+        """Release the handle."""
         os.close(self._fd)
 
     def _led_to(self) -> str:

@@ -15,7 +15,7 @@ VARIABLE = "WIDEBATCH_LAUNCHED"
 @final
 @dataclass(frozen=True)
 class Launched:
-    """By which process, with which folder for logs and pulses, and where rank 0's output goes (a pipe or a terminal).
+    """The launching process, the folder for logs and heartbeats, and where rank 0's output goes (a pipe or a terminal).
 
     `cause` says why the ranks were started again; empty at the first start. `several`: this is one of several launchers, each of
     which knows the ranks of its own host, by their rank on it. `pulses` and `errors` are descriptors of the launcher, one a rank.
@@ -34,7 +34,7 @@ class Launched:
         return here.local_rank if self.several else here.rank
 
     def environ(self) -> dict[str, str]:
-        """The variable that says it."""
+        """The environment variable with these values."""
         return {VARIABLE: json.dumps(asdict(self))}
 
     def log(self, rank: int) -> Path:
@@ -50,7 +50,7 @@ class Launched:
         return Path(f"/proc/{self.launcher}/fd/{self.pulses[rank]}")
 
     def clear(self) -> None:
-        """The launcher's: forget what the ranks of an earlier start have left."""
+        """Called by the launcher: clear what the ranks of an earlier start have left."""
         for file in (*self.pulses, *self.errors):
             os.ftruncate(file, 0)
 

@@ -1,4 +1,4 @@
-"""What a process prints: made printable, and never the end of it; and where the output of a rank goes that a launcher started."""
+"""Output of a process: made printable, and never fatal; and the redirection of the output of ranks that a launcher started."""
 
 import io
 import os
@@ -13,7 +13,7 @@ from harness.config.errors import printable
 from harness.supervision.launch_env import Launched
 
 _COLOURS = {"error:": "31", "fail ": "31", "warn ": "33", "ok ": "32"}
-"""Of words that a line begins with, as a terminal's codes."""
+"""Colours (terminal codes) of the words that a line may begin with."""
 
 
 def echo(text: str) -> None:
@@ -23,7 +23,7 @@ def echo(text: str) -> None:
 
 def say(text: str) -> None:
     """The same on standard error. Where nobody can read it any more, nothing."""
-    with suppress(OSError, ValueError, SystemExit):  # the last is what rich makes of a broken pipe, under a live line
+    with suppress(OSError, ValueError, SystemExit):  # rich raises SystemExit on a broken pipe while a live line is shown
         print(coloured(printable(text), sys.stderr), file=sys.stderr, flush=True)
 
 
@@ -39,7 +39,7 @@ def coloured(text: str, stream: TextIO, environ: Mapping[str, str] = os.environ)
 
 
 def answer(text: str) -> None:
-    """Say at once, from a handler of a signal, what becomes of it: to a person at a terminal, below what stands there."""
+    """Answer a signal at once, from its handler: printed only on a terminal, on a new line."""
     with suppress(OSError):
         if os.isatty(2):
             os.write(2, f"\r\n{text}\r\n".encode())
@@ -74,7 +74,7 @@ class Stream(io.RawIOBase):
                     os.write(self._fd, b"\n[%d bytes of output could not be written here]\n" % self._lacks)
                     self._lacks = 0
                 left = left[os.write(self._fd, left) :]
-            except BlockingIOError:  # whoever gave us the descriptor made it so
+            except BlockingIOError:  # the descriptor may have been made non-blocking by its owner
                 select.select([], [self._fd], [])
             except OSError as e:
                 if not self._failed(e):
@@ -106,7 +106,7 @@ def open_missing() -> None:
         try:
             os.fstat(fd)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # opens the lowest free descriptor
         if vars(sys)[name] is None:
             stream = open(fd, mode, encoding="utf-8", closefd=False)  # noqa: SIM115
             setattr(sys, name, stream)
@@ -121,7 +121,7 @@ def outlive_readers() -> None:
     dropped = _Dropped()
     for fd, name in ((1, "stdout"), (2, "stderr")):
         stream = vars(sys)[name]
-        if stream is vars(sys)[f"__{name}__"]:  # else somebody has put another in its place
+        if stream is vars(sys)[f"__{name}__"]:  # else the stream has been replaced
             setattr(sys, name, _text(fd, dropped, stream.encoding))
 
 

@@ -1,4 +1,4 @@
-"""A rank among the living: its heart beats, its signals are caught before anything heavy is imported, it outlives no parent."""
+"""Heartbeat and signals of a rank, set up before anything heavy is imported; and the rank's end when its parent is gone."""
 
 import faulthandler
 import os
@@ -31,7 +31,7 @@ than the 30 s after which torchrun kills. Its peers are gone then."""
 @final
 @dataclass(frozen=True)
 class Presence:
-    """What a rank has to be seen and stopped by. `launched` is None if not our launcher started it."""
+    """How a rank is observed and stopped. `launched` is None if not our launcher started it."""
 
     heartbeat: Heartbeat = field(default_factory=Heartbeat)
     stop: StopFlag = field(default_factory=StopFlag)
@@ -40,7 +40,10 @@ class Presence:
 
 @contextmanager
 def present(environ: Mapping[str, str], here: Place, *, started: bool) -> Iterator[Presence]:
-    """Be present as the rank that stands `here`. `started`: a launcher of any kind is the parent; this process ends with it."""
+    """Set up heartbeat, signals and the watching thread of the rank at `here`.
+
+    `started`: a launcher of any kind is the parent; this process ends with it.
+    """
     told = launched(environ)
     if told is not None:
         redirect(told, told.own(here))
@@ -48,7 +51,7 @@ def present(environ: Mapping[str, str], here: Place, *, started: bool) -> Iterat
         remove_dead()
     path = None if told is None else told.heartbeat(told.own(here))
     with StopFlag() as stop:
-        heartbeat = Heartbeat(path)  # only now may signals come: it tells the launcher where to
+        heartbeat = Heartbeat(path)  # signals may arrive from here on: the heartbeat holds the process id
         stop.tell(heartbeat)
         stop.answers = not started and told is None
         if stop.answers:  # accelerate launch gives one process alone no rank
@@ -87,8 +90,8 @@ def _watch(heartbeat: Heartbeat, stop: StopFlag, signals: int, told: Launched | 
 
 
 def _end_deaf(heartbeat: Heartbeat) -> NoReturn:
-    """End this process, which waits for what does not come, and show where."""
-    text = f"SIGTERM came {DEAF_S:.0f} s ago, and this rank is still in a wait for the others, which timed out"
+    """End this process, which is blocked, and show where."""
+    text = f"SIGTERM came {DEAF_S:.0f} s ago, but this rank is blocked in a wait for other ranks"
     heartbeat.ended(FAILED, text)
     say(f"error: {text}")
     faulthandler.dump_traceback(2)

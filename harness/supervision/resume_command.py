@@ -1,4 +1,4 @@
-"""The command that continues with a run as it was started: on as many processes, or the batch would be another."""
+"""The command that resumes a run as it was started: on as many processes, as the batch may depend on their number."""
 
 from pathlib import Path
 from shlex import quote

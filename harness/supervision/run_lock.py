@@ -20,7 +20,7 @@ from harness.supervision.safe_files import append_own, make_own
 Seat = Literal["launcher", "trainer"]
 SEATS: dict[Seat, int] = {"launcher": 0, "trainer": 1}
 PATIENCE_S = 60.0
-"""How long the ranks of a launcher that was killed are waited for: they save, and go."""
+"""How long to wait for the ranks of a launcher that was killed: they save, then end."""
 
 
 @final
@@ -41,7 +41,10 @@ class FolderLock:
         return self._folder if self._held is None else self._held.now
 
     def take(self, seat: Seat, what: str = "", patience_s: float = 0.0) -> None:
-        """Take a seat, and write down as `what`. Raises UserError, which names the holder, where another keeps it so long."""
+        """Take a seat, with `what` as the holder's name.
+
+        Raises UserError, which names the holder, if another process keeps it longer than the wait.
+        """
         make_own(self._folder, self._setting)
         file = self._file = self._file or self._open()
         deadline = time.monotonic() + patience_s
@@ -66,12 +69,12 @@ class FolderLock:
             raise UserError(self._setting, at, f"make room there, or give another {self._setting}") from e
 
     def give(self, seat: Seat) -> None:
-        """Leave a seat that was taken."""
+        """Release a seat."""
         if self._file is not None:
             fcntl.lockf(self._file, fcntl.LOCK_UN, 1, SEATS[seat])
 
     def close(self) -> None:
-        """Leave all seats."""
+        """Release all seats."""
         if self._file is not None:
             self._file.close()
         if self._held is not None:

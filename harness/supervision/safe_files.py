@@ -88,7 +88,7 @@ def renew_own(path: Path, text: str) -> None:
         if not path.is_file():
             at = f"{path} cannot be written ({e.strerror})"
             raise UserError("run.dir", at, "make room there, or give another run.dir") from e
-        say(f"warn   {path} is still that of an earlier start: it cannot be written ({e.strerror})")
+        say(f"warn   {path} cannot be written, so it keeps the content of an earlier start ({e.strerror})")
 
 
 def write_once(path: Path, text: str) -> str:

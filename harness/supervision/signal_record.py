@@ -18,13 +18,13 @@ def recorded(path: Path | None) -> Iterator[int]:
     """Inside, signals are appended to the file `path`, a byte each; to one of its own where it is None. Gives its descriptor."""
     try:
         fd = os.open(path or "", os.O_RDWR | os.O_APPEND | os.O_NONBLOCK)
-    except OSError:  # none, or the launcher that keeps it is gone
+    except OSError:  # no path, or the launcher that provides the file is gone
         fd = os.memfd_create("signals")
         os.set_blocking(fd, False)
     before = signal.set_wakeup_fd(fd, warn_on_full_buffer=False)
     dumps = faulthandler.is_enabled()
     aborting = signal.signal(signal.SIGABRT, _abort)
-    if dumps:  # it was replaced, and now comes before
+    if dumps:  # faulthandler's handler was replaced, and is now called first
         faulthandler.disable()
         faulthandler.enable()
     try:
@@ -36,6 +36,6 @@ def recorded(path: Path | None) -> Iterator[int]:
 
 
 def _abort(number: int, frame: FrameType | None) -> None:
-    """SIGABRT that another process sent: end by it. What aborts by itself does not come back to Python."""
+    """Handler for a SIGABRT that another process sent: end by it. A process that calls abort() does not return to Python."""
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)

@@ -1,4 +1,4 @@
-"""A stop that was asked for: signals raise a flag, which the loop asks for once a step and agrees on over ranks."""
+"""Stop requests: signals set a flag, which the loop checks once a step and agrees on over ranks."""
 
 import os
 import signal
@@ -11,8 +11,8 @@ from harness.supervision.output_redirect import answer
 
 ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 SECOND_S = 2.0
-"""A signal this long after the first is a second one. Sooner it is the same request, which came by two ways: schedulers signal
-every process, and launchers pass on what they get."""
+"""A signal this long after the first is a second one. A signal that arrives sooner counts as the same request, delivered twice:
+schedulers signal every process, and launchers pass on what they get."""
 
 STOPPING = "stopping: the run is saved after the current step; press Ctrl-C again to stop now"
 
@@ -37,7 +37,7 @@ class StopFlag:
 
     def __enter__(self) -> "StopFlag":
         self._before = {n: signal.signal(n, self._raise) for n in ASKING}
-        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup, SIGHUP stays ignored
             self._before[signal.SIGHUP] = signal.signal(signal.SIGHUP, self._raise)
         return self
 
@@ -62,7 +62,7 @@ class StopFlag:
             os.kill(os.getpid(), number)
 
     def tell(self, heartbeat: Heartbeat) -> None:
-        """From now on `heartbeat` says so too."""
+        """From now on, record stop requests in `heartbeat`, too."""
         self._pulse = heartbeat
         if self._asked:
             heartbeat.stopping(self._asked)

@@ -20,7 +20,7 @@ from harness.supervision.output_redirect import say
 
 LOCK = ".widebatch-lock"
 _MOST = 1 << 16
-"""Bytes of a lock that are read."""
+"""How many bytes of a lock file are read."""
 _SHORT = "/tmp"  # noqa: S108  mkdtemp makes a folder there that only its user can open
 _SOCKET, _SOCKET_MOST = "/pymp-01234567/listener-01234567", 107
 """What multiprocessing adds to the temporary folder's name, and the most bytes of a socket's name."""
@@ -40,7 +40,7 @@ def own(folder: Path, beside: Iterable[Path] = ()) -> None:
     _locks[folder] = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     fcntl.flock(_locks[folder], fcntl.LOCK_EX)
     os.write(_locks[folder], "\n".join(path.name for path in beside).encode())
-    draft.replace(folder / LOCK)  # only now can it be seen, and it is locked
+    draft.replace(folder / LOCK)  # the lock file appears only once it is locked
 
 
 @cache
@@ -97,7 +97,7 @@ def _remove_dead_in(folder: str) -> None:
             try:
                 shutil.rmtree(path) if are_folders[path] else Path(path).unlink()
             except OSError as e:
-                say(f"note   {path} is left of a run that was killed, and cannot be removed ({e})")
+                say(f"note   {path} was left by a run that was killed, and cannot be removed ({e})")
         os.close(handle)
 
 
@@ -112,7 +112,7 @@ def _is_ours(name: str) -> bool:
 
 
 def _take_dead(name: str) -> int | None:
-    """The lock of a folder of ours, where no process holds it any more; else None."""
+    """The lock of one of our folders, if no process holds it any more; else None."""
     handle = None
     try:
         if not _is_ours(name):

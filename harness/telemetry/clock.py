@@ -34,14 +34,14 @@ class Clock:
         return lap
 
     def discard(self, name: str) -> None:
-        """The lap so far was no training, but `name`'s time."""
+        """Count the lap so far as the pause `name`, not as training."""
         seconds = self.lap()
         self.pauses[name] = self.pauses.get(name, 0.0) + seconds
         self._mark -= seconds
 
     @contextmanager
     def pause(self, name: str) -> Iterator[None]:
-        """Time inside is not training time, but `name`'s. Pauses do not nest."""
+        """Time inside the context counts as the pause `name`, not as training. Pauses do not nest."""
         begin = self._paused_s = self.wall_s
         try:
             yield
@@ -66,7 +66,7 @@ class Age:
 
     @classmethod
     def of(cls, began: float | None, least_s: float) -> Self:
-        """Of a run that began at this time (Unix), and is known to have lasted at least so many seconds."""
+        """The age of a run that began at this time (Unix), and has lasted at least so many seconds."""
         age_s = None if began is None else time.time() - began
         return cls(None if age_s is None or age_s < least_s else age_s)
 

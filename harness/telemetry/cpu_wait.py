@@ -1,4 +1,4 @@
-"""How long this process could have computed while other processes had its CPU, by the kernel's own clock (Linux)."""
+"""How long this process was ready to run but waited for a CPU, by the kernel's scheduler statistics (Linux)."""
 
 import os
 import weakref
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import final
 
 STAT = Path("/proc/self/schedstat")
-"""Of the main thread: nanoseconds on a CPU, nanoseconds ready and waiting for one, times that it got one."""
+"""schedstat of the main thread: nanoseconds on a CPU, nanoseconds waiting for one, number of time slices."""
 
 
 @final
@@ -15,7 +15,7 @@ class CpuWait:
 
     def __init__(self, stat: Path = STAT) -> None:
         try:
-            self._fd = os.open(stat, os.O_RDONLY | os.O_CLOEXEC)  # kept open: to open it each time costs ten times as much
+            self._fd = os.open(stat, os.O_RDONLY | os.O_CLOEXEC)  # kept open: opening it each time would cost ten times as much
             weakref.finalize(self, os.close, self._fd)
         except OSError:
             self._fd = -1

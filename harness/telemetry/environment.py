@@ -1,4 +1,4 @@
-"""With what a run computes, and where: a list that names each value, so that nothing of a user's environment is among them."""
+"""Software, device and hosts of a run: an explicit list of values, so that nothing else of a user's environment is recorded."""
 
 import os
 import platform

@@ -10,7 +10,7 @@ from typing import Any
 from harness.plan.plan import Plan
 
 Metrics = dict[str, float | None]
-"""By name. None is what cannot be known; a number that is not finite is one that was measured so."""
+"""Metrics by name. None: cannot be known; a number that is not finite was measured as such."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Started:
 
 @dataclass(frozen=True)
 class Stepped:
-    """One optimizer step is done. Told once per window, for each step of it. `samples` counts those seen after it."""
+    """One optimizer step is done. Sent at the end of a window, for each step of it. `samples` counts those seen after it."""
 
     step: int
     samples: int

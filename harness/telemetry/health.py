@@ -18,17 +18,18 @@ from harness.telemetry.spikes import FLAGGED, LEAST_LOG, RESOLUTION, Spikes
 
 START, NEWEST, LEVEL, MEMORY = 3, 3, 20, 50
 ABOVE, BLOWN_UP, GIVEN_UP = 0.2, 2.0, 0.5
-"""Above the start by these shares of it, the second at once; of what was won: what is a divergence."""
+"""A divergence: shares of the start by which the loss exceeds it (the second counts at once), and the share of the improvement that
+is lost."""
 SCATTER, SCATTER_LEAST = 6.0, 5.0
-"""Deviations that chance may explain: of a level, and of the least of its losses. The first alone misses a run that a few steps of
-a ruinous rate threw back to its start: it was learning fast, so that the losses of its lowest level lay far apart. The second is by
-what one loss differs from the next."""
+"""How many deviations chance may explain: of a level, and of the smallest of its losses. The first alone misses a run that a few
+steps of a ruinous rate threw back to its start: it was learning fast, so that the losses of its lowest level lay far apart. The
+second is by what one loss differs from the next."""
 DEAD_NEAR = 0.01
-"""A level within this share of the uniform loss has learnt nothing."""
+"""A run whose level is within this share of the uniform loss has learnt nothing."""
 ERRATIC_LEAST, ERRATIC_MOST = 0.1, 1.0
 """Norm of the update over that of the weights: below the first never erratic, above the second always."""
 MANY_BAD = 3
-"""Steps of one window that were not finite: the run, and not a sample, is at fault."""
+"""From this many non-finite steps in one window on, the run and not a sample is at fault."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Health:
     deepest: float | None = None
 
     def after(self, losses: Sequence[float], ratio: float | None) -> "Health":
-        """With a window's losses and its update-to-weight ratio (None: not measured)."""
+        """The state after a window with these losses and this update-to-weight ratio (None: not measured)."""
         finite = [x for x in losses if math.isfinite(x)]
         start = (*self.start, *finite[: START - len(self.start)]) if len(self.start) < START else self.start
         recent = (*self.recent, *finite)[-MEMORY:]
@@ -93,14 +94,14 @@ class Health:
         return replace(self, ratios=ratios, erratic=unusual or ratio > ERRATIC_MOST, still=0)
 
     def after_validation(self, loss: float) -> "Health":
-        """With a validation loss; one that is not finite counts as worse than any."""
+        """The state after a validation loss; one that is not finite counts as worse than any."""
         best = self.best_validated
         if math.isfinite(loss) and (best is None or loss < best):
             best = loss
         return replace(self, validated=(*self.validated, loss)[-2:], best_validated=best)
 
     def forgiven(self, *, ill: bool) -> "Health":
-        """After the guard has acted: the same signs do not count twice. `ill`: they were in the losses."""
+        """The state after the guard has acted: the same symptoms do not count twice. `ill`: they were in the losses."""
         known = {"recent": (), "validated": (), "sick": True} if ill else {}
         return replace(self, **known, erratic=False, still=0, blown_up=False)  # type: ignore[arg-type]
 

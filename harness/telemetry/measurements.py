@@ -95,7 +95,7 @@ class RanksRow:
     @property
     def longest_s(self) -> float:
         """What the window took at most, the same on all ranks."""
-        wait_s = 0.0 if math.isnan(self.comm_wait_s) else self.comm_wait_s  # then it is part of busy_s
+        wait_s = 0.0 if math.isnan(self.comm_wait_s) else self.comm_wait_s  # NaN: the wait is part of busy_s
         return self.busy_s + self.data_wait_s + wait_s
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from harness.plan.scaling_rules import adascale_gain
 
 DECAY = 0.9
-"""Of the running means, per window of WINDOW steps."""
+"""Decay of the running means per window of WINDOW steps."""
 WINDOW = 10
 
 
@@ -34,7 +34,7 @@ class NoiseScale:
         *,
         share_square: float = 1.0,
     ) -> "NoiseScale":
-        """With one more window of `steps` steps: mean squared gradient norms at batches of `small` and `big` samples.
+        """The means with one more window of `steps` steps: mean squared gradient norms at batches of `small` and `big` samples.
 
         Where samples hold unequal numbers of counted items (tokens), the small batch's summed gradient is divided by what it would
         hold on average, the step's count x small/big, and `share_square` is the mean square of (its count / that average). Divided
@@ -45,14 +45,14 @@ class NoiseScale:
         A window that is not finite is left out. Raises ValueError unless 0 < small < big.
         """
         if not 0 < small < big:
-            raise ValueError(f"batches {small} and {big} tell nothing: the first must be the smaller")
+            raise ValueError(f"batches {small} and {big} give no noise scale: the first must be positive and the smaller")
         square = (big * big_square - small * small_square) / (big - small)
         return self.mixed(square, (small_square - share_square * big_square) / (1 / small - 1 / big), steps)
 
     def after_moments(
         self, grad_square: float, moment_square: float, beta: float, batch: float, steps: float = WINDOW
     ) -> "NoiseScale":
-        """With one more window, from the optimizer's first moment: free on every backend, and as slow as the moment is.
+        """The means with one more window, from the optimizer's first moment: free on every backend, and as slow as the moment is.
 
         The moment m = (1 - beta) sum beta^i g is an average of gradients whose noise is (1 - beta)/(1 + beta) of one gradient's.
         `grad_square` is the mean squared norm of the gradients it was made of, at batches of `batch` samples.
@@ -90,5 +90,5 @@ class NoiseScale:
 
     @staticmethod
     def from_json(tree: Mapping[str, Any]) -> "NoiseScale":
-        """From what `dataclasses.asdict` gave."""
+        """The means from what `dataclasses.asdict` gave."""
         return NoiseScale(**tree)

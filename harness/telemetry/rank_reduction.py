@@ -1,4 +1,5 @@
-"""What the hosts of all ranks say of a window, in a form that meets in one sum and one maximum: as long on 16,384 ranks as on two.
+"""The host measurements of all ranks over a window, packed so that one sum and one maximum reduce them: of the same size on 16,384
+ranks as on two.
 
 The slowest rank has to be named, so its number travels in the maximum: the low bits of a float64, under the busy time as float32.
 """
@@ -15,18 +16,18 @@ HIGHS = 6
 
 
 def sums_of(row: HostRow) -> list[float]:
-    """What of a rank's row is added up over ranks: float64 [SUMS]."""
+    """The values of a rank's row that are summed over ranks: float64 [SUMS]."""
     return [row.comm_wait_s, row.busy_s, row.alloc_retries, row.ooms, row.computed, row.troubles, row.save_due, row.save_failed]
 
 
 def highs_of(row: HostRow, rank: int) -> list[float]:
-    """What of a rank's row the largest is taken of: float64 [HIGHS]."""
+    """The values of a rank's row of which the maximum is taken: float64 [HIGHS]."""
     memory = (row.host_rss_gib, row.gpu_allocated_gib, row.gpu_reserved_gib)
     return [row.data_wait_s, busiest(row.busy_s, rank), *memory, row.cpu_wait_s]
 
 
 def met(sums: Sequence[float], highs: Sequence[float], ranks: int) -> RanksRow:
-    """All ranks' row, of what met."""
+    """All ranks' row, from the reduced sums and maxima."""
     busy, slowest = who(highs[1])
     return RanksRow(
         data_wait_s=highs[0],

@@ -16,11 +16,11 @@ LEAST = 20
 FLAGGED = 10.0
 """z beyond which a value is a spike. Upwards only: a loss that falls is not a problem."""
 REACH = 4.0
-"""How many times as far from the median as the memory's second largest value a spike lies at least."""
+"""A spike is at least this many times as far from the median as the memory's second largest value."""
 RESOLUTION = 1e-5
-"""Of the median: values that differ by less do not vary, so their spread is rounding and no measure of what is usual."""
+"""Share of the median: a spread below this is rounding, and the values count as constant."""
 NOTABLE = 0.1
-"""Of the median: what a spike above values that do not vary exceeds them by, where `least` does not say."""
+"""Share of the median by which a spike exceeds constant values, where `least` is not given."""
 LEAST_LOG = math.log(1 + NOTABLE)
 """`least` for logarithms of norms and ratios: a tenth above the usual."""
 
@@ -76,11 +76,11 @@ class Spikes:
         return max(usual, middle + REACH * reach)
 
     def after(self, values: Sequence[float], least: float = 0.0) -> "Spikes":
-        """With a window's values, as `judged` has it."""
+        """The state after a window's values: the second of `judged`."""
         return self.judged(values, least)[1]
 
     def judged(self, values: Sequence[float], least: float = 0.0) -> tuple[list[float | None], "Spikes"]:
-        """(`scores`, with a window's values: those that are not finite are left out, those that are spikes counted)."""
+        """(`scores` of a window's values, the state after them: values that are not finite are left out, spikes counted)."""
         memory, count, running, scores = list(self.memory), self.count, self.running, self.scores(values, least)
         for value, score in zip(values, scores, strict=True):
             if not math.isfinite(value):

@@ -1,4 +1,4 @@
-"""A rank that holds the others up, window after window: who it is, and by how much. One slow window is chance."""
+"""A rank that delays the others in several windows in a row: which one, and by how much. One slow window may be chance."""
 
 import math
 from dataclasses import dataclass
@@ -7,9 +7,9 @@ from typing import final
 from harness.telemetry.measurements import RanksRow
 
 WINDOWS = 3
-"""In a row."""
+"""How many windows in a row make a straggler."""
 SHARE = 0.1
-"""Of the time of a window, by which its slowest rank must be busy longer than the mean of the others."""
+"""Share of a window's time by which its slowest rank must be busy longer than the mean of the others."""
 
 
 @final
@@ -21,9 +21,9 @@ class Straggler:
     windows: int = 0
 
     def after(self, ranks: RanksRow, steps: int, seconds: float) -> "tuple[Straggler, str]":
-        """(what is known after one more window of `steps` in `seconds`, the words where a rank is found to be slow).
+        """(what is known after one more window of `steps` in `seconds`, a message if a rank is found to be slow).
 
-        On backends that cannot tell work from waiting no rank is ever found.
+        On backends that cannot separate work from waiting no rank is ever found.
         """
         longer_s = ranks.busy_s - ranks.others_busy_s
         if math.isnan(ranks.comm_wait_s) or seconds <= 0 or not longer_s >= SHARE * seconds:
@@ -32,5 +32,5 @@ class Straggler:
         if now.windows < WINDOWS:
             return now, ""
         busy, others = (1e3 * s / steps for s in (ranks.busy_s, ranks.others_busy_s))
-        text = f"rank {now.rank} holds the others up: it is busy for {busy:.3g} ms a step, the others for {others:.3g} ms"
+        text = f"rank {now.rank} delays the others: it is busy for {busy:.3g} ms a step, the others for {others:.3g} ms"
         return now, f"{text}; that is {100 * longer_s / seconds:.0f} % of the time, for {now.windows} windows"

@@ -95,7 +95,7 @@ def memory(ranks: RanksRow) -> Metrics:
 
 
 def skew(ranks: RanksRow) -> Metrics:
-    """Who holds the others up. A rank alone holds nobody up."""
+    """The metrics of the slowest rank; none for a single rank."""
     if math.isnan(ranks.comm_wait_s):
         return {"reliability/rank_skew_pct": None, "reliability/slowest_rank": None}
     others = ranks.others_busy_s

@@ -67,7 +67,7 @@ def main(argv: Sequence[str]) -> int:
         if not out_of_memory(e):
             raise
         _write(told, {"fits": False, "problem": f"{OUT_OF_MEMORY}: {str(e).splitlines()[0]}"})
-        end(MEMORY)  # the other ranks wait for this one in a collective: no clean way out of it
+        end(MEMORY)  # the other ranks wait in a collective, so no orderly exit is possible
     if args.memory and found["peak_bytes"] > args.memory:
         found |= {"fits": False, "problem": f"{OUT_OF_MEMORY}: {found['peak_bytes']:,} bytes at the peak"}
     _write(told, found)

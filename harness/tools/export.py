@@ -61,7 +61,7 @@ def _base(config: Config, digests: Mapping[str, str]) -> dict[str, Tensor]:
     for name, there in digests.items():
         if name not in held or digest(held[name]) != there:
             at = f"the frozen weight {name} that model() makes is not the one that the run was trained with"
-            raise UserError("recipe.use", at, "bring that base back")
+            raise UserError("recipe.use", at, "use that base model again")
     return {name: tensor.contiguous() for name, tensor in held.items()}
 
 

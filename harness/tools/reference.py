@@ -40,7 +40,7 @@ AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Oddity:
-    """How a run is made another on purpose, to see what it depends on: passes in evaluation mode, other random numbers in them."""
+    """A deliberate change of the run, to see what it depends on: passes in evaluation mode, or with different random numbers."""
 
     evaluating: bool = False
     reseed: int = 0
@@ -71,7 +71,7 @@ class Reference:
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         trained = ((name, p) for name, p in model.named_parameters() if p.requires_grad and id(p) in held)
         sketches = sketch(whole(f"model/{name}", p) for name, p in trained)
-        # statistics that passes move are means over ranks where there are some, so that metrics differ there
+        # running statistics are averaged over ranks in the run to compare with, so metrics would differ
         still = len(before) == len(list(model.buffers())) and all(map(torch.equal, before, model.buffers()))
         return Trace(traced, sketches, self._evaluate(model, optimizer) if evaluate and still else {})
 
@@ -97,7 +97,7 @@ class Reference:
         """Fresh weights. Frozen ones keep the type that the recipe gave them, except in float64."""
         model = fresh_model(self.recipe).to(self.device).train()
         if self.dtype == torch.float64:
-            return model.double()  # leaves complex tensors as they are, and integers
+            return model.double()  # complex and integer tensors stay as they are
         if all(p.requires_grad or p.dtype == self.dtype for p in model.parameters()):
             return model.float()
         for parameter in model.parameters():
@@ -119,7 +119,7 @@ class Reference:
             for first in range(start, start + samples, micro)
         ]
         items = sum(count for _, count in passes)
-        if items == 0:  # such a step moves nothing
+        if items == 0:  # nothing was counted: the step changes nothing
             optimizer.zero_grad()
             return StepTrace(rows, samples, math.nan, 0.0, math.nan, (), {}, tuple(passes))
         norms, norm = self._normalise(model, optimizer, items)
@@ -144,7 +144,7 @@ class Reference:
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         named = {name: p for name, p in model.named_parameters() if p.requires_grad and id(p) in held}
         for p in named.values():
-            p.grad = torch.zeros_like(p) if p.grad is None else p.grad  # nothing used it in this step
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad  # a parameter that was not used in this step
             p.grad /= items
         norms = {layer_label(name): float(p.grad.abs().double().norm()) for name, p in named.items() if p.grad is not None}
         norm = math.sqrt(sum(n * n for n in norms.values()))

@@ -16,7 +16,7 @@ from harness.recipes.contract import train_split
 from harness.recipes.fingerprint import read
 
 AT_ONCE = 256
-"""Samples that are read at a time."""
+"""How many samples are read at a time."""
 
 
 def samples_of_steps(config: Config, folder: Path, steps: Sequence[int]) -> Iterator[str]:
@@ -55,7 +55,7 @@ def _opened(config: Config, folder: Path) -> tuple[Ledger, Recipe, Data, SampleO
     data = train_split(recipe, config.run.seed)
     if ledger.dataset not in (None, len(data)):
         at = f"has {len(data):,} training samples, and the run had {ledger.dataset:,}"
-        raise UserError("recipe.use", at, "bring the data back as it was")
+        raise UserError("recipe.use", at, "restore the data of that run")
     return ledger, recipe, data, training_order(data, config)
 
 
@@ -65,7 +65,7 @@ def _newest(ledger: Ledger, step: int) -> StepSpan:
     if span is None:
         last = max((span.step for span in ledger.steps), default=0)
         remedy = f"give one from 1 to {last}" if last else "let it train first"
-        raise UserError("--step", f"is {step}, and the journal tells no such step", remedy)
+        raise UserError("--step", f"is {step}, and the journal has no such step", remedy)
     return span
 
 

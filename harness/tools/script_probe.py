@@ -1,7 +1,7 @@
 """`python -m harness.tools.script_probe OUT STEPS SCRIPT ARGS...`: runs anybody's training script and writes down what it did.
 
-One process writes OUT/rank-N.json: for each optimizer step the gradient, the rate, the passes and their samples. It looks from
-outside, by torch's own hooks and by standing before `Tensor.backward`, `Module.__call__` and the loss functions.
+One process writes OUT/rank-N.json: for each optimizer step the gradient, the rate, the passes and their samples. It observes from
+outside, by torch's hooks and by wrapping `Tensor.backward`, `Module.__call__` and the loss functions.
 """
 
 import json
@@ -38,7 +38,7 @@ class DoneError(BaseException):
 
 @final
 class Probe:
-    """Sees one script. `install` before it runs, `remove` after."""
+    """Observes one script. `install` before it runs, `remove` after."""
 
     def __init__(self, steps: int) -> None:
         self.steps: list[StepSeen] = []
@@ -54,7 +54,7 @@ class Probe:
         self._inner: nn.Module | None = None
 
     def install(self) -> None:
-        """Stand before what a script calls."""
+        """Wrap the functions that a script calls."""
         self._undo.append(register_optimizer_step_pre_hook(self._stepped).remove)
         self._replace(Tensor, "backward", self._backward)
         self._replace(nn.Module, "__call__", self._call)
@@ -63,7 +63,7 @@ class Probe:
             self._replace(functional, name, self._loss)
 
     def remove(self) -> None:
-        """Leave everything as it was."""
+        """Remove the wrappers."""
         for undo in reversed(self._undo):
             undo()
 
@@ -95,7 +95,7 @@ class Probe:
         return call
 
     def _forward(self, module: nn.Module, inputs: Sequence[Any]) -> None:
-        """The outermost module is called in training. DDP sends rank 0's buffers before it calls the one within."""
+        """The outermost module is called in training mode. DDP broadcasts rank 0's buffers before it calls the inner module."""
         self._inner = module.module if isinstance(module, DistributedDataParallel) else None
         if self._inner is None:
             self._keep_buffers(module)

@@ -144,8 +144,8 @@ def _all(parts: Sequence[tuple[Span, ...]], out: Path, options: Options, procs: 
                 one = found[jobs[job]] = job.result()
                 told(f"{_name(jobs[job])}: {one.tokens:,} tokens")
         except BrokenProcessPool as e:
-            at = "a process was killed, perhaps for want of memory"
-            raise UserError("--procs", at, "give fewer, and the same command: what is done stays") from e
+            at = "a process was killed, perhaps out of memory"
+            raise UserError("--procs", at, "give fewer processes in the same command: finished parts are kept") from e
         finally:
             pool.shutdown(cancel_futures=True)
     return [one for one in found if one is not None]

@@ -155,7 +155,7 @@ def verify(config: Config, world: World, *, cpu: bool, opener: Opener | None = N
     config = replace(config, watch=replace(config.watch, layers=True, every_steps=1, noise_scale=False))
     recipe = load_recipe(config.recipe)
     if recipe.gathers:
-        at = "its loss gathers over ranks, so that one process cannot compute it"
+        at = "its loss gathers over ranks, so one process cannot compute it"
         raise UserError("recipe.use", at, "compare the losses of two runs instead: --watch.against RUN")
     size = len(train_split(recipe, config.run.seed)) if needs_dataset(config) else None
     planned = shortened(plan(config, world, size))

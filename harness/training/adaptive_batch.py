@@ -35,7 +35,7 @@ def follow_noise(config: Config, plan: Plan, state: State) -> tuple[State, list[
 
 
 def _rule_factor(config: Config, plan: Plan, growth: int) -> float:
-    """What the run's rule does to the rate at `growth` times the plan's batch, next to the plan's own rate."""
+    """The rate by the run's rule at `growth` times the plan's batch, as a factor of the plan's own rate."""
     family = optimizer_facts(plan.optimizer).family
     now, then = (
         rewrite(plan.rule, family, Situation(plan.global_batch * g, plan.reference_batch, config.scaling.noise_scale))[1].lr

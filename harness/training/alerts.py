@@ -1,5 +1,5 @@
-"""What a person should hear of a window, once each: trouble, a batch past the noise scale, a stale checkpoint, a slow
-window, a rank that is slower than the others."""
+"""Notices about a window, each reported once: trouble, a batch past the noise scale, an overdue checkpoint, a slow window, a rank
+that is slower than the others."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -20,11 +20,12 @@ from harness.telemetry.straggler import Straggler
 STALE = 2
 """Cadences without a checkpoint."""
 SLOW, SLOW_WINDOWS = 0.8, 20
-"""A window at less than this share of the median rate of so many before it is slow."""
+"""A window is slow below this share of the median rate of so many windows before it."""
 SHARED = 0.1
-"""Of a window's time: a rank on a CPU that waited for it longer shares its machine, and no speed measured there says more."""
+"""Share of a window's time: a CPU rank that waited longer for its CPU shares the machine with other programs, and speeds measured
+there mean little."""
 KNOWN = 0.5
-"""Weight of the noise scale's running means from which it is believed."""
+"""Weight of the noise scale's running means from which on it is used."""
 
 
 def troubles(uniform: float | None, plan: Plan, state: State, reading: Reading, worst: float | None) -> dict[Trouble, str]:
@@ -37,15 +38,19 @@ def troubles(uniform: float | None, plan: Plan, state: State, reading: Reading, 
     if bad:
         found["nonfinite"] = f"{bad} of {len(reading.steps)} steps had a loss or gradient that was not finite"
     if worst is not None and worst > FLAGGED:
-        found["spike"] = f"a loss or gradient norm stood {worst:.0f} deviations above the usual"
+        found["spike"] = f"a loss or gradient norm stood {worst:.0f} robust deviations above the median"
     if diverged := _divergence(health, bad, len(reading.steps)):
         found["divergence"] = f"{diverged}: {too_high(plan, state.noise.samples, state.losses.count)}"
     if state.scheduled > plan.warmup_samples and health.dead(uniform):
-        how = "the weights stand still" if health.still else f"the loss stands at {health.recent[-1]:.4g}, as if untrained"
-        found["dead"] = f"{how}; lr {plan.target_lr:g} may be too high, or the data hold nothing to learn"
+        how = (
+            "the weights do not change"
+            if health.still
+            else f"the loss stays at {health.recent[-1]:.4g}, that of an untrained model"
+        )
+        found["dead"] = f"{how}; lr {plan.target_lr:g} may be too high, or the data may contain nothing to learn"
     if health.erratic:
         high = too_high(plan, state.noise.samples, state.losses.count)
-        found["erratic"] = f"a step moves the weights by much of themselves: {high}"
+        found["erratic"] = f"a step changed the weights by an unusually large share of their norm: {high}"
     return found
 
 
@@ -95,17 +100,17 @@ class AlertTracker:
                 yield Noticed(state.step, state.samples, code, text)
 
     def _past_noise_scale(self, plan: Plan, state: State, ratio: float | None) -> str:
-        """What to say of a global batch that is `ratio` times the measured noise scale; nothing where that is not known well."""
+        """The notice about a global batch of `ratio` times the measured noise scale; nothing while that is not known well."""
         noise = state.noise
         if ratio is None or ratio <= 1 or noise.weight <= KNOWN:
             return ""
         smaller = smaller_batch(plan, noise.samples or 0.0)
         text = f"the global batch of {plan.global_batch} is {ratio:.1f} times the measured noise scale of "
-        text += f"{noise.samples:.0f} samples ({self.engine.estimator}): more buys little"
+        text += f"{noise.samples:.0f} samples ({self.engine.estimator}): a larger batch gains little"
         return f"{text}; set batch.total: {smaller}" if smaller else text
 
     def _slow(self, rate: float | None) -> str:
-        """What to say of a window at `rate` samples/s; it is one of those that the next are compared with."""
+        """The notice about a slow window at `rate` samples/s; later windows are compared with it, too."""
         if rate is None:
             return ""
         usual = median(self._rates) if len(self._rates) == SLOW_WINDOWS else 0.0
@@ -115,7 +120,7 @@ class AlertTracker:
         return f"throughput dropped by {100 * (1 - rate / usual):.0f} %: {rate:,.0f} samples/s, and {usual:,.0f} before"
 
     def forget(self) -> None:
-        """After the guard has acted: trouble that comes back is reported again."""
+        """Call after the guard has acted: trouble that comes back is reported again."""
         self._said -= {"divergence", "dead", "erratic"}
 
 
@@ -125,10 +130,10 @@ def _flops_unknown(why: str) -> str:
 
 
 def _stale(every: int | None, since: int) -> str:
-    """What to say `since` samples after the last checkpoint, where one is due `every` so many."""
+    """The notice about an overdue checkpoint: `since` samples after the last, where one is due every `every`."""
     if every is None or since <= STALE * every:
         return ""
-    return f"no checkpoint for {since:,} samples; they were due every {every:,}"
+    return f"no checkpoint for {since:,} samples, though one is due every {every:,}"
 
 
 def is_shared(device: str, ranks: RanksRow, seconds: float) -> bool:

@@ -1,4 +1,4 @@
-"""What went wrong with fetching samples, on any rank: known to all ranks, reported, and counted against the run file's budget."""
+"""Samples that could not be fetched on any rank: agreed over all ranks, reported, and counted against guard.bad_samples."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,7 +11,7 @@ from harness.distributed.process_group import gather
 from harness.telemetry.events import Noticed
 
 SHOWN = 5
-"""Bad samples that a notice gives the reason of; of more it gives the ids."""
+"""For how many bad samples a notice gives the reason; of further ones it gives the ids."""
 
 
 def meet(state: State, feed: Feed, at: tuple[int, int], *, valid: bool = False) -> tuple[State, list[Noticed]]:
@@ -31,7 +31,7 @@ def meet(state: State, feed: Feed, at: tuple[int, int], *, valid: bool = False) 
 
 
 def take_up(state: State, feed: Feed, valid: Feed | None) -> None:
-    """A run resumes: what was found bad before is not read again."""
+    """When a run resumes: samples that were found bad before are not read again."""
     feed.quarantine.update(state.bad_samples)
     if valid is not None:
         valid.quarantine.update(state.bad_valid)

@@ -34,12 +34,12 @@ from harness.training.saves import Places, Saves
 from harness.training.window_report import WindowReporter
 
 ROUND_S = 5.0
-"""How long ranks wait for their own writer before they tell one another how far it is: well below any group's timeout."""
+"""How long a rank waits for its own writer before the ranks exchange how far theirs are: well below any group's timeout."""
 
 UNSEEN_ROUNDS = 12
-"""Rounds in which all other ranks have written, after which rank 0 no longer looks for their files."""
+"""For how many rounds rank 0 looks for the files of other ranks after all of them have written."""
 _ABANDONED = "another rank could not write"
-_UNSEEN = "the files of other ranks are not to be seen here: checkpoint.dir must be a place that all nodes share"
+_UNSEEN = "the files of other ranks are not visible here: checkpoint.dir must be shared by all nodes"
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class _Job:
 
 
 def _moment(state: State) -> tuple[int, int]:
-    """What identifies a state within the run: after a roll-back the same sample counts come again, with other weights."""
+    """What identifies a state within the run: after a roll-back the same sample counts occur again, with other weights."""
     return state.samples, state.guard.rollbacks
 
 
@@ -69,7 +69,7 @@ def _finite(tensor: Tensor) -> bool:
 
 
 def _held(where: str) -> HeldFolder | None:
-    """The place of checkpoints where it is a folder, created if missing. Raises UserError if there is no way to it."""
+    """The place of checkpoints where it is a folder, created if missing. Raises UserError if it cannot be opened."""
     store = checkpoint.store_at(where)
     if not isinstance(store, LocalStore):
         return None
@@ -84,7 +84,7 @@ def _held(where: str) -> HeldFolder | None:
 class Saver(Saves):
     """Saves a run, into its run folder or where `checkpoint.dir` says; `state` is the one it resumes from.
 
-    Raises UserError if there is no way to it.
+    Raises UserError if it cannot be opened.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class Saver(Saves):
         self._complained = self._left = False
         self._problem = self._name = ""
         check_types(engine.model)
-        extra_state(engine.model)  # what no checkpoint can hold is refused before training
+        extra_state(engine.model)  # refuses, before training, state that no checkpoint can hold
         self._exempt = tuple(f"model/{name}" for name, b in engine.model.named_buffers() if not _finite(b))
 
     @property
@@ -138,7 +138,7 @@ class Saver(Saves):
             events = self.settle()
             if first:
                 self._watch()
-                with suppress(OSError):  # what cannot be had now is asked for again when it is needed, and missed then
+                with suppress(OSError):  # what fails now is tried again, and reported, when it is needed
                     self._staging.prepare(self._engine.pieces())
             return events
         self._listen(0.0)
@@ -149,7 +149,7 @@ class Saver(Saves):
         return self._told(job)
 
     def _watch(self) -> None:
-        """From now on `moved` looks whether the run's folders are where they were."""
+        """From now on `moved` checks whether the run's folders are where they were."""
         if self._engine.rank == 0:
             with suppress(OSError):  # a run may have none
                 self._held.insert(0, HeldFolder(self._folder))
@@ -167,12 +167,12 @@ class Saver(Saves):
         if not found:
             return []
         self._watched = [held for held in self._watched if held not in found]
-        end = "no checkpoint can be written any more, so the run stops" if self.lost else "the run continues"
+        end = "no further checkpoint can be written, so the run stops" if self.lost else "the run continues"
         return [Noticed(state.step, state.samples, "moved", f"{found[0].moved()}: {end}")]
 
     @override
     def save(self, state: State, judged: Mapping[str, Any]) -> Iterator[Event]:
-        """A state that is saved already is not saved again."""
+        """Nothing happens if this state is saved already."""
         if self._saved_at == _moment(state):
             return
         yield from self.settle()
@@ -212,7 +212,7 @@ class Saver(Saves):
             held.close()
 
     def _begin(self, state: State, about: Mapping[str, Any]) -> None:
-        """Copy the state, and set the writer to work."""
+        """Copy the state, and start the writer."""
         begin, keep = time.monotonic() - self._waited_s, self._config.checkpoint
         self._engine.sync_buffers()
         task = Task(
@@ -238,7 +238,7 @@ class Saver(Saves):
         self._job = _Job(state, self._cost_s, done=bool(problem), problem=problem)
 
     def _settle(self) -> list[Event]:
-        """Wait until every rank's writer is through. All ranks call it, and gather in rounds, so that they leave together."""
+        """Wait until every rank's writer has finished. All ranks call it, and gather in rounds, so that they leave together."""
         rounds = 0
         while self._job is not None:
             self._listen(ROUND_S)
@@ -255,7 +255,7 @@ class Saver(Saves):
         return []
 
     def _over(self, job: _Job, problems: list[str]) -> list[Event]:
-        """The events about a save that all writers are through with; `problems` are what went wrong on any rank."""
+        """The events about a save that all writers have finished; `problems` are what went wrong on any rank."""
         if problems:
             text = next((p for p in problems if _ABANDONED not in p), problems[0])
             s, self._saved_at, self._problem = job.state, None, text
@@ -263,7 +263,7 @@ class Saver(Saves):
         return [] if job.told or not job.path else self._told(job)
 
     def _listen(self, limit_s: float) -> None:
-        """Take over what this rank's writer says, until it is through or `limit_s` is up."""
+        """Read the messages of this rank's writer, until it has finished or `limit_s` is over."""
         while self._job is not None and not self._job.done:
             line = self._staging.told(limit_s)
             if line is None:
@@ -278,7 +278,7 @@ class Saver(Saves):
                 self._job = replace(self._job, done=True)
 
     def _shown(self, text: str) -> str:
-        """`text` with the place of checkpoints as people know it."""
+        """`text` with the place of checkpoints as the user gave it."""
         return self._place.shown(text) if self._place else text
 
     def _told(self, job: _Job) -> list[Event]:

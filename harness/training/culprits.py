@@ -32,7 +32,7 @@ def culprits(engine: Engine, recipe: Recipe, config: Config, feed: Feed, shards:
     if found:
         return f"the loss of sample{'s' if len(found) > 1 else ''} {named(found)} is not finite: look at the data"
     ids = [int(i) for i in feed.ids(Chunk(shards.start, shards.samples))]
-    return f"no sample of it has a loss that is not finite by itself: they are {named(ids)}"
+    return f"every sample of it has a finite loss by itself: the samples are {named(ids)}"
 
 
 def _finite(engine: Engine, recipe: Recipe, config: Config, feed: Feed, chunks: Sequence[Chunk]) -> list[bool]:

@@ -1,4 +1,4 @@
-"""How a run ended, as text, and what of it is kept."""
+"""How a run ended, as text, and what is saved."""
 
 from dataclasses import replace
 
@@ -10,7 +10,7 @@ from harness.telemetry.events import Ended, Metrics
 from harness.telemetry.measurements import Reading
 
 UNCOUNTED_STEPS = 1000
-"""After so many steps of which none counted anything, it is no accident of the data's order."""
+"""After so many steps without a counted item the cause is not the order of the data."""
 
 
 def end_reason(up: Due, reading: Reading) -> str:
@@ -25,8 +25,8 @@ def end_reason(up: Due, reading: Reading) -> str:
 def check_counted(state: State, *, over: bool) -> None:
     """Raise UserError where no step of the run has counted anything: after UNCOUNTED_STEPS, or where the run is `over` sooner."""
     if state.step and state.empty_steps >= state.step and (over or state.step >= UNCOUNTED_STEPS):
-        at = f"loss() has counted nothing in any of {state.step:,} steps, so that no weight has moved"
-        remedy = "give the number of items in the batch as the count, and look whether any sample has a target"
+        at = f"loss() has counted nothing in any of {state.step:,} steps, so no weight has changed"
+        remedy = "give the number of items in the batch as the count, and check that samples have targets"
         raise UserError("recipe.use", at, remedy)
 
 

@@ -17,13 +17,13 @@ from harness.recipes.gathers import no_collectives, told_simulated
 from harness.training.evaluate import evaluate_one
 
 FEW = 4
-"""Samples of which a loss is taken, as a whole and in halves."""
+"""How many samples the loss is computed of, as a whole and in halves."""
 SAME = {"fp32": 1e-4, "fp64": 1e-6, "bf16": 0.03, "fp16": 0.03}
-"""How far apart, relatively, equal losses of batches of different sizes may be, by precision."""
+"""Relative tolerance of equal losses at different batch sizes, by precision."""
 
 
 def try_recipe(engine: Engine, recipe: Recipe, config: Config, feed: Feed, valid: Feed | None) -> list[str]:
-    """Evaluate one batch, and look whether the loss is a sum: what is to be told. Weights and buffers stay. Raises UserError."""
+    """Evaluate one batch, and check that the loss is a sum; returns the notices. Weights and buffers stay. Raises UserError."""
     notes: list[str] = []
     with ExitStack() as stack:
         stack.enter_context(told_simulated(engine.plan, notes))
@@ -42,7 +42,7 @@ def check_metric(config: Config, names: list[str]) -> None:
     """Raises UserError if the recipe does not give the metric by which the run file judges."""
     name = config.eval.metric
     if name not in names:
-        remedy = f"{did_you_mean(name, names)}; what a batch has nothing of it may give as (0, 0)"
+        remedy = f"{did_you_mean(name, names)}; a batch without such items may give (0, 0)"
         raise UserError("eval.metric", f"the recipe gives no {name}", remedy)
 
 
@@ -66,9 +66,9 @@ def check_unvalidated(config: Config) -> None:
 def check_sum(engine: Engine, recipe: Recipe, config: Config, feed: Feed) -> None:
     """Refuse a loss that is a mean: its gradient, divided by the count once more, would train to nothing in silence.
 
-    The loss of a few samples must be the sum of its halves', with the model in eval mode. What cannot be told passes: a loss that
-    draws random numbers, gathers over ranks, or counts nothing here. A sum whose terms depend on the rest of the batch may look
-    like a mean by chance: it is refused only where no other group of samples shows a sum. Raises UserError.
+    The loss of a few samples must be the sum of its halves', with the model in eval mode. What cannot be checked passes: a loss
+    that draws random numbers, gathers over ranks, or counts nothing here. A sum whose terms depend on the rest of the batch may
+    look like a mean by chance: it is refused only where no other group of samples shows a sum. Raises UserError.
     """
     there = min(2 * FEW, len(feed.data))
     starts = () if recipe.gathers else range(0, there - 1, FEW)
@@ -84,7 +84,7 @@ def check_sum(engine: Engine, recipe: Recipe, config: Config, feed: Feed) -> Non
 
 
 def _mean(engine: Engine, recipe: Recipe, config: Config, feed: Feed, start: int, size: int) -> str | None:
-    """How the loss of `size` samples from `start` on looks like a mean: "" where it is a sum, None if it cannot be told.
+    """How the loss of `size` samples from `start` on looks like a mean: "" where it is a sum, None if it cannot be checked.
 
     Raises UserError.
     """

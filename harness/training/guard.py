@@ -27,7 +27,7 @@ from harness.training.saves import Places
 
 REMEMBERED = "guard.json"
 CLIP_Z = 6.0
-"""Robust deviations above the median gradient norm (of its logarithm) to which spikes are clipped."""
+"""Spikes are clipped to this many robust deviations above the median of the logarithm of gradient norms."""
 
 
 def limit(config: Config, state: State) -> Limit | None:
@@ -40,7 +40,7 @@ def limit(config: Config, state: State) -> Limit | None:
 
 
 def suspicion(before: State, state: State, position: int, wrong: dict[Trouble, str], uniform: float | None) -> GuardState:
-    """What the guard has done, with the window from `before` to `position` suspected or cleared."""
+    """The guard's state, with the window from `before` to `position` suspected or cleared."""
     well = state.health.well(uniform)
     fell = not well and before.step > 0 and before.health.well(uniform)
     return state.guard.seen(wrong, (before.samples, position), well=well, fell=fell)
@@ -66,7 +66,7 @@ def act(
     if action == "stop":
         raise StopError(f"{why}; guard.{trouble} is stop")
     if state.guard.interventions >= guard.interventions:
-        raise StopError(f"{why}; guard.interventions {guard.interventions} are spent")
+        raise StopError(f"{why}; guard.interventions {guard.interventions} are used up")
     if action == "roll_back":
         return _roll_back(config, plan, engine, places, state, why)
     brake = _brake(action, config, plan, state.guard.brake, state.samples)
@@ -85,7 +85,7 @@ def _roll_back(
     if found is None or places is None:
         raise StopError(f"{why}; there is no good checkpoint to roll back to")
     engine.load(found.tensors)
-    engine.any_rank(False)  # all ranks have read it: what is discarded may be deleted
+    engine.any_rank(False)  # wait until all ranks have read the checkpoint: then newer ones may be deleted
     then, gap, in_vain = found.state, before.suspect, before.in_vain + 1 if again else 0
     guard = GuardState(
         brake=before.brake.pressed(config.guard.factor ** (in_vain + 1), then.samples, plan.recover_samples),
@@ -135,7 +135,7 @@ def _target(where: str, returned: int | None) -> tuple[checkpoint.Checkpoint | N
 
 
 def _put_down(places: Places, returned: str, guard: GuardState) -> list[str]:
-    """On the disk: nothing newer than the checkpoint returned to, and what a restart must know of it. What went wrong."""
+    """Delete checkpoints newer than the one returned to, and write what a restart must know. Returns what went wrong."""
     problems, undone = [], "a restart before the next checkpoint would undo the roll-back"
     try:
         checkpoint.drop_newer(places.checkpoints, returned)
@@ -157,12 +157,12 @@ def recall(folder: Path, state: State) -> tuple[State, str]:
         guard = msgspec.json.decode(text, type=GuardState)
         check_state(replace(state, guard=guard))
     except (UserError, OSError, ValueError, RecursionError) as e:
-        return state, f"{REMEMBERED} cannot be read ({e}): what the guard did since the checkpoint is forgotten"
+        return state, f"{REMEMBERED} cannot be read ({e}): the guard's actions since the checkpoint are lost"
     return (replace(state, guard=guard) if guard.interventions > state.guard.interventions else state), ""
 
 
 def _brake(action: Action, config: Config, plan: Plan, before: LrBackoff, samples: int) -> LrBackoff:
-    """The brake after one more press."""
+    """The back-off after lowering the rate once more."""
     if action == "warm_up":
         return LrBackoff(min(plan.reference_lr / plan.target_lr, config.guard.factor), samples, 2 * plan.warmup_samples)
     return before.pressed(config.guard.factor, samples, plan.recover_samples)

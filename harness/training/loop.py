@@ -1,6 +1,7 @@
-"""The loop: train(config, plan) yields frozen events. Whoever listens cannot steer.
+"""The loop: train(config, plan) yields frozen events. Watchers cannot steer.
 
-What steers is in here and agreed over ranks: a step that is not finite, the guard, a batch that changes, the stop on request.
+What steers the run is in here and agreed over ranks: a step that is not finite, the guard, a batch that changes, the stop on
+request.
 """
 
 import secrets
@@ -108,7 +109,7 @@ class Passes:
 
 
 class Outcome(Enum):
-    """How a run proceeds after a window."""
+    """How a run continues after a window."""
 
     CONTINUES = auto()
     ROLLED_BACK = auto()
@@ -118,7 +119,7 @@ class Outcome(Enum):
 
 @dataclass
 class _Window:
-    """The open window: its steps' settings, and how far it is. Positions are in samples, of the stream and of the schedule."""
+    """The current window: its steps' settings, and its progress. Positions are in samples, of the stream and of the schedule."""
 
     rate: StepRate
     limit: Limit | None
@@ -209,7 +210,7 @@ class Loop:
         yield unsaved(self.ended, lacks) if lacks else self.ended
 
     def _notes(self) -> Iterator[Event]:
-        """The notes of the engine."""
+        """The engine's notices, as events."""
         for code, text in self.engine.notes:
             yield Noticed(self.state.step, self.state.samples, code, text)
         self.engine.notes.clear()
@@ -338,7 +339,7 @@ class Loop:
     def _finish(self, before: State, reading: Reading, up: Due) -> Iterator[Event]:
         """Evaluate, save and end, as is due after a window. `before`: the state at its start."""
         last = end_reason(up, reading)
-        if last:  # before an evaluation, which may fail
+        if last:  # saved before the evaluation, which may fail
             yield from self._save()
         if up.evaluate or up.over:
             yield from self._evaluate()
@@ -353,7 +354,7 @@ class Loop:
             self.ended = self._early_stop()
 
     def _early_stop(self) -> Ended:
-        """The end of a run that gets no better."""
+        """The end of a run that does not improve any more."""
         by = f" by {self.config.eval.min_delta:g}" if self.config.eval.min_delta else ""
         at = f"no better {self.config.eval.metric}{by} for {self.state.samples - self.state.best_at:,} samples"
         return ended(self.state, "early_stop", at)
@@ -380,7 +381,7 @@ class Loop:
         before = self.state
         if too_many := spent(before, self.config.guard):
             raise StopError(too_many)
-        if wrong:  # the checkpoint to go back to exists, and no newer one follows
+        if wrong:  # wait for a save in progress: then the checkpoint to go back to exists
             yield from self.saver.settle()
         self.state, notices = act(self.config, self.reporter.plan, self.engine, self.saver.places, before, wrong)
         if self.state.guard.interventions > before.guard.interventions:

@@ -1,4 +1,4 @@
-"""A run resumes: the newest good checkpoint is loaded, and changed settings are reported; or it is refused, with the reason."""
+"""Resuming: the newest good checkpoint is loaded and changed settings are reported, or the run is refused with the reason."""
 
 from collections.abc import Set
 from dataclasses import dataclass, field, replace
@@ -60,7 +60,8 @@ def facts_of(config: Config, plan: Plan, recipe: Recipe, data: Data, engine: Eng
 
 
 def same_scale(state: State, estimator: str) -> State:
-    """The state, to measure the noise scale on by `estimator`: again where it was by moments and is not now, or the reverse."""
+    """The state from which the noise scale is measured on by `estimator`: reset where it was measured by moments and is not now, or
+    the reverse."""
     other = state.noise_by and (state.noise_by == "moments") != (estimator == "moments")
     return replace(state, noise=NoiseScale() if other else state.noise, noise_by=estimator)
 
@@ -124,7 +125,7 @@ def _check_growth(state: State, config: Config) -> None:
 
 
 def _check_base(before: Facts, now: Facts, saved: Set[str], where: str) -> None:
-    """Raises UserError if other weights are trained, or those that are not are others. What is `saved` needs no like here."""
+    """Raises UserError if other weights are trained, or frozen weights differ. Frozen weights that are `saved` are not compared."""
     if before.frozen is None or now.frozen is None:
         return
     for name in sorted({*before.frozen, *now.frozen}):
@@ -134,8 +135,8 @@ def _check_base(before: Facts, now: Facts, saved: Set[str], where: str) -> None:
             at = f"{name} {how} in {where}: other weights are trained here"
             raise UserError("recipe.use", at, "train the same weights, or begin a new run from `widebatch export`'s file")
         if there != here and name not in saved:
-            at = f"the frozen weight {name} is not the one that {where} was trained with: model() has another base"
-            raise UserError("recipe.use", at, "bring that base back, or give another run.dir")
+            at = f"the frozen weight {name} is not the one that {where} was trained with: model() has a different base model"
+            raise UserError("recipe.use", at, "use that base model again, or give another run.dir")
 
 
 def _check_finite(engine: Engine, name: str, where: str) -> None:
@@ -143,7 +144,7 @@ def _check_finite(engine: Engine, name: str, where: str) -> None:
     bad = engine.not_finite()
     if engine.any_rank(bool(bad)):
         at = f"{name} in {where} holds weights that are not finite{f' ({bad})' if bad else ''}"
-        raise UserError("run.dir", at, "remove that checkpoint: the one before it is taken")
+        raise UserError("run.dir", at, "remove that checkpoint: the run then resumes from the one before")
 
 
 def _compared(before: Facts, now: Facts, where: str) -> list[str]:
@@ -153,12 +154,12 @@ def _compared(before: Facts, now: Facts, where: str) -> list[str]:
         raise UserError("run.dir", at, "give another run.dir")
     if before.fingerprint != now.fingerprint:
         at = f"{where} was trained on other data of as many samples (fingerprint {before.fingerprint}, now {now.fingerprint})"
-        raise UserError("run.dir", at, "bring the data back, or give another run.dir")
+        raise UserError("run.dir", at, "restore the data, or give another run.dir")
     warned = list[str]()
     changed = changes(before.config, now.config)
     odd = next((name for name, numbers in before.unsaved.items() if not close(numbers, now.unsaved.get(name, numbers))), None)
     if odd is not None:
-        at = f"buffer {odd} is not saved (persistent=False), and model() makes another one than in {where}"
+        at = f"buffer {odd} is not saved (persistent=False), and model() makes a different one than in {where}"
         if not any(c.setting.startswith(("recipe.", "precision")) for c in changed):
             remedy = "draw it from torch, numpy.random or random, which are seeded, or register it with persistent=True"
             raise UserError("recipe.use", at, remedy)
@@ -200,5 +201,5 @@ def aged(state: State) -> tuple[Age, list[Noticed]]:
     age = Age.of(state.began, state.trained_s + state.lost_s)
     if age.before_s is not None or state.began is None:
         return age, []
-    text = "the clock is set back: it cannot be known how long ago the run began, nor reliability/goodput_pct"
+    text = "the clock was set back: the age of the run and reliability/goodput_pct are unknown"
     return age, [Noticed(state.step, state.samples, "clock", text)]

@@ -1,4 +1,4 @@
-"""What the loop asks of a run's checkpoints, and the answers of a run that keeps none."""
+"""The interface of a run's checkpoints for the loop, and its implementation for a run without any."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -45,7 +45,7 @@ class Saves(ABC):
 
     @abstractmethod
     def moved(self, state: State) -> list[Event]:
-        """At the close of a window: that a folder of the run was renamed or removed. Once, on rank 0."""
+        """A notice that a folder of the run was renamed or removed; called at the end of a window. Once, on rank 0."""
 
     @property
     @abstractmethod
@@ -82,7 +82,7 @@ class Saves(ABC):
 
 @final
 class Unsaved(Saves):
-    """A run without a folder keeps nothing."""
+    """Checkpoints of a run without a folder: none."""
 
     saved = due = failed = lost = False
     places = None
@@ -113,4 +113,4 @@ class Unsaved(Saves):
 
     @override
     def close(self) -> None:
-        """There is nothing to wait for."""
+        """Nothing to do."""

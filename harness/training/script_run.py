@@ -198,7 +198,7 @@ class Run:
         return self._steps
 
     def _advance(self) -> None:
-        """End the step whose passes have run, and continue to the next one's. What comes after the run's end waits for `close`."""
+        """End the step whose passes have run, and continue to the next one's. Events after the run's end are handled in `close`."""
         self._passes = None
         for told in self._steps:
             if isinstance(told, Passes):
@@ -215,7 +215,7 @@ class Run:
 
 
 def _sit(lock: FolderLock, folder: Path, *, own_checkpoints: bool) -> None:
-    """Take both seats of a run folder: nobody launched this run but its script. Raises UserError."""
+    """Take both seats of a run folder (launcher and trainer), as the script launched the run itself. Raises UserError."""
     check_folders(folder, own_checkpoints=own_checkpoints)
     lock.take("launcher", "a run")
     lock.take("trainer")

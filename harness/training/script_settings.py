@@ -1,4 +1,4 @@
-"""What a script says of its run: its settings, its DataLoader, and how both become a run file."""
+"""The run file of a script: from its settings and its DataLoader."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -36,13 +36,13 @@ class ScriptLoader:
         """Raises UserError for a loader whose order or batches are not known here."""
         remedy = "give the DataLoader as it was before accelerator.prepare, of a map-style data set, with batch_size and shuffle"
         if not isinstance(loader, DataLoader) or type(loader.batch_sampler) is not BatchSampler:
-            raise UserError("Run", "got a loader with batches of its own", remedy)
+            raise UserError("Run", "got a loader with a batch_sampler of its own", remedy)
         sampler = loader.sampler
         if not isinstance(sampler, RandomSampler | SequentialSampler):
             raise UserError("Run", f"got a loader that samples by {type(sampler).__name__}", remedy)
         data: Any = loader.dataset
         if isinstance(sampler, RandomSampler) and (sampler.replacement or len(sampler) != len(data)):
-            raise UserError("Run", "got a loader that draws with replacement, or not all", remedy)
+            raise UserError("Run", "got a loader whose sampler draws with replacement, or leaves samples out", remedy)
         shuffle = isinstance(sampler, RandomSampler)
         return ScriptLoader(data, loader.collate_fn, loader.num_workers, loader.batch_size or 1, shuffle)
 

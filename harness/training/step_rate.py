@@ -1,4 +1,4 @@
-"""How fast a run goes: the rate of the next step, and how far it moves the schedule. Fixed between two readings of the ranks."""
+"""The learning rate of the next step, and how far the step advances the schedule. Constant between two readings of the ranks."""
 
 import math
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ class StepRate:
 
 
 def pace(plan: Plan, state: State) -> StepRate:
-    """The pace from `state` on.
+    """The StepRate from `state` on.
 
     AdaScale (Johnson et al. 2020, 2007.05105, algorithm 2): the rate is r times that of the reference schedule, and a step counts
     for r reference steps; with Adam the rate takes sqrt(r) (Qiao et al. 2021, 2008.12260). r is 1 until it is measured.

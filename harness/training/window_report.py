@@ -1,4 +1,4 @@
-"""What a run says of a window: the state moved past its steps, and every metric, from one reading of all ranks."""
+"""The report of a window: the state after its steps, and every metric, from one reading of all ranks."""
 
 import math
 from collections import deque
@@ -28,7 +28,7 @@ from harness.training.alerts import AlertTracker, troubles
 from harness.training.step_rate import StepRecord
 
 SPIKE_LEAST = 0.15
-"""Least height of a spike, as a share of the loss at the start. Less than that is noise in a run near its end."""
+"""The smallest spike, as a share of the loss at the start: smaller ones are noise near the end of a run."""
 EMPTY = "loss() counted nothing on any rank: such a step moves nothing, and is not a fault; stability/empty_steps counts them"
 _MOMENT_OF_SGD = ("sgd", "nesterov")
 
@@ -58,7 +58,7 @@ class WindowReporter:
 
     def __post_init__(self) -> None:
         self.noticer = AlertTracker(self.engine)
-        self.uniform_loss = self.recipe.uniform_loss()  # once: it may read the model's configuration
+        self.uniform_loss = self.recipe.uniform_loss()  # called once: it may read the model's configuration
 
     def window(
         self, state: State, reading: Reading, taken: Sequence[StepRecord], *, first: bool
@@ -96,7 +96,7 @@ class WindowReporter:
             elif not row.applied:
                 events.append(_skipped(number, position, row))
             if score is not None and score > FLAGGED:
-                text = f"loss {loss:.4g} stands out from the {len(state.losses.memory)} before it"
+                text = f"loss {loss:.4g} is far above the {len(state.losses.memory)} before it"
                 events.append(Noticed(number, position, "spike", text))
             self._remember(step.samples, row)
         return events
@@ -128,7 +128,8 @@ class WindowReporter:
     def progress(self, state: State) -> Metrics:
         """The groups progress/, pause/ and batch/: with every window and evaluation."""
         plan, noise = self.plan, state.noise.samples
-        moments = self.engine.estimator == "moments"  # which may read many times too high: never in one curve with the others
+        # estimates by moments may be many times too high: kept in a curve of their own
+        moments = self.engine.estimator == "moments"
         out: Metrics = {
             "progress/step": float(state.step),
             "progress/samples": float(state.samples),

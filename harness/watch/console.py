@@ -23,7 +23,7 @@ from harness.watch.plan_table import plan_table, shown
 
 _TROUBLE = ("nonfinite", "spike", "divergence", "dead", "erratic", "back_off", "warm_up", "roll_back", "past_noise_scale")
 LIVE_HZ = 4
-"""How often a live line is drawn; a window that ends in between is not."""
+"""Seconds between two redraws of the live line; windows that end in between are not shown."""
 BAR = 16
 """Characters of the bar."""
 PLAIN_LINES = 20
@@ -32,9 +32,9 @@ PLAIN_LINES = 20
 
 @final
 class Terminal:
-    """Tells events to a person. Colours follow NO_COLOR; a live line needs a terminal.
+    """Shows events to a person. Colours follow NO_COLOR; a live line needs a terminal.
 
-    `alone`: nobody else explains a failure; our launcher would.
+    `alone`: no launcher of ours explains a failure.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Terminal:
         self._told_already: frozenset[str] = frozenset()
 
     def __call__(self, event: Event) -> None:
-        """Tell one event."""
+        """Show one event."""
         match event:
             case Started():
                 self._start(event)
@@ -82,14 +82,14 @@ class Terminal:
                 assert_never(event)
 
     def close(self) -> None:
-        """Take the live line down, and leave the run folder."""
+        """Remove the live line, and release the run folder."""
         self._take_down()
         if self._held is not None:
             self._held.close()
             self._held = None
 
     def _take_down(self) -> None:
-        """Take the live line down."""
+        """Remove the live line."""
         if self._progress:
             self._draw()
             self._progress.stop()
@@ -166,7 +166,7 @@ class Terminal:
         """What happened, what was done, and how to continue."""
         bad = [n for n in self._notices if n.code in _TROUBLE]
         again = after_renaming(self._again, self._folder, self._now())
-        state = "the last checkpoint is as it was" if self._saved else "no checkpoint was written: the run begins again"
+        state = "the last checkpoint is unchanged" if self._saved else "no checkpoint was written: the run starts over"
         lines = [
             f"[bold]what[/bold]   {shown(event.message)}",
             f"[bold]where[/bold]  step {event.step:,}, {event.samples:,} samples",
@@ -179,7 +179,7 @@ class Terminal:
 
 
 def _line(event: Windowed, room: int | None = None) -> str:
-    """A window in one line of at most `room` characters: what there is no room for is left out, the least wanted first."""
+    """A window in one line of at most `room` characters: what does not fit is left out, the least important first."""
     m = event.metrics
     parts = {
         "step": f"step {event.step:,}",

@@ -24,7 +24,7 @@ def commit(folder: Path) -> str | None:
                 git = (place / _text(git).removeprefix("gitdir:").strip()).resolve()
             if git.is_dir():
                 return _head(git)
-    except (OSError, ValueError):  # unreadable, a loop of links, no text, an embedded null byte
+    except (OSError, ValueError):  # unreadable, a loop of links, not text, an embedded null byte
         return None
     return None
 

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 else:
     try:
         from transformers import TrainerCallback
-    except ImportError:  # then there is no Trainer to call it either
+    except ImportError:  # without transformers there is no Trainer that would call it
         TrainerCallback = object
 
 __all__ = ["TrainerCallback", "check_installed"]

@@ -1,4 +1,5 @@
-"""Watchers that cannot end a run: what one of them raises costs it that event, a line on standard error, and a count."""
+"""Isolation of watchers, so that none ends a run: one that raises misses that event; a line on standard error says so, and it is
+counted."""
 
 import traceback
 from bdb import BdbQuit
@@ -18,7 +19,7 @@ _LONGEST = 400
 
 def describe(error: BaseException) -> str:
     """An exception in one line: its type, its message, and where it was raised."""
-    if isinstance(error, UserError):  # it says itself what is wrong and where
+    if isinstance(error, UserError):  # a UserError says itself what is wrong and where
         return str(error)
     text = " ".join("".join(traceback.format_exception_only(error)).split())
     return (text if len(text) <= _LONGEST else f"{text[:_LONGEST]}...") + place_of(error)

@@ -11,7 +11,7 @@ from harness.supervision.safe_files import append_own
 from harness.telemetry.events import NAMES, Event, Shown, Started, Stepped, Windowed
 
 WAITING = 1 << 26
-"""Bytes of lines that may wait for a disk that is full."""
+"""How many bytes of lines are kept while the disk is full."""
 
 
 def to_line(event: Event) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def to_line(event: Event) -> dict[str, Any]:
 def _numbers(event: Stepped | Windowed) -> bytes:
     """The line of an event that is all numbers: there are many of them, and orjson is quick. It would write NaN as null."""
     metrics = event.metrics
-    if not math.isfinite(sum(filter(None, metrics.values()))):  # one that is not makes the sum so
+    if not math.isfinite(sum(filter(None, metrics.values()))):  # the sum is finite only if every value is
         metrics = {name: _plain(value) for name, value in metrics.items()}
     return orjson.dumps({"event": NAMES[type(event)], "step": event.step, "samples": event.samples, **metrics})
 
@@ -74,7 +74,7 @@ class Journal:
         return self._file.read(1) != b"\n"
 
     def close(self) -> None:
-        """Write what waits, and close."""
+        """Write the lines that are still in memory, and close."""
         try:
             self._flush()
         finally:

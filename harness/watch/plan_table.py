@@ -32,7 +32,7 @@ def show(value: object) -> str:
 
 
 def shown(text: str) -> str:
-    """Text of others as it stands among rich's markup: neither markup nor escape sequences in it steer the terminal."""
+    """Foreign text, escaped for rich's markup: neither markup nor escape sequences in it affect the terminal."""
     return escape(printable(text))
 
 

@@ -12,7 +12,7 @@ WITHOUT = "no plot file: matplotlib is not installed (pip install 'widebatch[rep
 
 
 def what_is_missing() -> str:
-    """What to say before work that ends in a plot; nothing where it can be drawn."""
+    """A note, before work that ends in a plot, that matplotlib is missing; nothing if it is installed."""
     if find_spec("matplotlib") is not None:
         return ""
     return "note: plots will be text, as matplotlib is not installed: pip install 'widebatch[report]'"

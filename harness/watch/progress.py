@@ -27,7 +27,7 @@ def series(title: str, total: int, done: int = 0, console: Console | None = None
 
 @contextmanager
 def counted(title: str, total: int, done: int = 0, console: Console | None = None) -> Iterator[Callable[[str], None]]:
-    """The same of `total` other things."""
+    """As `series`, for `total` steps that do not end in a plot."""
     console = console or Console(emoji=False)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     count = done

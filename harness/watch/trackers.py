@@ -15,7 +15,7 @@ def check_tracker(name: str) -> None:
     """Raises UserError if Accelerate does not know the tracker, or its package is not installed."""
     if name not in LOGGER_TYPE_TO_CLASS:
         raise UserError(
-            "watch.trackers", f"{name!r} is not a tracker of Accelerate's", did_you_mean(name, list(LOGGER_TYPE_TO_CLASS))
+            "watch.trackers", f"{name!r} is not a tracker that Accelerate has", did_you_mean(name, list(LOGGER_TYPE_TO_CLASS))
         )
     if name not in map(str, get_available_trackers()):
         raise UserError("watch.trackers", f"the package of {name} is not installed", f"pip install {name}")
@@ -31,7 +31,7 @@ class TrackerWatcher:
         try:
             self._tracker = kind(folder.name, logging_dir=folder) if kind.requires_logging_directory else kind(folder.name)
             self._tracker.start()
-        except Exception as e:  # its own code, and whatever service it talks to
+        except Exception as e:  # a tracker's own code, or its service, may raise anything
             raise UserError("watch.trackers", f"{name} does not start: {describe(e)}", "fix that, or leave it out") from e
 
     def __call__(self, event: Event) -> None:

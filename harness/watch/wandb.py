@@ -1,8 +1,8 @@
 """Weights & Biases, on rank 0: windows and evaluations over samples, the run file and the plan as config, nothing else.
 
 Points are numbered on over all starts of a run (wandb_segments.py); the x-axis is progress/samples. A thread of its own does all of
-it, the import of wandb too, so that the training thread waits for nothing; a server that has not answered in ANSWER_S is out of
-reach, and the run is logged offline.
+it, the import of wandb too, so that the training thread waits for nothing; a server that has not answered in ANSWER_S counts as
+unreachable, and the run is logged offline.
 """
 
 import math
@@ -44,14 +44,14 @@ if TYPE_CHECKING:
     import wandb
 
 ANSWER_S = 2.5
-"""How long the service may take to answer at the start; one that has not is out of reach."""
+"""How long the service may take to answer at the start before it counts as unreachable."""
 BEGIN_S = 30.0
 """How long a service that has answered may take to begin the run."""
 FINISH_S = 8
 SLOW_START_S = 60
 """How long the end of a run waits for a start that is not over: wandb is large, and a machine may be busy."""
 WAITING = 10_000
-"""Points that may wait for the writing thread; more are dropped, and counted."""
+"""How many points may be queued for the writing thread; further ones are dropped and counted."""
 GROUPS = ("train", "eval", "batch", "throughput", "memory", "stability", "reliability", "pause")
 LEVELS = {
     "ERROR": ("failed", "guard", "unsaved", "dead", "divergence", "checkpoint_failed"),
@@ -75,7 +75,7 @@ class WandbWatcher:
         self._watch, self._folder = watch, folder
         self._names = run_names(watch, os.environ, folder)
         self._run: Any = None
-        self._point, self._status = 0, FAILED  # until an end says otherwise
+        self._point, self._status = 0, FAILED  # the status until an `Ended` event arrives
         self._events: queue.Queue[Event | None] = queue.Queue(WAITING)
         self._take = Isolated("W&B", self._tell)
         self._dropped = self._told = 0
@@ -83,7 +83,7 @@ class WandbWatcher:
         self._writer = threading.Thread(target=self._write, name="wandb writer", daemon=True)
 
     def __call__(self, event: Event) -> None:
-        """Leave an event to the writing thread."""
+        """Queue an event for the writing thread."""
         if isinstance(event, Stepped):
             return
         if isinstance(event, Started):
@@ -139,7 +139,7 @@ class WandbWatcher:
         told = -1
         if self._writer.is_alive():
             self._events.put(None)
-        while self._writer.is_alive() and self._told > told:  # it continues, and so it is waited for
+        while self._writer.is_alive() and self._told > told:  # wait as long as events are still being taken
             told = self._told
             self._writer.join(FINISH_S if self._told else SLOW_START_S)
         if self._writer.is_alive():
@@ -150,7 +150,7 @@ class WandbWatcher:
         last = threading.Thread(target=self._finish, name="wandb finish", daemon=True)
         last.start()
         last.join(FINISH_S + 1)
-        if last.is_alive():  # finish_timeout does not hold where the service dies at a bad moment: about one time in twelve
+        if last.is_alive():  # finish_timeout fails if the service dies at a bad moment: about one time in twelve
             say(f"W&B does not answer: {self._sync()}")
             end_service()
             last.join(FINISH_S)
@@ -188,7 +188,7 @@ class WandbWatcher:
             self._run.alert(title=code, text=text, level=ALERTS[code])
 
     def _where(self) -> str:
-        """Where the run is seen."""
+        """The address at which the run can be seen."""
         return f"offline: {self._sync()}" if self._run.offline else str(self._run.url)
 
     def _sync(self) -> str:
@@ -229,13 +229,13 @@ class WandbWatcher:
         if not problem:
             try:
                 self._run = wandb.init(mode=mode, **options)
-            except Exception as e:  # as many kinds as it has versions; without the service it must start offline
+            except Exception as e:  # wandb raises many kinds of errors; without the service the run must start offline
                 if mode == "offline":
                     raise
                 problem = describe(e)
-                wandb.teardown()  # the service of the failed start still holds the run's id
+                wandb.teardown()  # the W&B service of the failed start still has the run's id
         if problem:
-            say(f"W&B is out of reach ({problem})")
+            say(f"W&B cannot be reached ({problem})")
             self._run = wandb.init(mode="offline", **(options | {"resume": None}))
         own_folders()
         self._point = max(points_so_far(RunFolder(self._folder).journal), self._run.step)

@@ -37,6 +37,6 @@ def requested_mode(asked: Mode | None, environ: Mapping[str, str]) -> tuple[Mode
         if asked is None and wanted in ("offline", "online"):
             mode = "online" if wanted == "online" else "offline"
         elif wanted not in ("", mode):
-            why = f"watch.wandb is {asked}" if asked else "a run has one writer here"
+            why = f"watch.wandb is {asked}" if asked else "here one process writes a run"
             return mode, f"{name}={value} is ignored: {why}"
     return mode, ""

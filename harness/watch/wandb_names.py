@@ -39,7 +39,7 @@ def run_names(watch: WatchConfig, environ: Mapping[str, str], folder: Path) -> R
     project, entity = environ.get("WANDB_PROJECT") or None, environ.get("WANDB_ENTITY") or None
     first, second = (project, watch.project) if swept else (watch.project, project)
     words = environ.get("WANDB_TAGS", "").split(",")
-    own_dir = "" if swept else environ.get("WANDB_DIR", "")  # an agent sets it to where it was started
+    own_dir = "" if swept else environ.get("WANDB_DIR", "")  # under an agent WANDB_DIR is the folder where the agent was started
     return RunNames(
         project=_project(first or second or DEFAULT_PROJECT),
         entity=(entity or watch.entity) if swept else (watch.entity or entity),

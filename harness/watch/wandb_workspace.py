@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 X = "progress/samples"
 BATCH, RULE, RANKS, LR = "plan.global_batch", "plan.rule", "plan.world_size", "plan.lr"
-"""Of a run's config in W&B."""
+"""Keys of a run's config in W&B."""
 HEAD = """**How to read it.** Runs are compared at equal samples. *Does the rule hold*: curves of runs at other batches should lie
 on the reference's. *Batch against noise scale*: past the noise scale a larger batch is mostly wasted. *Stability*: tiles of 0 are
 good; an lr factor below 1 means that the guard lowered the rate. Samples run back where the guard rolled back:

@@ -56,8 +56,8 @@ def make_own(watching: Watching) -> list[Isolated]:
         short = Path(name).name
         try:
             watcher = make()
-        except Exception as e:  # whatever the user's code raises
-            raise UserError("watch.use", f"{short} cannot be made: {describe(e)}", "fix it, or leave it out") from e
+        except Exception as e:  # the user's code may raise anything
+            raise UserError("watch.use", f"{short} cannot be made: {describe(e)}", "fix it, or leave it out of watch.use") from e
         if not callable(watcher):
             raise UserError(
                 "watch.use", f"{short} gives a {type(watcher).__name__}, which cannot be called", "define __call__(event)"

@@ -27,9 +27,9 @@ from launch.processes.spawn import Child, start
 from launch.processes.supervisor import LAST_WORDS_S, LOOK_S, STATUS, Stop, log_sizes, sweep, words_of
 
 NEWS_S = 1.0
-"""How long this host's other ranks may take to say how they ended, before one of them is named as the first."""
+"""How long this host's other ranks may take to report how they ended, before one is named as the first to fail."""
 SPARE_S = 30.0
-"""A collective that takes too long ends by itself, with an error. A rank that still stands so much later is in none."""
+"""A collective that takes too long raises by itself. A rank that makes no progress for so much longer is in none."""
 END_S = 300.0
 """How long ranks and torchrun may take to leave after a stop."""
 
@@ -77,7 +77,7 @@ class Watch:
         """Watch to the end of this host's part; the exit status."""
         while True:
             self.output.pump(LOOK_S)
-            gone = self.child.poll()  # before the look: who ended meanwhile has said so by then
+            gone = self.child.poll()  # read before the ranks are looked at: whoever ended until then has reported it
             looks = look(self.told, self.ranks)
             if self.stop.twice:
                 return 128 + self.stop.twice
@@ -95,8 +95,10 @@ class Watch:
                 return status
 
     def _fault(self, looks: Sequence[RankStatus]) -> Fault | None:
-        """What went wrong that has not been answered. Ranks that stand still are ended, for torchrun to see: they are in no
-        collective, which would have ended by itself."""
+        """A fault that has not been answered yet.
+
+        Ranks that hang are killed, so that torchrun notices: they are in no collective, which would have raised by itself.
+        """
         fault = first_failure([x for x in looks if x.beat is not None and x.beat.pid not in self.answered])
         if fault is not None:
             return fault
@@ -109,7 +111,7 @@ class Watch:
         return fault
 
     def _answer(self, fault: Fault, looks: Sequence[RankStatus]) -> int | None:
-        """Say what happened, once; the exit status where to start again is of no use."""
+        """Report a fault, once; returns the exit status if a restart would not help."""
         pids = {x.beat.pid for x in looks if x.beat is not None}
         deadline = time.monotonic() + NEWS_S
         while fault.kind != "hung" and time.monotonic() < deadline:
@@ -117,7 +119,7 @@ class Watch:
             fault = first_failure([x for x in look(self.told, self.ranks) if x.beat is not None and x.beat.pid in pids]) or fault
         self.answered |= pids
         if fault.kind == "lost":
-            say(f"note: {_at(fault)}; the hosts meet again")
+            say(f"note: {_at(fault)}; the hosts restart their ranks together")
             return None
         after = self.restarts.after(fault, newest(self.place))
         if fault.kind == "memory":
@@ -131,7 +133,7 @@ class Watch:
         return None
 
     def _leave(self) -> None:
-        """Tell torchrun, once, that this host goes: it tells the ranks, which save, and then leaves the others."""
+        """Ask torchrun, once, to stop on this host: it stops the ranks, which save, and leaves the rendezvous."""
         if not self.left:
             self.left = True
             self.child.signal(signal.SIGTERM)
@@ -144,15 +146,17 @@ class Watch:
         if self.stop.asked and statuses <= {STOPPED}:
             return STOPPED
         if statuses == {STOPPED} and gone > 0:
-            say("note: stopped with a checkpoint, as another host asked, and the hosts did not meet again")
+            say("note: stopped with a checkpoint at another host's request; the hosts did not restart together")
             return STOPPED
         at = f"the process that starts the ranks ended with {gone}, see {self.told.logs}/launcher.log,"
         return self._give_up(first_failure(looks) or Fault("agent", None, furthest(looks), at), "torchrun has given up")
 
     def _cut_off(self, looks: Sequence[RankStatus]) -> int:
-        """No rank came up in the time that torchrun was given: it waits for a peer that the network took. The exit status."""
+        """No rank started within torchrun's timeout: it waits for a host that cannot be reached. Returns the exit status."""
         self.child.signal(signal.SIGKILL)
-        return self._give_up(Fault("agent", None, furthest(looks), "no rank came up"), f"the hosts did not meet for {JOIN_S} s")
+        return self._give_up(
+            Fault("agent", None, furthest(looks), "no rank started"), f"the hosts did not connect within {JOIN_S} s"
+        )
 
     def _give_up(self, fault: Fault, why: str) -> int:
         """Say what ended this host's part, once; the exit status."""
@@ -163,7 +167,7 @@ class Watch:
                 break
         if fault.kind == "user":
             say(f"error: {fault.text}")
-        elif fault.kind != "guard":  # which rank 0 has explained
+        elif fault.kind != "guard":  # rank 0 has explained the guard's stop
             again = f"logs of this host's ranks: {self.told.logs}\nto resume: the same command"
             say(f"{words_of(fault, self.told, self.before)}error: {_at(fault)}; not started again: {why}\n{again}")
         return STATUS.get(fault.kind, FAILED)
@@ -175,5 +179,5 @@ def _running(looks: Sequence[RankStatus]) -> list[int]:
 
 
 def _at(fault: Fault) -> str:
-    """A fault and its host: ranks are known by their number on it."""
+    """A fault with its host: ranks are numbered within the host."""
     return f"on {os.uname().nodename} {'' if fault.rank is None else 'local '}{fault}"

@@ -32,7 +32,7 @@ RUN, RUNS, PORT = "/etc/widebatch", "/runs", 29400
 SHM_GIB = 2
 """Shared memory for each rank: data workers and NCCL pass tensors through it."""
 WAIT = 'until getent hosts "$FIRST_POD" > /dev/null; do sleep 1; done; exec widebatch "$@"'
-"""The first pod's name may be known later than the others start."""
+"""Waits for the DNS name of the first pod, which may appear after the others start."""
 SECRET_KEY = "WANDB_API_KEY"  # noqa: S105  the name of a variable
 
 
@@ -78,7 +78,9 @@ def manifests(kind: Kind, pods: Pods, world: World, fewest: int, files: Mapping[
     size = sum(len(text.encode()) for text in files.values())
     if size > MOST_TEXT:
         raise UserError(
-            "--k8s", f"the run's files have {size:,} bytes, and a ConfigMap holds {MOST_TEXT:,}", "put recipes into the image"
+            "--k8s",
+            f"the run's files have {size:,} bytes, and a ConfigMap holds at most {MOST_TEXT:,}",
+            "put recipes into the image",
         )
     held = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": _meta(pods, f"{pods.name}-run"), "data": dict(files)}
     match kind:

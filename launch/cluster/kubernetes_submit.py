@@ -85,7 +85,7 @@ def write_manifests(args: argparse.Namespace, settings: Mapping[str, str], world
     write(folder, {FILE: text}, dry=args.dry_run)
     print_plan(planned)
     if pods.secret:
-        echo(f"\nthe key, once: kubectl create secret generic {pods.secret} --from-env-file=FILE   ({SECRET_KEY}=... in FILE)")
+        echo(f"\nthe secret, once: kubectl create secret generic {pods.secret} --from-env-file=FILE   ({SECRET_KEY}=... in FILE)")
     if code:
         echo(f"\ntravels to the pods with the run file: {', '.join(code)}; data and other files beside them do not")
     echo(f"\n$ kubectl apply -f {shlex.quote(str(folder / FILE))}")
@@ -122,7 +122,7 @@ def _carry(setting: str, path: Path, files: dict[str, str]) -> None:
     try:
         text = path.read_text()
     except OSError as e:
-        raise UserError(setting, f"{str(path)!r} cannot be read: {e.strerror}", "give a file of this machine") from e
+        raise UserError(setting, f"{str(path)!r} cannot be read: {e.strerror}", "give a file on this machine") from e
     if name in files:
         if files[name] != text:
             raise UserError(setting, f"names a second file {name}", "give the files different names")

@@ -1,8 +1,8 @@
 """A run as a Slurm job: an sbatch script for people to read. Pure text; every name in it is matched whole first.
 
 Slurm itself starts the workers, one task each: a signal reaches each of them once, nothing in between can orphan them, and a lost
-node requeues the job. The workers find each other by `plan/slurm_env.py`. Slurm warns the script alone that time is short, which so
-knows that the job is to be requeued; any other stop (scancel, Stop in W&B) is the end.
+node requeues the job. The workers find each other by `plan/slurm_env.py`. Slurm signals only the script that time is short, which
+so knows that the job is to be requeued; any other stop (scancel, Stop in W&B) is the end.
 """
 
 import shlex
@@ -17,7 +17,7 @@ from launch.cluster.allowed_names import TIME, WORD, WORDS, checked_path
 from launch.processes.command import device_environ
 
 WAIT_S = 120
-"""How long the other tasks may take to end after the first has: the time to write a last checkpoint and finish W&B."""
+"""How long the other tasks may take to end after the first one: the time to write a last checkpoint and finish W&B."""
 
 
 @dataclass(frozen=True, kw_only=True)

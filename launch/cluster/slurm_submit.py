@@ -109,7 +109,8 @@ def _write(files: Mapping[Path, dict[str, str]], folder: Path, script: str, args
     for place, texts in files.items():
         write(place, texts, dry=args.dry_run)
         if not args.dry_run:
-            make_inside(RunFolder(place).logs)  # Slurm makes no folder for its log, and the job would die without a word
+            # Slurm does not create the folder of its log, and the job would fail without a message
+            make_inside(RunFolder(place).logs)
     return send(script, folder, submit=args.submit and not args.dry_run, dry=args.dry_run)
 
 

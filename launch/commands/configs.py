@@ -56,13 +56,13 @@ def summary(text: str) -> str:
 
 
 def copy(texts: Mapping[str, str], folder: Path) -> None:
-    """Write files by name; none of them where one is there with another text. Raises UserError."""
+    """Write files by name; none of them where one exists with different content. Raises UserError."""
     make_own(folder, "--to")
     try:
         there = {name: (folder / name).read_text(errors="replace") for name in texts if (folder / name).exists()}
         for name, text in there.items():
             if text != texts[name]:
-                raise UserError("--to", f"{folder / name} is there with another text", "remove it, or give another folder")
+                raise UserError("--to", f"{folder / name} exists with different content", "remove it, or give another folder")
         for name, text in texts.items():
             if name not in there:
                 write_own(folder / name, text)

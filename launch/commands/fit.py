@@ -20,12 +20,12 @@ def main(argv: Sequence[str]) -> int:
     """Raises UserError."""
     parser = Parser(prog="widebatch fit", description=COMMANDS["fit"], allow_abbrev=False)
     parser.add_argument("runs", metavar="RUNS", nargs="+", type=Path, help="run folders, or folders of them, such as a sweep's")
-    parser.add_argument("--metric", default="eval/loss", help="what is lower at a better lr (default eval/loss)")
-    parser.add_argument("--out", type=Path, default=Path("fit.json"), help="where the law goes (default fit.json)")
+    parser.add_argument("--metric", default="eval/loss", help="metric to minimise (default eval/loss)")
+    parser.add_argument("--out", type=Path, default=Path("fit.json"), help="file for the law (default fit.json)")
     args = parser.parse_args(argv)
     runs, unit, left = runs_of(_records(args.runs), args.metric)
     if not runs:
-        raise UserError("RUNS", f"hold no run to learn from ({left[0] if left else 'no journal'})", "give run folders")
+        raise UserError("RUNS", f"hold no run that can be used ({left[0] if left else 'no journal'})", "give run folders")
     law = fit_law(runs, unit, args.metric)
     echo("\n".join([*left, *law.lines]))
     if law.lr is not None:

@@ -69,7 +69,7 @@ def _one_host(args: argparse.Namespace, config: Config, world: World) -> int:
         lock = FolderLock(folder)
         lock.take("launcher", "widebatch launch")
         lock.take("trainer", patience_s=PATIENCE_S)
-        lock.give("trainer")  # to rank 0, when it is there
+        lock.give("trainer")  # rank 0 takes it
     command = worker_command(sys.executable, str(folder), world)
     _prepare(args, planned, folder, run_files(config, planned) | {ACCELERATE: accelerate_file(planned, world)}, command)
     if args.dry_run:
@@ -87,7 +87,7 @@ def _several_hosts(args: argparse.Namespace, config: Config, world: World, at: M
     folder, config = _placed(config, args.run)
     if not args.dry_run:
         check_folders(folder, own_checkpoints=config.checkpoint.dir is None)
-        lock = FolderLock(host_logs(folder))  # held until this returns
+        lock = FolderLock(host_logs(folder))  # held until this process ends
         lock.take("launcher", "widebatch launch")
     files = run_files(config, planned)
     check_worlds(config, world, at.fewest, size)

@@ -17,12 +17,12 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("files", metavar="FILES", type=Path, nargs="+", help=files)
     parser.add_argument("--tokenizer", metavar="FOLDER", required=True, help="a local folder with a tokenizer, or `bytes`")
     parser.add_argument(
-        "--out", metavar="DIR", type=Path, required=True, help="a new folder, or one that was begun: it is continued"
+        "--out", metavar="DIR", type=Path, required=True, help="output folder; one that an interrupted call left is continued"
     )
     parser.add_argument(
-        "--suffix", action="append", help="of a folder, files that end so (default: .txt and .jsonl); may be repeated"
+        "--suffix", action="append", help="endings of the files to take from a folder (default: .txt and .jsonl); may be repeated"
     )
-    parser.add_argument("--field", default="text", help="where a line of a .jsonl has its text (default: text)")
+    parser.add_argument("--field", default="text", help="the field of a .jsonl line that has the text (default: text)")
     parser.add_argument("--procs", type=int, default=len(os.sched_getaffinity(0)), help="processes (default: one for each core)")
     parser.add_argument("--no-eos", action="store_true", help="put no end-of-text token behind documents")
     args = parser.parse_args(argv)

@@ -28,7 +28,7 @@ from launch.processes.run_folder import own_place, write
 from launch.processes.spawn import gpu_count
 
 WINDOWS = 6
-"""Windows of a trial at least; the first, which warms up, is not counted."""
+"""The fewest windows of a trial; the first, which warms up, is not counted."""
 
 
 @dataclass(frozen=True)
@@ -132,11 +132,11 @@ def _config(config: Config, batch: int, micro: int, steps: int, folder: Path) ->
 
 
 def _prepare(one: Trial) -> None:
-    """Write what the workers read. Raises UserError if the folder holds a trial of other settings."""
+    """Write what the workers read. Raises UserError if the folder holds a trial with other settings."""
     files = run_files(one.config, one.plan) | {ACCELERATE: accelerate_file(one.plan, one.world)}
     kept = one.folder / "trial.yaml"
     if kept.exists() and kept.read_text() != files[RUN_FILE]:
-        raise UserError("--out", f"{one.folder} holds a trial of other settings", "give another folder, or remove that one")
+        raise UserError("--out", f"{one.folder} holds a trial with other settings", "give another folder, or remove that one")
     if one.speed() is None:
         write(one.folder, files | {"trial.yaml": files[RUN_FILE]}, dry=False)
 

@@ -28,9 +28,9 @@ from launch.processes.checkpoint_copy import copy, newest_good
 from launch.processes.checkpoints import newest
 
 STEPS = 50
-"""Steps of the largest ratio in a branch, where --samples does not say."""
+"""How many steps the branch of the largest ratio takes, unless --samples is given."""
 START = "checkpoint"
-"""The file of a test that names the checkpoint it began with."""
+"""The file in a branch test's folder that names the checkpoint it began with."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
     echo(f"branches go on from {checkpoint} in {place}")
     for one in trials.values():
         own = RunFolder(one.folder).checkpoints(one.config)
-        if not newest(own):  # else the branch has continued from it already
+        if not newest(own):  # otherwise the branch has continued already
             make_inside(Path(own), "--out")
             copy(place, checkpoint, Path(own))
     if not _run(list(trials.values()), args.jobs):
@@ -84,7 +84,7 @@ def read_ratios(text: str) -> list[int]:
 
 
 def _plan_of(run: Path) -> ToldPlan:
-    """The numbers the run stood under. Raises UserError."""
+    """The plan that the run was trained with. Raises UserError."""
     told = told_plan(run)
     if len(told.get("stages") or [1]) > 1 or told["rule"] == "adascale":
         raise UserError(
@@ -127,7 +127,10 @@ def _length(asked: int | None, told: Mapping[str, Any], start: int, ratios: Sequ
 
 
 def branch_config(config: Config, told: Mapping[str, Any], start: int, ratio: int, rule: str) -> Config:
-    """The run as it stands, its numbers taken as tuned at its own batch, continued at `ratio` times that. Raises UserError."""
+    """The run file of a branch: the run's current numbers count as tuned at its own batch, and it continues at `ratio` times that.
+
+    Raises UserError.
+    """
     if start < told["warmup_samples"]:
         at = f"its checkpoint at {start:,} samples is within the warm-up of {told['warmup_samples']:,}"
         raise UserError("RUN", at, "branch from a later one")
@@ -180,7 +183,7 @@ def _finish(found: Sequence[Branch], trials: Mapping[int, Trial], eps: float, st
     try:
         safe = largest_safe(found, eps)
     except ValueError as e:
-        echo(f"\n{e}: the run itself is in trouble")
+        echo(f"\n{e}: the run itself does not train well")
         return 1
     record = {"from_samples": start, "samples": samples, "eps": eps, "branches": [vars(b) for b in found], "safe": safe.ratio}
     results.record(record)

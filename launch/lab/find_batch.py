@@ -30,7 +30,7 @@ from launch.processes.job_pool import Job, last_line, run_jobs
 from launch.processes.spawn import gpu_count
 
 MOST_PASSES = 4
-"""Passes of a trial's step: a real step may have more, which take no more memory, and the same time each."""
+"""Passes of a trial's step: further passes take no more memory, and the same time each."""
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(KiB|MiB|GiB|TiB)")
 _UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
@@ -72,7 +72,7 @@ def size(text: str) -> int:
 
 def _check(args: argparse.Namespace, world: World, limit: int | None) -> None:
     if world.device == "cpu" and limit is None:
-        raise UserError("--memory", "missing, and a CPU has no memory of its own to fill", "give what a rank may use, such as 2GiB")
+        raise UserError("--memory", "missing, and is required for CPU ranks", "give what a rank may use, such as 2GiB")
     if world.device == "gpu" and world.size > gpu_count(os.environ.get("CUDA_VISIBLE_DEVICES")):
         raise UserError("--gpus", f"{world.size} asked for, more than are here", "ask for fewer, or use --predict")
     if world.nodes > 1:
@@ -215,5 +215,5 @@ def _predict(config: Config, world: World, share: int, limit: int | None) -> int
         if not fits:
             break
     echo(aligned(rows))
-    echo("tensors alone, from shapes: a GPU's context and its allocator's gaps come on top")
+    echo("tensors only, from shapes: the CUDA context and the allocator's fragmentation come on top")
     return 0 if largest else 1

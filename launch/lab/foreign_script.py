@@ -18,7 +18,7 @@ from launch.processes.command import Command
 from launch.processes.spawn import run
 
 CPU = {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-"""What makes the ranks of torch and Accelerate compute on the CPU and meet over gloo."""
+"""The environment in which torch and Accelerate run CPU ranks over gloo."""
 
 
 def verify_script(argv: Sequence[str]) -> int:

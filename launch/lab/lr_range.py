@@ -139,13 +139,15 @@ def _finish(config: Config, found: Mapping[float, Sequence[Outcome]], samples: i
 
 
 def words(headroom: float, batch: int, optimizer: str) -> str:
-    """What the headroom means for the batch, in a sentence."""
+    """A sentence on what the headroom means for the batch."""
     if headroom <= 1:
-        return "there is no headroom: the rate is at its edge already, and any rule that raises it will go over"
+        return (
+            "there is no headroom: optim.lr is the largest stable rate already, and a rule that raises it makes training unstable"
+        )
     linear, root = int(headroom), int(headroom**2)
     return (
         f"so linear scaling stays stable up to about k = {linear:,} (batch {linear * batch:,}), sqrt up to about k = {root:,}; "
-        f"a larger batch has less noise and may bear more ({optimizer}, measured at batch {batch:,})"
+        f"a larger batch has less noise and may allow more ({optimizer}, measured at batch {batch:,})"
     )
 
 

@@ -92,7 +92,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", help="also report the steps and samples needed to reach it, such as 'eval/accuracy_pct>=97'")
     parser.add_argument("--metric", help="what is compared at the end (default: the target's, or eval/loss)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; over the GPUs in turn where there are any")
-    chain = "runs of one process, one after the other: small runs are spared its start (default 1)"
+    chain = "runs per process, one after the other, to save process starts for small runs (default 1)"
     parser.add_argument("--chain", type=int, default=1, help=chain)
     parser.add_argument(
         "--out", type=Path, help="folder of the sweep (default runs/NAME-sweep); trials done there before are reused"
@@ -137,7 +137,8 @@ def _shared(runs: Mapping[Point, Trial], plans: Mapping[Point, Plan]) -> dict[Po
 
 
 def _numbers(config: Config, planned: Plan) -> str:
-    """Everything that bears on a run, as text: the plan without its words, the rate along the way, the rest of the run file."""
+    """Everything that affects a run, as text: the plan without its reasons, the learning rate over the run, the rest of the run
+    file."""
     rates = [planned.lr_at(planned.total_samples * n // CURVE_POINTS) for n in range(CURVE_POINTS)]
     bare = replace(planned, warnings=(), schedule=replace(planned.schedule, start=0.0, warmup=0), warmup_samples=0, warmup_steps=0)
     fixed = {k: v for k, v in bare.to_json().items() if k not in ("sources", "rule")}
@@ -148,7 +149,7 @@ def _numbers(config: Config, planned: Plan) -> str:
 
 
 STATIC = ("none", "linear", "sqrt", "adam", "adam_sde", "legw", "noise", "surge")
-"""Rules that are done with once the plan is made."""
+"""Settings that have no effect beside the plan that is made of them."""
 _PLAIN: dict[str, Any] = {
     "rule": "none", "betas": None, "weight_decay": None, "warmup_epochs": None, "warmup_samples": None, "warmup_fraction": None,
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""The numbers that a run stood under, from the plan in its folder, which may be from somebody else or damaged."""
+"""The plan of a finished run, from its folder, which may be from somebody else or damaged."""
 
 from pathlib import Path
 from typing import Annotated, NotRequired, TypedDict
@@ -30,7 +30,7 @@ class ToldShape(TypedDict):
 
 
 class ToldPlan(TypedDict):
-    """What of a plan a branch takes over."""
+    """The part of a plan that a branch uses."""
 
     rule: str
     global_batch: Size

@@ -108,7 +108,7 @@ def run_trials(trials: Sequence[Trial], at_once: int, told: Callable[[Trial, Out
             if found is not None:
                 told(one, found)
         open_ones = [one for one, found in outcomes if found is None]
-        stopped = status in (0, STOPPED) or status > 128  # with a checkpoint, or killed
+        stopped = status in (0, STOPPED) or status > 128  # stopped with a checkpoint, or killed
         if open_ones and not stopped:
             failed.append((job.log, open_ones[0], status))
         return not open_ones

@@ -69,10 +69,10 @@ def said_hours(bench: Path | None, planned: Plan) -> dict[str, float | bool]:
 
 
 def print_hours(bench: Path | None, planned: Plan) -> None:
-    """The same for people."""
+    """Print what --bench says of one plan."""
     if bench:
         h = _speeds(bench).hours(planned)
-        best = "at best, as this is past the largest world measured: " if h.at_best else ""
+        best = "at best (more ranks than were measured): " if h.at_best else ""
         echo(f"expected: {best}{h.hours:.3g} hours of training, {h.device_hours:.3g} GPU hours")
 
 
@@ -99,7 +99,7 @@ def cells(row: Row) -> tuple[str, ...]:
 
 
 def remarks(rows: list[Row]) -> list[str]:
-    """What is wrong with some worlds, each thing once with the worlds it is true of, and how sure the hours are."""
+    """The warnings, each once with the worlds it applies to, and how certain the hours are."""
     said: dict[str, list[tuple[int, str]]] = {}
     for r in rows:
         for warning in r.plan.warnings[:SHOWN] if r.plan else ():
@@ -108,7 +108,9 @@ def remarks(rows: list[Row]) -> list[str]:
     for code, where in said.items():
         lines.append(f"warning [{code}] at {', '.join(f'{n:,}' for n, _ in where)}; at {where[0][0]:,}: {where[0][1]}")
     if any(r.hours and r.hours.at_best for r in rows):
-        lines.append("hours marked >= are past the largest world measured: as if no GPU became slower; evaluations come on top")
+        lines.append(
+            "hours marked >= are for more ranks than were measured and assume no loss of speed per GPU; evaluations come on top"
+        )
     elif any(r.hours for r in rows):
         lines.append("hours are of training; evaluations and checkpoints come on top")
     else:

@@ -97,7 +97,7 @@ def _read(path: Path) -> Evidence:
     if "runs" in tree:
         found = tree.get("evidence")
         if not isinstance(found, dict):
-            raise UserError("--from", f"{path} is a report of runs of which none measured a noise scale", REMEDY)
+            raise UserError("--from", f"{path} is a report of runs without a measured noise scale", REMEDY)
         tree = found
     return from_json(tree, str(path))
 

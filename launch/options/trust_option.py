@@ -18,7 +18,7 @@ STORE = "checkpoint.dir"
 
 def add_trust(parser: argparse.ArgumentParser) -> None:
     """The flag."""
-    what = "run the code and read the store that a run folder names, though you did not make that folder: it can do what you can"
+    what = "run the code and read the store that a run folder of somebody else names; that code runs with your rights"
     parser.add_argument("--trust", action="store_true", help=what)
 
 
@@ -56,6 +56,6 @@ def check_trust(run: Path, config: Config, given: Container[str], *, trust: bool
         if setting in given:
             continue
         if not trust and not is_sealed(run.parent, setting, name):
-            at = f"{run} names {name}, and it is not known that you made that folder"
+            at = f"{run} names {name}, and nothing shows that you made that folder"
             raise UserError(setting, at, "look at what it names, and add --trust to use it")
         say(f"note: {run} names {redacted(name)}, which is {'read' if setting == STORE else 'run'} now")

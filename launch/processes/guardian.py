@@ -1,4 +1,4 @@
-"""`python -m launch.processes.guardian MARK`: ends what a tool has started where the tool is gone without a word, as by kill -9.
+"""`python -m launch.processes.guardian MARK`: ends the processes of a tool that was killed, as by kill -9.
 
 It waits for the end of its standard input, which the tool holds open. Every process that carries MARK in its environment is then
 asked to stop, as by Ctrl-C: a trial saves a checkpoint, from which the same command resumes.
@@ -26,7 +26,7 @@ def main(mark: str) -> None:
         if time.monotonic() - begin > GRACE_S:
             for pid in left:
                 kill(pid, signal.SIGKILL)
-        for pid in set(outermost(left)) - asked:  # who has started others passes it on, or needs them to save
+        for pid in set(outermost(left)) - asked:  # a process with children passes the signal on, or needs them to save
             kill(pid, signal.SIGTERM)
             asked.add(pid)
         time.sleep(POLL_S)

@@ -16,7 +16,7 @@ from launch.processes.spawn import guarded
 
 POLL_S = 0.05
 LAST_BYTES = 1 << 16
-"""Of the end of a log, in which its last line is looked for."""
+"""How many bytes at the end of a log are searched for its last line."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def _start(job: Job, place: Mapping[str, str], mark: Mapping[str, str]) -> subpr
     make_inside(job.log.parent, "--out")
     environ = without_ranks(os.environ) | dict(place) | dict(job.command.environ) | dict(mark)
     job.log.unlink(missing_ok=True)
-    with job.log.open("xb") as log:  # a new file: through no link
+    with job.log.open("xb") as log:  # only a new file, so that no link is followed
         return subprocess.Popen(  # noqa: S603  argv is ours, no shell
             job.command.argv, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )

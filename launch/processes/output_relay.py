@@ -39,7 +39,8 @@ def _opened(log: Path) -> BinaryIO:
 
 @final
 class Output:
-    """A place for rank 0 to write to, `path`, that `pump` empties to this process's own output and to `log`."""
+    """A pipe or terminal for rank 0 to write to, at `path`; `pump` passes its content on to this process's own output and to
+    `log`."""
 
     def __init__(self, log: Path) -> None:
         self._file, self._path = _opened(log), log
@@ -52,7 +53,7 @@ class Output:
             self._resize(0, None)
             signal.signal(signal.SIGWINCH, self._resize)
         else:
-            self._fd, self._end = os.pipe()  # both ends are kept, so that it is never at its end
+            self._fd, self._end = os.pipe()  # both ends are kept open, so that reading never meets the end of the file
             self.path = f"/proc/{os.getpid()}/fd/{self._end}"
 
     def __enter__(self) -> "Output":
@@ -81,7 +82,7 @@ class Output:
         if len(rest) > LONGEST:
             lines, rest = [*lines, rest], b""
         self._log.write(b"".join(plain(line) + b"\n" for line in lines))
-        self._rest = rest[rest.rfind(b"\r", 0, -1) + 1 :]  # a progress bar overwrites its line for hours, and ends none
+        self._rest = rest[rest.rfind(b"\r", 0, -1) + 1 :]  # a progress bar overwrites one line for hours without ending it
         return True
 
     def _not_kept(self, error: OSError) -> bool:

@@ -10,7 +10,7 @@ from harness.supervision.launch_env import VARIABLE, Launched
 from harness.supervision.rank_monitor import process_state
 
 JOB = "WIDEBATCH_JOB"
-"""Says in the environment of a process which tool has started it."""
+"""Environment variable that names the tool which started a process."""
 GRACE_S = 60.0
 """How long workers may continue after what started them has ended: the time to save a checkpoint."""
 

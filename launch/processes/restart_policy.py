@@ -6,7 +6,7 @@ from typing import final
 from harness.supervision.fault_detection import Fault
 
 HOPELESS = ("user", "guard", "unsaved")
-"""What another start would only repeat."""
+"""Kinds of faults that a restart would only repeat."""
 
 
 @final
@@ -26,7 +26,7 @@ class Restarts:
     def after(self, fault: Fault, checkpoint: str) -> "Restarts | str":
         """What to continue with, one unit of the budget less; or why not. `checkpoint`: the newest that is committed now."""
         if fault.kind in HOPELESS:
-            return "to start again would only repeat it"
+            return "a restart would only repeat it"
         if self.used >= self.budget:
             return f"restart.budget {self.budget} is spent" if self.budget else "restart.budget is 0"
         progress = fault.step > self.step or checkpoint > self.checkpoint
@@ -39,7 +39,7 @@ class Restarts:
         return replace(self, used=self.used + 1, step=step, checkpoint=checkpoint, micro=micro)
 
     def words(self, fault: Fault) -> str:
-        """What is done about a fault, these being the restarts after it."""
+        """What follows a fault, as text, with these restarts left."""
         text = f"{fault}; restart {self.used} of {self.budget}"
         if fault.kind == "memory":
             text += f" with micro-batch {self.micro}, more passes a step, the same global batch"

@@ -155,7 +155,7 @@ class Child:
 
 
 def _log(path: Path) -> BinaryIO:
-    """A log to append to; if its disk is full or its folder is gone, a warning says so and the text is lost."""
+    """A log to append to; if the disk is full or the folder is gone, a warning says so and the output is lost."""
     try:
         return append_own(path)
     except OSError as e:
@@ -164,7 +164,7 @@ def _log(path: Path) -> BinaryIO:
 
 
 def start(command: Command, environ: Mapping[str, str], log: Path) -> Child:
-    """Start a command in a session of its own, its own words appended to `log`.
+    """Start a command in a session of its own, its own output appended to `log`.
 
     It ignores SIGUSR1, which would kill the launching process between us and the ranks; the ranks hear it.
     """

@@ -32,18 +32,18 @@ from launch.processes.spawn import Child, start
 
 LOOK_S = 0.1
 LAST_WORDS_S = 5.0
-"""How long the other ranks of one that failed may take to say so in journal and W&B."""
+"""How long the other ranks may take to report a rank's failure in the journal and W&B."""
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 SECOND_S = 0.5
 LAST_LINES, LAST_BYTES = 8, 4096
-"""What is shown of the log of a rank that died without a traceback."""
+"""The most lines and bytes that are shown of the log of a rank that died without a traceback."""
 STATUS = {"user": USER, "guard": GUARD, "memory": MEMORY, "unsaved": UNSAVED}
-"""Of what another start would not better."""
+"""Exit statuses of the kinds of faults that a restart would not cure."""
 
 
 @final
 class Stop:
-    """What this launcher was asked for by signals. As a context it listens."""
+    """The stop that signals requested of this launcher. As a context manager it handles signals."""
 
     def __init__(self) -> None:
         self.asked = 0
@@ -95,7 +95,7 @@ def supervise(command: Command, folder: Path, place: str, ranks: int, micro: int
                 return end
             after = held.moved() or restarts.after(end, newest(place))
             if isinstance(after, str) or stop.asked:
-                why = "a stop was asked for" if stop.asked else str(after)
+                why = "a stop was requested" if stop.asked else str(after)
                 return _give_up(end, why, _kept(folder, held.now, place, again), words_of(end, told, before), said)
             restarts, cause, words = after, after.words(end), words_of(end, told, before)
             say(f"{words if words != said else ''}note: {cause}")
@@ -121,7 +121,7 @@ def _watch(child: Child, told: Launched, ranks: int, restart: RestartConfig, out
     began_s = time.monotonic()
     while True:
         output.pump(LOOK_S)
-        gone = child.poll()  # before the look: who ended meanwhile has said so by then
+        gone = child.poll()  # read before the ranks are looked at: whoever ended until then has reported it
         looks = look(told, ranks)
         stop.pass_on([x.beat.pid for x in looks if x.beat and x.alive and x.beat.status is None])
         ended = _ended(looks, gone, stop)
@@ -159,7 +159,7 @@ def _fault(looks: Sequence[RankStatus], told: Launched, output: Output, restart:
 
 
 def _last_words(told: Launched, ranks: int, output: Output) -> None:
-    """Let the other ranks say that one of them failed."""
+    """Give the other ranks time to report that one of them failed."""
     deadline = time.monotonic() + LAST_WORDS_S
     while time.monotonic() < deadline and any(x.alive for x in look(told, ranks)):
         output.pump(LOOK_S)
@@ -213,8 +213,10 @@ def _size(path: Path) -> int:
 
 
 def safe(checkpoint: str) -> str:
-    """What of the run is kept, as text."""
-    return f"kept: the checkpoint {checkpoint}" if checkpoint else "kept: nothing, as no checkpoint was written; it begins again"
+    """Which checkpoint of the run is kept, as text."""
+    return (
+        f"kept: the checkpoint {checkpoint}" if checkpoint else "kept: nothing, as no checkpoint was written; the run starts over"
+    )
 
 
 def _kept(folder: Path, now: Path, place: str, again: str) -> str:
@@ -232,7 +234,7 @@ def _give_up(end: Fault, why: str, kept: str, words: str, said: str) -> int:
     """
     if end.kind == "user":
         say(f"error: {end.text}")
-    elif end.kind != "guard":  # which rank 0 has explained
+    elif end.kind != "guard":  # rank 0 has explained the guard's stop
         text = f"error: {end}; not started again: {why}\n{kept}"
         say(f"{words if words != said else ''}{text}")
     return STATUS.get(end.kind, FAILED)

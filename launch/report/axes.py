@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 LOG_FROM = 20.0
-"""Values that span this factor are shown on a logarithmic axis."""
+"""Values that span at least this factor are shown on a logarithmic axis."""
 _PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -92,7 +92,7 @@ def labels(ticks: Sequence[float]) -> list[str]:
 
 
 def _trimmed(value: float) -> str:
-    """Three digits that count, or all before the point; no zeros at the end."""
+    """Three significant digits, or all before the point; no trailing zeros."""
     size = abs(value)
     places = 0 if size >= 100 else 1 if size >= 10 else 2 if size >= 1 else 4
     text = f"{value:,.{places}f}"

@@ -1,7 +1,8 @@
 """One chart as HTML: an SVG that stretches with the page, texts that do not, and its numbers for the page's script. Pure.
 
-Lines lie in a square of 1000 x 1000 that the browser stretches to any width; strokes keep their width and texts lie beside it as
-HTML, so that a chart is as readable on a telephone as on a wall. Without the script all but the values under the pointer is there.
+Lines are drawn in a square of 1000 x 1000 that the browser stretches to any width; strokes keep their width and texts lie beside it
+as HTML, so that a chart is as readable on a telephone as on a wall. Without the script all but the values under the pointer is
+there.
 """
 
 import json
@@ -21,11 +22,11 @@ SIDE = 1000
 SMOOTH = 60
 """A running mean goes over one part in so many of a curve, to either side; a shorter curve is not smoothed."""
 LANE = 48
-"""Places for lines through a chart where something happened: what shares one shares a line."""
+"""Resolution of the vertical event lines: events in the same of so many places share a line."""
 PINS = 16
-"""The same for the pins over it, which have room beside each other on a telephone."""
+"""Resolution of the pins above a chart, so that they fit side by side on a telephone."""
 BEYOND = 10.0
-"""A value so many times as far up as the runs usually span is beyond the picture, where a chart is `robust`."""
+"""In a `robust` chart, values beyond so many times the usual range of the runs are cut off."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def _limit(shown: Sequence[Series]) -> float:
 
 def _beyond(s: Series, first: Bucket, highest: float, across: Axis) -> Html:
     """The mark where a series leaves the picture."""
-    said = f"{s.name} leaves the picture here: up to {short(highest)}"
+    said = f"{s.name} leaves the chart here: up to {short(highest)}"
     place = f"left:{100 * across.place(first.last):.2f}%"
     return element("span", {"class": f"beyond c{s.colour}", "style": place, "title": said}, "▲")
 
@@ -263,7 +264,7 @@ def _numbers(c: Chart, shown: Sequence[Series], across: Axis) -> dict[str, objec
 
 
 def _spoken(c: Chart, shown: Sequence[Series]) -> str:
-    """For those who do not see it."""
+    """The text for screen readers."""
     told = []
     for s in shown:
         parts = [b for b in s.curve if b.count]

@@ -8,7 +8,7 @@ from launch.report.chart import COLOURS, Chart, Mark, Series, chart
 from launch.report.markup import Html, element
 
 QUIET = ("checkpoint", "compiled", "complete")
-"""Events that are listed but not marked on curves."""
+"""Codes of events that are listed but not marked on curves."""
 SHADED = "; shaded: trained, then rolled back by the guard"
 NOTES = ("resumed", "plateau", "batch", "stop_requested", "early_stop", "warm_up")
 """Codes of events that are no trouble."""
@@ -22,7 +22,7 @@ def charts(stories: Sequence[RunRecord]) -> Html:
     shown = [
         Chart(
             "Training loss",
-            "line: running mean; behind it: single steps, or the lowest and highest of several" + (SHADED if spans else ""),
+            "line: running mean; band: single steps, or the lowest and highest of several" + (SHADED if spans else ""),
             _steps(stories, "train/loss", smooth=True),
             0,
             end,

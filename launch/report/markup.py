@@ -24,7 +24,7 @@ def element(name: str, attributes: Mapping[str, str], *children: str) -> Html:
 
 
 def joined(*children: str) -> Html:
-    """Children side by side."""
+    """Several children, one after another."""
     return Html("".join(child if isinstance(child, Html) else escape(child, quote=True) for child in children))
 
 

@@ -17,7 +17,7 @@ from launch.report.markup import Html, element, raw
 from launch.report.sections import compared, events, lowered, measure, plans, time_bars
 
 HEADLINES = ("eval/accuracy_pct", "eval/bits_per_byte", "eval/loss")
-"""What a run is judged by, the first that it has."""
+"""The measures by which a run is judged; the first that it has is used."""
 
 
 def page(stories: Sequence[RunRecord], comparison: Comparison | None, more: Sequence[Html] = (), *, title: str = "") -> str:

@@ -49,8 +49,8 @@ def compared(c: Comparison) -> Html:
     ]
     by = next((NAMES[row.verdict.measure] for row in c.rows if row.verdict), "training loss")
     note = (
-        f"Losses: means of the last tenth before. A {by} within {TOLERANCE_PCT:g} % of the first run's held; one that is above by"
-        " more, but not by more than it varies from one evaluation or window to the next, cannot tell."
+        f"Losses: means over the last tenth of the samples. A {by} within {TOLERANCE_PCT:g} % of the first run's held; one "
+        "above it by no more than it varies between evaluations or windows cannot tell."
     )
     return element(
         "section",
@@ -69,7 +69,7 @@ def measure(name: str) -> str:
 
 
 def lowered(s: RunRecord) -> str:
-    """The plan's rate, and by what guard and plateau have multiplied it at the end."""
+    """The plan's rate, and the factor of guard and plateau on it at the end."""
     return short(s.planned("lr")) + (f" × {short(s.lr_factor)} at the end" if s.lr_factor != 1 else "")
 
 
@@ -98,7 +98,7 @@ def time_bars(stories: Sequence[RunRecord]) -> Html:
             if sec > 0
         ]
         listed = [element("li", {}, element("i", {"class": f"part {p}"}), _share(p, sec, total)) for p, sec in shares if sec > 0]
-        unknown = "" if s.comm_known else "Waiting for other ranks is not known on this backend; it is in computing."
+        unknown = "" if s.comm_known else "This backend does not separate the wait for other ranks from computing."
         bars.append(
             element(
                 "div",

@@ -49,7 +49,7 @@ def test_a_killed_and_a_stopped_rank_are_named_by_their_host_and_no_step_is_lost
     assert "local rank 0 hung for " in told
     assert "s, its process is stopped (SIGSTOP), at step " in told
     assert "; restart 2 of 3" in told
-    assert told.count("; the hosts meet again") == 2, "the other host's rank lost its peer each time"
+    assert told.count("; the hosts restart their ranks together") == 2, "the other host's rank lost its peer each time"
     assert losses(met) == pytest.approx(losses(whole), rel=1e-6)
     assert {p.name for p in (met / "run" / "logs").iterdir()} == {"n1", "n2"}
     logs = [(met / "run" / "logs" / host / "rank-0.log").read_text() for host in ("n1", "n2")]

@@ -56,7 +56,7 @@ def test_a_run_on_a_full_disk_goes_on_and_starts_again_while_its_checkpoints_hav
         launch.end()
     told = launch.text()
     assert "Traceback" not in told
-    assert told.count("run.yaml is still that of an earlier start: it cannot be written (No space left on device)") == 1
+    assert told.count("run.yaml cannot be written, so it keeps the content of an earlier start (No space left on device)") == 1
     assert told.count("rank-0.log is not written (No space left on device); training continues") == 1
     assert "rank-0.log lacks " in told
     assert '"code":"restarted"' in journal.replace(" ", ""), "what waited is written once there is room"

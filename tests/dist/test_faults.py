@@ -79,7 +79,7 @@ def test_an_error_that_comes_back_is_told_once_and_stops(tmp_path: Path) -> None
         assert told.count("\nValueError: planted\n  in File ") == 1, "the user's own frame first; not again after the same error"
         assert "Traceback (most recent call last)" not in told
         assert "not started again: no progress since the last restart" in told
-        assert "\nkept: nothing, as no checkpoint was written; it begins again\n" in told
+        assert "\nkept: nothing, as no checkpoint was written; the run starts over\n" in told
         assert told.rstrip().endswith(f"to resume: widebatch launch {tmp_path}/run/run.yaml --gpus 0 --procs 2"), "it comes last"
         message = launch.journal("end")[-1]["message"]
         assert message.startswith("rank 1 failed: ValueError: planted (File ")
@@ -148,7 +148,7 @@ def test_a_kill_before_any_checkpoint_is_a_restart_and_a_slow_rank_is_named(tmp_
     assert not [f for f in tmp_path.rglob("*") if f.is_file() and CANARY.encode() in f.read_bytes()], "a secret in a file"
     assert told
     for text in told:
-        found = re.fullmatch(rf"rank 1 holds the others up: {BUSY}; that is (\d+) % of the time, for 3 windows", text)
+        found = re.fullmatch(rf"rank 1 delays the others: {BUSY}; that is (\d+) % of the time, for 3 windows", text)
         assert found, told
         assert float(found[1]) >= 200
         assert float(found[1]) > float(found[2])
@@ -194,7 +194,7 @@ def test_a_clock_that_jumps_by_an_hour_steers_nothing(tmp_path: Path, whole: dic
         assert told == []
     else:
         assert set(after) == {None}
-        assert told == ["the clock is set back: it cannot be known how long ago the run began, nor reliability/goodput_pct"]
+        assert told == ["the clock was set back: the age of the run and reliability/goodput_pct are unknown"]
 
 
 def test_a_stop_that_one_rank_hears_ends_a_long_window_on_all_at_the_next_steps(tmp_path: Path) -> None:

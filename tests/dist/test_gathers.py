@@ -37,7 +37,7 @@ def test_ranks_that_gather_compute_the_loss_of_the_whole_batch(ranks: dict[str, 
     found, alone = ranks[f"{backend} Said"], run("Silent")
     assert found["losses"] == pytest.approx(alone["losses"], rel=1e-5)
     assert found["notices"] == [
-        "the loss gathers over ranks: evaluations leave out the last 4 of 20 rows, which ranks share unevenly"
+        "the loss gathers over ranks: evaluations leave out the last 4 of 20 rows, which do not split evenly"
     ]
     assert len(found["eval"]) == 1
 
@@ -63,7 +63,7 @@ def world(processes: int, simulated: int | None = None) -> World:
 @pytest.mark.parametrize(
     ("sections", "where", "valid", "line"),
     [
-        ({}, world(1, 2), 0, "--simulate-world: is 2, and the loss gathers over ranks: those that are simulated have nobody"),
+        ({}, world(1, 2), 0, "--simulate-world: is 2, and the loss gathers over ranks: simulated ranks cannot gather"),
         (
             {"batch": {"reference": 8, "total": 8, "micro": 2}},
             world(2),
@@ -95,14 +95,14 @@ def test_simulated_ranks_that_ask_for_others_are_told_so() -> None:
     """Their loss is another one: each has its own rows alone."""
     config, alone = decode(tree("Silent")), decode(tree("Apart"))
     said = [[e.message for e in train(c, plan(c, world(1, 2)), cpu=True) if isinstance(e, Noticed)] for c in (config, alone)]
-    asks = [line for line in said[0] if "have nobody to gather from" in line]
+    asks = [line for line in said[0] if "and cannot gather" in line]
     assert len(asks) == 1
     assert asks[0].startswith("the recipe calls is_initialized() of torch.distributed or accelerate")
-    assert not any("nobody to gather from" in line for line in said[1])
+    assert not any("and cannot gather" in line for line in said[1])
 
 
 def test_one_process_cannot_verify_it(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="its loss gathers over ranks, so that one process cannot compute it"):
+    with pytest.raises(UserError, match="its loss gathers over ranks, so one process cannot compute it"):
         verify(decode(tree("Said")), world(1), cpu=True)
 
 
@@ -125,7 +125,7 @@ def test_the_terminal_quotes_what_a_rank_said_before_it_died(tmp_path: Path) -> 
     before = log_sizes(told, 2)
     with told.log(1).open("a") as log:
         log.write("terminate called after throwing an instance of 'gloo::EnforceNotMet'\n  what(): 32 vs 16\n")
-    said = words_of(Fault("lost", 1, 6, "aborted (SIGABRT), as a rank does that lost its peers,"), told, before)
+    said = words_of(Fault("lost", 1, 6, "aborted (SIGABRT), as happens when a rank loses its peers,"), told, before)
     assert said.splitlines() == [
         "rank 1 said last:",
         "  terminate called after throwing an instance of 'gloo::EnforceNotMet'",

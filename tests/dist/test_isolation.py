@@ -178,7 +178,7 @@ def test_a_mistake_of_w_and_b_s_own_variable_is_one_line_with_status_2_and_leave
         (None, {}, "offline", ""),
         (None, {"WANDB_MODE": "online"}, "online", ""),
         (None, {"WANDB_MODE": "disabled"}, "off", "WANDB_MODE=disabled: no W&B run"),
-        (None, {"WANDB_MODE": "shared"}, "offline", "WANDB_MODE=shared is ignored: a run has one writer here"),
+        (None, {"WANDB_MODE": "shared"}, "offline", "WANDB_MODE=shared is ignored: here one process writes a run"),
         ("offline", {"WANDB_MODE": "online"}, "offline", "WANDB_MODE=online is ignored: watch.wandb is offline"),
         ("online", {"WANDB_MODE": "offline"}, "online", "WANDB_MODE=offline is ignored: watch.wandb is online"),
         ("online", {"WANDB_MODE": "shared"}, "online", "WANDB_MODE=shared is ignored: watch.wandb is online"),

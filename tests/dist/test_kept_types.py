@@ -79,7 +79,7 @@ def test_frozen_weights_may_be_of_types_that_cannot_be_sent(backend: str, ranks:
 def test_another_base_is_refused(name: str, ranks: dict[str, Any]) -> None:
     said = ranks[name]["other"]["refused"]
     assert said.startswith("recipe.use: the frozen weight base.weight is not the one that ")
-    assert said.endswith("bring that base back, or give another run.dir")
+    assert said.endswith("use that base model again, or give another run.dir")
 
 
 @pytest.mark.parametrize("backend", BACKENDS[1:])

@@ -63,7 +63,7 @@ def test_a_run_whose_place_of_checkpoints_is_removed_stops_and_makes_none_anew(t
     assert end(events).step < 60
     assert f"its last checkpoint could not be written: rank 0: [Errno 2] No such file or directory: '{run}" in end(events).message
     assert moved(events) == [
-        f"{tmp_path / what} was removed, or moved to another disk: no checkpoint can be written any more, so the run stops"
+        f"{tmp_path / what} was removed, or moved to another disk: no further checkpoint can be written, so the run stops"
     ]
     assert not (tmp_path / what).exists()
 

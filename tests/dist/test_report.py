@@ -225,7 +225,7 @@ def test_one_run_that_diverged_leaves_the_picture_with_a_mark_and_the_others_fil
     ticks = re.findall(r'class="tick y"[^>]*>([^<]*)<', figure)
     assert max(float(t) for t in ticks) < 10, ticks
     (mark,) = re.findall(r'class="beyond c5"[^>]*title="([^"]*)"', figure)
-    assert mark == "wild leaves the picture here: up to 1e30"
+    assert mark == "wild leaves the chart here: up to 1e30"
     alone = page([story("wild", [start(), *wild])], None).partition("<h3>Training loss</h3>")[2].partition("</figure>")[0]
     assert "beyond" not in alone, "a run alone is shown whole"
 

@@ -144,7 +144,7 @@ def test_what_cannot_be_shown_is_one_line(tmp_path: Path, capsys: pytest.Capture
     work(load(path), "run", {})
     run = tmp_path / "run"
     for flags, said in {
-        ("--step", "3"): "--step: is 3, and the journal tells no such step; give one from 1 to 2",
+        ("--step", "3"): "--step: is 3, and the journal has no such step; give one from 1 to 2",
         ("--sample", "1600"): "--sample: is 1600, and the training data has 1,600; give one from 0 to 1599",
     }.items():
         assert main(["samples", str(run), *flags]) == 2
@@ -152,6 +152,6 @@ def test_what_cannot_be_shown_is_one_line(tmp_path: Path, capsys: pytest.Capture
     lines = (run / "events.jsonl").read_text()
     (run / "events.jsonl").write_text(lines.replace('"dataset": 1600', '"dataset": 500'))
     assert main(["samples", str(run), "--step", "1"]) == 2
-    assert "recipe.use: has 1,600 training samples, and the run had 500; bring the data back" in capsys.readouterr().err
+    assert "recipe.use: has 1,600 training samples, and the run had 500; restore the data" in capsys.readouterr().err
     assert main(["samples", str(tmp_path / "none"), "--step", "1"]) == 2
     assert "none is not a run folder: it has no run.yaml; give the folder that a run wrote" in capsys.readouterr().err

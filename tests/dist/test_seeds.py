@@ -75,7 +75,9 @@ def test_a_buffer_that_is_not_saved_is_the_same_after_a_resume_or_the_resume_is_
         first = tree(kind) | {"run": {"stop_after_steps": 3}}
         before = losses(events(first, folder))[:3]
         if kind == "model entropy":
-            with pytest.raises(UserError, match=r"buffer order is not saved \(persistent=False\), and model\(\) makes another"):
+            with pytest.raises(
+                UserError, match=r"buffer order is not saved \(persistent=False\), and model\(\) makes a different one"
+            ):
                 events(tree(kind), folder)
         else:
             assert before + losses(events(tree(kind), folder)) == losses(events(tree(kind)))

@@ -69,7 +69,7 @@ def test_a_rank_that_waits_for_a_silent_peer_ends_after_sigterm(tmp_path: Path) 
         status = waiting.wait()
     text = (tmp_path / "0.log").read_text()
     assert status == 1, text
-    assert "error: SIGTERM came 1 s ago, and this rank is still in a wait for the others" in text
+    assert "error: SIGTERM came 1 s ago, but this rank is blocked in a wait for other ranks" in text
     assert "in _segment" in text, "where it stood"
 
 

@@ -129,10 +129,12 @@ def test_a_run_hangs_when_no_rank_goes_on_and_the_one_behind_is_named() -> None:
     fault = at(161, rank(0, **beating), rank(1, **beating))
     assert fault is not None
     assert fault.rank is None, "all at one place: nobody is accused"
-    assert str(fault) == "no rank went on for 61 s in training, longer than restart.hang_s, at step 7"
+    assert str(fault) == "no rank made progress for 61 s in training, longer than restart.hang_s, at step 7"
     building: Any = {"beat_s": 701.0, "warm": False, "ticks": 0, "step": 0}
     fault = at(701, rank(0, phase="data", **building), rank(1, phase="start", **building))
-    assert str(fault) == "no rank went on for 601 s in the recipe's data(), longer than restart.start_s, before the first step"
+    assert (
+        str(fault) == "no rank made progress for 601 s in the recipe's data(), longer than restart.start_s, before the first step"
+    )
     assert at(601, RankStatus(0, None, False)) is not None, "no rank comes up"
     assert at(599, RankStatus(0, None, False)) is None
 

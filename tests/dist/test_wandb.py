@@ -99,7 +99,7 @@ def test_without_the_service_the_run_goes_on_and_nothing_is_lost(outage: str | i
         else:
             away.fails = int(outage)
         _, output = told(feed(tmp_path, url))
-    assert "W&B is out of reach" in output
+    assert "W&B cannot be reached" in output
     assert output.count("W&B    offline: send it later with `wandb sync") == 2, "at the start and at the end"
     sync(tmp_path, server)
     assert losses(server, tmp_path) == LOSSES

@@ -104,7 +104,7 @@ def test_tensorboard_has_every_window(tmp_path: Path) -> None:
 
 
 def test_an_unknown_tracker_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"watch.trackers: 'tensorbord' is not a tracker of Accelerate's"):
+    with pytest.raises(UserError, match=r"watch.trackers: 'tensorbord' is not a tracker that Accelerate has"):
         TrackerWatcher("tensorbord", tmp_path)
 
 

@@ -61,9 +61,12 @@ def test_its_batch_is_the_plan_s_and_nothing_is_left_open(name: str) -> None:
         ({"zero_optimization": {"stage": 3}}, "backend.deepspeed.zero_optimization.stage: is 3, but the plan says 2"),
         ({"zero_optimization": 2}, "backend.deepspeed.zero_optimization: is 2, but the plan says"),
         ({"train_batch_size": {"a": 1}}, "backend.deepspeed.train_batch_size.a: is 1, but the plan has 512"),
-        ({"scheduler": {"type": "WarmupLR"}}, "backend.deepspeed.scheduler.type: is 'WarmupLR', but the plan does that"),
-        ({"optimizer": {"params": {"lr": 1}}}, "backend.deepspeed.optimizer.params.lr: is 1, but the plan does that"),
-        ({"zero_optimization": {"reduce_bucket_size": "auto"}}, "reduce_bucket_size: is 'auto', and nothing here fills that in"),
+        ({"scheduler": {"type": "WarmupLR"}}, "backend.deepspeed.scheduler.type: is 'WarmupLR', but the plan sets it"),
+        ({"optimizer": {"params": {"lr": 1}}}, "backend.deepspeed.optimizer.params.lr: is 1, but the plan sets it"),
+        (
+            {"zero_optimization": {"reduce_bucket_size": "auto"}},
+            "reduce_bucket_size: is 'auto', and there is nothing to fill it in",
+        ),
     ],
 )
 def test_a_key_that_the_plan_owns_is_refused_with_both_values(own: dict[str, Any], said: str) -> None:

@@ -104,7 +104,7 @@ def test_a_template_that_hides_where_an_answer_begins_is_refused(llama: Path, wo
     odd = AutoTokenizer.from_pretrained(llama)
     odd.chat_template = "{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    with pytest.raises(UserError, match="writes a conversation's beginning otherwise than the whole, at message 2"):
+    with pytest.raises(UserError, match="renders the messages before number 2 differently"):
         learnt(odd, tmp_path, {"messages": messages})
 
 
@@ -122,7 +122,7 @@ def test_lora_trains_the_adapters_alone_on_the_modules_that_are_named(llama: Pat
     assert len(trained) == 2 * 2 * 2
     assert all("lora_" in name and ("q_proj" in name or "v_proj" in name) for name in trained)
     assert len(recipe.blocks(recipe.model())) == 2
-    with pytest.raises(UserError, match=r"recipe\.lora_targets: is \['nothing'\], which no module"):
+    with pytest.raises(UserError, match=r"recipe\.lora_targets: is \['nothing'\], which match no module"):
         chat(llama, tmp_path / "none.jsonl", lora_r=2, lora_targets=["nothing"]).model()
 
 

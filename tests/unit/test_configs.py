@@ -70,7 +70,7 @@ def test_the_command_copies_them_with_the_schema_that_they_name(names: list[str]
     [
         (["configs", "digits"], "--to: is not given; add the folder to copy to, such as --to configs"),
         (["configs", "digit", "--to", "new"], "NAME: 'digit' is not a run file of the package; did you mean digits?"),
-        (["configs", "--to", "."], "--to: digits.yaml is there with another text; remove it, or give another folder"),
+        (["configs", "--to", "."], "--to: digits.yaml exists with different content; remove it, or give another folder"),
         (["configs", "--to", "digits.yaml"], "--to: digits.yaml cannot be made (File exists)"),
     ],
 )

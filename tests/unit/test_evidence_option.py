@@ -98,7 +98,7 @@ DEAD = {"event": "notice", "step": 60, "samples": 600, "code": "divergence", "me
         ({"noise_scale_samples": -3, "source": "x"}, "noise_scale_samples: is -3; it must be > 0"),
         ({"noise_scale_samples": 3, "sauce": "x"}, "sauce"),
         ({"largest_stable_lr": 3, "optimizer": "adamw", "source": "x"}, "lr is of adamw, and the run file has optim.name: sgd"),
-        ({"runs": [], "evidence": None}, "is a report of runs of which none measured a noise scale"),
+        ({"runs": [], "evidence": None}, "is a report of runs without a measured noise scale"),
         (["nothing"], "holds no evidence"),
     ],
 )

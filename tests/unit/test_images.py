@@ -571,7 +571,7 @@ def test_workers_are_a_knob() -> None:
     assert load_recipe(RecipeConfig(use="images", knobs={"workers": 3})).workers == 3
     assert load_recipe(RecipeConfig(use="images")).workers == 0
     assert load_recipe(RecipeConfig(use="digits")).workers == 0
-    with pytest.raises(UserError, match="no such knob"):
+    with pytest.raises(UserError, match="no such field"):
         load_recipe(RecipeConfig(use="digits", knobs={"workers": 3}))
 
 

@@ -181,7 +181,7 @@ def test_what_makes_no_sets_is_one_line() -> None:
     rows: Any = [{"x": torch.zeros(())}] * 3
     cases: list[tuple[Any, Any, str]] = [
         ({"a": a, "b": b}, {"a": 1, "b": 1}, r"the sets a and b differ in their columns \(x float32 \[\], x float32 \[2\]\)"),
-        ({"a": a, "b": rows}, {"a": 1, "b": 1}, "the set a is read in batches (columns), other sets sample by sample"),
+        ({"a": a, "b": rows}, {"a": 1, "b": 1}, "the set a is read in columns, other sets sample by sample"),
         ({"a": a}, {"b": 1}, "recipe.weights: name b, and the sources are a; give each source one weight"),
         ({"A b": a}, {"A b": 1}, r"data\(\) names a set 'A b'"),
     ]

@@ -150,8 +150,8 @@ def test_verify_knows_the_ratios(kind: str) -> None:
         ("literal", r"has groups at lr 0.1234, and none is the plan's 0.0.*; build it with lr=plan.lr\(0\)"),
         ("foreign", r"holds a parameter of shape \(5,\) that model\(\) does not have"),
         ("nothing", "holds no parameter that needs a gradient"),
-        ("lbfgs", "gives LBFGS, whose step() needs a closure that runs the model again"),
-        ("sam", "gives Sharp, whose step() needs a closure that runs the model again"),
+        ("lbfgs", "gives LBFGS, whose step.. needs a closure that runs the model again"),
+        ("sam", "gives Sharp, whose step.. needs a closure that runs the model again"),
     ],
 )
 def test_what_cannot_be_trained_with_is_refused(kind: str, said: str) -> None:

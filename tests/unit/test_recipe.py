@@ -57,7 +57,7 @@ def test_fields_take_what_their_types_allow(use: str) -> None:
         ("Mine", {"sizes": [1, "x"]}, "recipe.sizes.1: is 'x'; give a whole number"),
         ("Mine", {"more": [1, "x"]}, "recipe.more.1: is 'x'; give a number"),
         ("Mine", {"kind": "huge"}, "recipe.kind: is 'huge'; choose small or large"),
-        ("Mine", {"shape": 1}, "recipe.shape: is 1, but Mine has no such knob; did you mean share?"),
+        ("Mine", {"shape": 1}, "recipe.shape: is 1, but Mine has no such field; did you mean share?"),
         ("Mine", {"place": "cpu"}, "recipe.place: is 'cpu'; give a device, which a run file cannot express"),
         ("Unclear", {}, "recipe.use: .*: a field has a type no run file can hold"),
     ],

@@ -123,10 +123,10 @@ def test_a_plan_takes_its_lr_from_the_law_and_says_so(law: Path, capsys: pytest.
 def test_a_plan_past_what_the_law_has_seen_says_so_and_far_past_it_is_refused(
     law: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert "extrapolated 4 times past the batch seen" in json.loads(planned(law, capsys, 2048)[1])["sources"]["reference_lr"]
+    assert "extrapolated by a factor of 4 in batch" in json.loads(planned(law, capsys, 2048)[1])["sources"]["reference_lr"]
     status, text = planned(law, capsys, 8192)
     assert status == 2
-    assert "16 times past what the fit has seen" in text
+    assert "a factor of 16 outside of the fitted range" in text
 
 
 @pytest.mark.parametrize(

@@ -175,5 +175,5 @@ def test_a_run_of_a_script_is_no_recipe_to_train(tmp_path: Path) -> None:
 
     accelerator, model, optimizer, loader = parts()
     train(Run(settings(tmp_path), accelerator, model, optimizer, loader), model)
-    with pytest.raises(UserError, match="start that script again"):
+    with pytest.raises(UserError, match="run that script again"):
         load_recipe(load(tmp_path / "run" / "run.yaml").recipe)

@@ -177,7 +177,7 @@ def test_what_cannot_be_removed_or_read_is_a_note_and_no_error(
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "rmtree", lambda name: Path(name).rmdir())  # it is not empty
         remove_dead()
-        assert capfd.readouterr().err.startswith(f"note   {temporary}/a is left of a run that was killed, and cannot be removed")
+        assert capfd.readouterr().err.startswith(f"note   {temporary}/a was left by a run that was killed, and cannot be removed")
         patch.setattr(tempfile, "tempdir", str(temporary / "missing"))
         remove_dead()
         assert capfd.readouterr().err.startswith("note   the temporary folder cannot be read")

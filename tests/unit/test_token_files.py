@@ -267,7 +267,7 @@ def test_the_recipe_wants_files_and_keeps_validation_apart(tmp_path: Path) -> No
         recipe().data("train")
     with pytest.raises(UserError, match=r"^recipe.data: is 3; give"):
         recipe(data=3)
-    with pytest.raises(UserError, match=r"recipe.dat: .* no such knob; did you mean data\?"):
+    with pytest.raises(UserError, match=r"recipe.dat: .* no such field; did you mean data\?"):
         recipe(dat="x")
 
 
