@@ -35,7 +35,7 @@ def named(page: Path) -> list[str]:
 
 
 def exists(path: str, page: Path) -> bool:
-    """Whether a path leads somewhere from the root, the page or the records; or, by a name alone, from any place in the page's room."""
+    """Whether a path is there, from the root, the page or the records; or, for a name alone, anywhere in the page's folder."""
     if any((base / path).exists() for base in (ROOT, page.parent, ROOT / "configs" / "results")):
         return True
     return path.count("/") <= path.endswith("/") and page.parent != ROOT and any(page.parent.rglob(path.rstrip("/")))
