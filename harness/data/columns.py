@@ -23,12 +23,21 @@ class Columns(ABC):
     def row_bytes(self) -> int:
         """Bytes of one row over all columns."""
 
+    @property
+    def cheap(self) -> bool:
+        """Whether any row can be read by itself; where it costs its neighbours, fewer are looked at before training."""
+        return True
+
     def fingerprint(self) -> str | None:
         """Text that changes when the rows do, kept in checkpoints; None: a hash of some rows is used."""
         return None
 
     def source(self, index: int) -> str:
         """Where a row lies, for people: a file and the place in it. Nothing where it lies in memory."""
+        return ""
+
+    def summary(self) -> str:
+        """What a run says about this data as it begins, in one line; nothing by default."""
         return ""
 
 

@@ -61,6 +61,17 @@ class JoinedColumns(Joined, Columns):
             raise UserError("recipe.use", at, "give all sets columns of the same names, types and shapes")
 
     @property
+    def cheap(self) -> bool:
+        """See Columns.cheap."""
+        return all(one.cheap for one in self._sets)
+
+    def summary(self) -> str:
+        """See Columns.summary."""
+        return "; ".join(
+            f"{name}: {one.summary()}" for name, one in self.sets.items() if isinstance(one, Columns) and one.summary()
+        )
+
+    @property
     def row_bytes(self) -> int:
         """See Columns.row_bytes."""
         return max(one.row_bytes for one in self._sets)

@@ -4,9 +4,9 @@ Nothing of a file is copied into the process but the rows of a batch, and starti
 """
 
 import glob
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Literal, final
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from harness.config.errors import UserError
 from harness.data.columns import Columns
+from harness.data.document_bounds import begins_behind, positions
 from harness.data.token_formats import SETTING, SUFFIXES, RawType, TokenFile, TokenIndex, open_tokens, read_index
 
 BLOCKS, BLOCK = 64, 1024
@@ -29,9 +30,11 @@ class TokenFiles(Columns):
     `files`: a folder, a file, a pattern (`corpus/*.bin`) or several; `dtype`: the type of ids in a raw .bin. Batches have tokens
     int32 [n, context + 1] and length int64 [n], the number of true tokens: the last row of a file is filled up with zeros.
     `vocabulary`: ids from there on are refused. None: that of tokens.json; without one, any id that fits 31 bits is taken.
+    `documents`: "masked" adds position int32 [n, context + 1], each token's place in its document, which begins at 0 with each row
+    too. Documents end with the id `eos` (None: that of tokens.json), else where Megatron-LM's index says.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  settings, each given by its name
         self,
         files: str | Sequence[str],
         context: int,
@@ -39,6 +42,8 @@ class TokenFiles(Columns):
         stride: int | None = None,
         dtype: RawType = "uint16",
         vocabulary: int | None = None,
+        documents: Literal["joined", "masked"] = "joined",
+        eos: int | None = None,
         setting: str = SETTING,
     ) -> None:
         """Raises UserError, naming `setting`."""
@@ -52,10 +57,12 @@ class TokenFiles(Columns):
             self._files = [open_tokens(path, dtype, indices[path.parent]) for path in self.paths]
         except UserError as e:
             raise UserError(setting, e.problem, e.remedy) from e
-        known = [index for index in indices.values() if index is not None]
+        known = list(filter(None, indices.values()))
         self._digests = [index.digest for index in known]
         self._indexed = all(not file.guessed for file in self._files) and len(known) == len(indices)
         self.vocabulary = vocabulary or max([index.vocabulary for index in known], default=None)
+        self._masked = documents == "masked"
+        self._eos = self._ends(indices, eos)
         self._first = np.cumsum([0, *(self._rows(len(file.ids)) for file in self._files)])
         if not len(self):
             raise UserError(setting, f"{self.paths[0]} holds 1 token, and a sample needs two", "give a longer one")
@@ -67,12 +74,13 @@ class TokenFiles(Columns):
     @property
     def row_bytes(self) -> int:
         """See Columns.row_bytes."""
-        return 4 * (self.context + 1) + 8
+        return (8 if self._masked else 4) * (self.context + 1) + 8
 
     def take(self, indices: Tensor) -> dict[str, Tensor]:
         """See Columns.take. Raises UserError at an id that is past the vocabulary."""
         rows, width = indices.numpy(), self.context + 1
         tokens, length = np.zeros((len(rows), width), np.int32), np.full(len(rows), width, np.int64)
+        begins = np.zeros((len(rows), width) if self._masked else (0, 0), bool)
         numbers = np.searchsorted(self._first, rows, side="right") - 1
         starts = (rows - self._first[numbers]) * self.stride
         for number in np.unique(numbers).tolist():
@@ -84,11 +92,17 @@ class TokenFiles(Columns):
             for place in np.flatnonzero(here & (starts > len(file.ids) - width)):  # only the last row of a file may be short
                 rest = self._checked(file, file.ids[starts[place] :])
                 tokens[place, : len(rest)], length[place] = rest, len(rest)
-        return {"tokens": torch.from_numpy(tokens), "length": torch.from_numpy(length)}
+            if self._masked:
+                eos = self._eos[number]
+                at = np.flatnonzero(here)
+                begins[at] = file.bounds.begins(starts[at], width) if eos is None else begins_behind(tokens[at], eos)
+        found = {"tokens": torch.from_numpy(tokens), "length": torch.from_numpy(length)}
+        return found | {"position": torch.from_numpy(positions(begins))} if self._masked else found
 
     def fingerprint(self) -> str:
         """See Columns.fingerprint: of tokens.json where all files have one, else of sizes and of BLOCKS blocks."""
-        state = xxhash.xxh3_128(f"{self.context} {self.stride} {[len(file.ids) for file in self._files]}".encode())
+        masked = f" masked {self._eos}" if self._masked else ""
+        state = xxhash.xxh3_128(f"{self.context} {self.stride} {[len(file.ids) for file in self._files]}{masked}".encode())
         for part in self._digests if self._indexed else self._blocks:
             state.update(part.encode() if isinstance(part, str) else np.ascontiguousarray(part, np.int64).tobytes())
         return f"{len(self)}:{state.hexdigest()}"
@@ -99,6 +113,21 @@ class TokenFiles(Columns):
         start = (index - int(self._first[number])) * self.stride
         stop = min(start + self.context + 1, len(self._files[number].ids))
         return f"{self.paths[number]}, tokens {start:,} to {stop:,}"
+
+    def _ends(self, indices: Mapping[Path, TokenIndex | None], eos: int | None) -> list[int | None]:
+        """See `_end`, of each file; nothing where documents are joined."""
+        return [self._end(file, indices[file.path.parent], eos) for file in self._files] if self._masked else []
+
+    def _end(self, file: TokenFile, index: TokenIndex | None, eos: int | None) -> int | None:
+        """The id that ends a document of a file; None where its index says where they begin. Raises UserError if nothing does."""
+        known = eos if eos is not None or index is None else index.eos
+        if known is None and file.bounds is None:
+            at = f"is masked, and nothing says where the documents of {file.path} end"
+            raise UserError("recipe.documents", at, "give recipe.eos, the id of the token behind each document")
+        if known is not None and not 0 <= known < (self.vocabulary or 1 << 31):
+            at = f"is {known}, and the vocabulary has {self.vocabulary or 1 << 31:,}: no document would end"
+            raise UserError("recipe.eos", at, "give the id of the token behind each document")
+        return known
 
     def _rows(self, tokens: int) -> int:
         """Rows of a file, so that each token but its first is predicted."""

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.config.errors import UserError
+from harness.data.document_bounds import Bounds
 
 SETTING = "recipe.data"
 RawType = Literal["uint16", "uint32"]
@@ -35,11 +36,15 @@ _HEADER = struct.Struct("<9sQBQQ")
 
 @dataclass(frozen=True)
 class TokenFile:
-    """`ids`: the tokens [n], mapped. `guessed`: nothing but the setting says what type they are."""
+    """`ids`: the tokens [n], mapped. `guessed`: nothing but the setting says what type they are.
+
+    `bounds`: where documents begin, if an index says so.
+    """
 
     path: Path
     ids: NDArray[Any]
     guessed: bool
+    bounds: Bounds | None = None
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,7 @@ def _open(path: Path, dtype: RawType, index: TokenIndex | None) -> TokenFile:
             raise UserError(SETTING, at, "they do not belong together, or one is truncated: tokenize again")
         return TokenFile(path, ids, guessed=False)
     if path.with_suffix(".idx").is_file():
-        return TokenFile(path, _megatron(path, size), guessed=False)
+        return _megatron(path, size)
     head = np.fromfile(path, np.int32, 3)
     known = LLM_C.get((int(head[0]), int(head[1]))) if len(head) == 3 else None
     if known:
@@ -131,8 +136,8 @@ def _numpy(path: Path) -> NDArray[Any]:
     return _mapped(path, ids.dtype, ids.offset, ids.offset + ids.nbytes)
 
 
-def _megatron(path: Path, size: int) -> NDArray[Any]:
-    """The ids of Megatron-LM's pair of files; the index is read at its ends alone. Raises UserError if it is another's."""
+def _megatron(path: Path, size: int) -> TokenFile:
+    """Megatron-LM's pair of files; the index is read at its ends alone. Raises UserError if it is another's."""
     index = path.with_suffix(".idx")
     with index.open("rb") as file:
         head = file.read(_HEADER.size)
@@ -156,4 +161,15 @@ def _megatron(path: Path, size: int) -> NDArray[Any]:
     if end != size:
         at = f"{path} has {size:,} bytes, and {index.name} beside it describes {end:,}"
         raise UserError(SETTING, at, "they do not belong together, or one is truncated")
-    return _mapped(path, dtype, 0, size)
+    return TokenFile(path, _mapped(path, dtype, 0, size), guessed=False, bounds=_bounds(index, rows, documents, dtype.itemsize))
+
+
+def _bounds(index: Path, rows: int, documents: int, itemsize: int) -> Bounds | None:
+    """Where Megatron-LM's index says that documents begin; None if it does not."""
+    start = _HEADER.size + 4 * rows
+    with index.open("rb") as file:
+        pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    pointers = np.frombuffer(pages, np.int64, rows, start)
+    firsts = np.frombuffer(pages, np.int64, documents, start + 8 * rows)
+    whole = documents > 1 and firsts[0] == 0 and firsts[-1] == rows
+    return Bounds(index, firsts, pointers, itemsize) if whole else None

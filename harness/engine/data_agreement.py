@@ -40,10 +40,10 @@ class Seen:
 
 def check_data(recipe: Recipe, train: Data, valid: Data | None, seed: int) -> list[str]:
     """The notes about the data, on rank 0. All ranks call it. Raises UserError if their data differ."""
-    notes = list[str]()
+    notes = [train.summary()] if isinstance(train, Columns) and train.summary() else []
     rank, ranks = peers()
     if ranks > 1:
-        notes = _compare(recipe, "train", train, FETCHED, seed)
+        notes += _compare(recipe, "train", train, FETCHED, seed)
         notes += [] if valid is None else _compare(recipe, "valid", valid, FEW, seed)
     if rank or valid is None:
         return [] if rank else notes
@@ -70,7 +70,7 @@ def _compare(recipe: Recipe, split: Split, data: Data, most: int, seed: int) -> 
 
 def _see(recipe: Recipe, split: Split, data: Data, most: int, seed: int) -> Seen:
     own = recipe.fingerprint() if split == "train" else None
-    numbers = spaced(len(data), ROWS if isinstance(data, Columns) else most)
+    numbers = spaced(len(data), ROWS if _cheap(data) else most)
     if own is not None:
         rows = [own]
     elif isinstance(data, Columns):
@@ -92,11 +92,15 @@ def shared_rows(recipe: Recipe, train: Data, valid: Data, seed: int) -> str | No
         return f"{len(common):,} of {len(held_out):,} validation rows are training rows: {advice}" if first and same else None
     if isinstance(train, Columns) != isinstance(valid, Columns):
         return None
-    looked = MANY if isinstance(train, Columns) else FEW
+    looked = MANY if _cheap(train) and _cheap(valid) else FEW
     rows = _digests(recipe, valid, spaced(len(valid), looked).tolist(), seed)
     known = set(_digests(recipe, train, spaced(len(train), looked).tolist(), seed))
     hits = sum(row in known for row in rows)
     return f"at least {hits:,} of {len(rows):,} validation rows looked at are training rows: {advice}" if hits else None
+
+
+def _cheap(data: Data) -> bool:
+    return isinstance(data, Columns) and data.cheap
 
 
 def _digests(recipe: Recipe, data: Data, numbers: Sequence[int], seed: int) -> list[str]:

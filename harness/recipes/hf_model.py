@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
+import numpy as np
 import torch
 from msgspec import Meta
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from harness.config.errors import UserError
@@ -109,6 +111,13 @@ class HuggingFaceModel(Recipe, ABC):
         except (OSError, ValueError) as e:
             setting, value = ("folder", self.folder) if self.folder is not None else ("kind", self.kind)
             raise UserError(f"recipe.{setting}", f"{value!r}: {str(e).splitlines()[0]}", "see the recipe's docstring") from e
+
+    def _check_ids(self, ids: NDArray[np.int32]) -> None:
+        """Raises UserError if the tokenizer gives ids past the model's vocabulary."""
+        vocabulary = self._config().get_text_config().vocab_size
+        if ids.size and ids.max() >= vocabulary:
+            at = f"gives the token {ids.max()}, and the model's vocabulary has {vocabulary}"
+            raise UserError("recipe.tokenizer", at, "give the folder of the model's own tokenizer")
 
     def _sized(self) -> dict[str, Any]:
         """Settings of a `kind` where there is no tokenizer: a byte is a token."""

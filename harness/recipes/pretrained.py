@@ -23,6 +23,15 @@ def library() -> Any:
     return transformers
 
 
+def transformers_model(model: nn.Module) -> Any:
+    """The model of transformers' in what an engine, torch.compile or peft has made of it. Raises UserError if there is none."""
+    kind: type[nn.Module] = library().PreTrainedModel
+    found = next((part for part in model.modules() if isinstance(part, kind)), None)
+    if found is None:
+        raise UserError("recipe.use", f"{type(model).__name__} is not a model of transformers", "give one, as by recipe.kind")
+    return found
+
+
 def read_model(folder: str, config: Any) -> nn.Module:
     """The model of a folder with its weights in float32, whatever they are stored in. Raises UserError."""
     _check_weights(folder)

@@ -16,9 +16,11 @@ from torch.nn.functional import cross_entropy
 
 from harness.config.errors import UserError
 from harness.data.feed import Table
+from harness.data.packing import UNCOUNTED
 from harness.recipes.base import Split, Sum
+from harness.recipes.document_masks import document_logits
 
-MASKED = -100
+MASKED = UNCOUNTED
 VALID_EVERY = 20
 """Every twentieth file is for validation; of a single file, every twentieth row."""
 
@@ -79,6 +81,21 @@ def next_token_loss(model: nn.Module, batch: dict[str, Tensor]) -> Sum:
     """The same of a model of transformers' on a batch as `next_tokens` takes it."""
     tokens, target, count = next_tokens(batch)
     return token_loss(model(input_ids=tokens, use_cache=False).logits.float(), target, count)
+
+
+def document_loss(model: nn.Module, batch: dict[str, Tensor]) -> Sum:
+    """The same where `position` int [n, t + 1] says where documents begin: of each as if it were alone, or were cut by the row."""
+    tokens, target, _ = next_tokens(batch)
+    target = target.masked_fill(batch["position"][:, 1:] == 0, MASKED)
+    logits = document_logits(model, tokens, batch["position"][:, :-1]).float()
+    return token_loss(logits, target, (target != MASKED).sum())
+
+
+def packed_loss(model: nn.Module, batch: dict[str, Tensor]) -> Sum:
+    """The same on a batch of PackedRows: the loss of its documents, each as if it were alone."""
+    target = batch["target"].long()
+    logits = document_logits(model, batch["tokens"].long(), batch["position"]).float()
+    return token_loss(logits, target, (target != MASKED).sum())
 
 
 def token_loss(logits: Tensor, target: Tensor, count: Tensor, label_smoothing: float = 0.0) -> Sum:

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from msgspec import Meta
 from torch import Tensor, nn
 
 from harness.config.errors import UserError
@@ -14,7 +15,7 @@ from harness.data.token_files import TokenFiles, token_paths, widest
 from harness.recipes.base import Given, Split, Sum
 from harness.recipes.hf_model import HuggingFaceModel
 from harness.recipes.preview import token_preview
-from harness.recipes.text import next_token_loss
+from harness.recipes.text import document_loss, next_token_loss
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,13 @@ class Tokens(HuggingFaceModel):
     """Tokens from the start of one row to that of the next, at most `context`. Unset: `context`, so that each is predicted once."""
     dtype: Literal["uint16", "uint32"] = "uint16"
     """The type of ids in a .bin that has neither a header nor an .idx or tokens.json beside it."""
+    documents: Literal["joined", "masked"] = "joined"
+    """masked: a token sees and is predicted from its own document alone, and positions begin at 0 with each. joined: the row."""
+    eos: Annotated[int, Meta(ge=0)] | None = None
+    """Documents masked: the id that ends a document. Unset: that of tokens.json, else documents are those of a Megatron-LM .idx."""
 
     def data(self, split: Split) -> Given:
-        """Columns tokens int32 [n, context + 1] and length int64 [n], the number of true tokens in the row."""
+        """Columns tokens int32 [n, context + 1] and length int64 [n], the true tokens in the row; masked: position too."""
         if split == "train":
             return self._training()
         if self.valid is None:
@@ -48,7 +53,7 @@ class Tokens(HuggingFaceModel):
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Sum:
         """Cross-entropy in nats, summed over the tokens that are no padding."""
-        return next_token_loss(model, batch)
+        return document_loss(model, batch) if "position" in batch else next_token_loss(model, batch)
 
     def preview(self, sample: dict[str, Tensor]) -> str:
         """The text, where there is a tokenizer; else ids."""
@@ -85,7 +90,16 @@ class Tokens(HuggingFaceModel):
 
     def _opened(self, files: str | list[str], setting: str) -> TokenFiles:
         known = self._config().get_text_config().vocab_size
-        return TokenFiles(files, self.context, stride=self.stride, dtype=self.dtype, vocabulary=known, setting=setting)
+        return TokenFiles(
+            files,
+            self.context,
+            stride=self.stride,
+            dtype=self.dtype,
+            vocabulary=known,
+            documents=self.documents,
+            eos=self.eos,
+            setting=setting,
+        )
 
 
 def _named(given: str | list[str], setting: str) -> dict[str, str | list[str]]:

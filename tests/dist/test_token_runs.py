@@ -40,10 +40,15 @@ def run(tmp_path: Path) -> Path:
 
 
 def mix(run: Path, folder: Path) -> None:
-    """The same files as two sources that are mixed, in the order of blocks, and validated on two sets."""
+    """The same files as two sources that are mixed, in the order of blocks, documents apart, and validated on two sets."""
     tree = json.loads(run.read_text())
     IDS[100:150].astype(np.uint16).tofile(folder / "other.bin")
-    tree["recipe"] |= {"data": [f"a={folder}/train0.bin", f"b={folder}/train1.npy"], "weights": [3, 1]}
+    tree["recipe"] |= {
+        "data": [f"a={folder}/train0.bin", f"b={folder}/train1.npy"],
+        "weights": [3, 1],
+        "documents": "masked",
+        "eos": 0,
+    }
     tree["recipe"]["valid"] = [f"val={folder}/val.bin", f"other={folder}/other.bin"]
     run.write_text(json.dumps(tree | {"data": {"order": "blocks", "block": 4, "window": 3}}))
 

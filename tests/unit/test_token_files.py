@@ -5,6 +5,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,88 @@ def test_a_stride_says_where_rows_begin_and_all_tokens_are_predicted(stride: int
     assert (rows["length"][:-1] == CONTEXT + 1).all()
     with pytest.raises(UserError, match=r"recipe.stride: is 17, more than the context of 16"):
         TokenFiles(str(tmp_path), CONTEXT, stride=17)
+
+
+ENDS = [0, 3, 4, 20, 36, 60, 61, 100]
+"""Where documents of 100 tokens begin, and the end: also where a row does, and some of one token."""
+
+
+def by_eos(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """Documents that end with the id 7, and no other 7."""
+    ids = np.where(IDS[:100] == 7, 8, IDS[:100])
+    ids[np.array(ENDS[1:]) - 1] = 7
+    return raw(folder / "a.bin", ids), {"eos": 7}
+
+
+def by_index(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """Megatron-LM's, in which a document has several sequences."""
+    path = megatron(folder / "a.bin", IDS[:100], rows=100)
+    head, ends = path.with_suffix(".idx").read_bytes()[: 34 + 12 * 100], np.array(ENDS, np.int64)
+    path.with_suffix(".idx").write_bytes(head[:26] + struct.pack("<Q", len(ends)) + head[34:] + ends.tobytes())
+    return path, {}
+
+
+@pytest.mark.parametrize("made", [by_eos, by_index])
+@pytest.mark.parametrize("stride", [5, 16])
+def test_masked_documents_begin_where_the_id_or_the_index_says(
+    made: Callable[[Path], tuple[Path, dict[str, Any]]], stride: int, tmp_path: Path
+) -> None:
+    path, given = made(tmp_path)
+    data = TokenFiles(str(path), CONTEXT, stride=stride, documents="masked", vocabulary=500, **given)
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
+    rows = data.take(order)
+    for number, position, length in zip(*(part.tolist() for part in (order, rows["position"], rows["length"])), strict=True):
+        start = number * stride
+        begun = [max([end for end in ENDS if end <= start + i]) for i in range(length)]
+        assert position[:length] == [start + i - max(begin, start) for i, begin in enumerate(begun)]
+    joined = TokenFiles(str(path), CONTEXT, stride=stride)
+    assert joined.take(order)["tokens"].tolist() == rows["tokens"].tolist()
+    assert joined.fingerprint() != data.fingerprint(), "it is another task"
+
+
+def test_the_loss_of_masked_documents_is_that_of_each_alone(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    path, _ = by_eos(tmp_path)
+    overrides = ["n_layer=2", "n_embd=16", "n_head=2", "n_positions=16", "vocab_size=500"]
+    knobs: dict[str, Any] = {
+        "kind": "gpt2",
+        "overrides": overrides,
+        "data": str(path),
+        "context": CONTEXT,
+        "documents": "masked",
+        "eos": 7,
+    }
+    recipe = load_recipe(RecipeConfig(use="tokens", knobs=knobs))
+    data, model = recipe.data("train"), recipe.model().eval()
+    assert isinstance(data, TokenFiles)
+    with torch.no_grad():
+        total, count = recipe.loss(model, data.take(torch.arange(len(data))))
+    ids, alone, counted = np.fromfile(path, np.uint16).astype(np.int64), 0.0, 0
+    for a, b in pairwise(ENDS):
+        for start in range(a // CONTEXT * CONTEXT, b, CONTEXT):  # as rows cut it
+            part = torch.from_numpy(ids[max(start, a) : min(start + CONTEXT + 1, b)])[None]
+            if part.shape[1] > 1:
+                logits = model(input_ids=part[:, :-1], use_cache=False).logits
+                alone += torch.nn.functional.cross_entropy(logits[0], part[0, 1:], reduction="sum").item()
+                counted += part.shape[1] - 1
+    assert int(count) == counted == 100 - (len(ENDS) - 1)
+    assert total.item() == pytest.approx(alone, rel=1e-6)
+
+
+def test_documents_whose_ends_nothing_says_are_refused(tmp_path: Path) -> None:
+    path, _ = by_eos(tmp_path)
+    for given, said in (
+        ({}, r"recipe.documents: is masked, and nothing says where the documents of .*a.bin end; give recipe.eos"),
+        ({"eos": 500}, "recipe.eos: is 500, and the vocabulary has 500: no document would end"),
+    ):
+        with pytest.raises(UserError, match=said):
+            TokenFiles(str(path), CONTEXT, documents="masked", vocabulary=500, **given)  # type: ignore[arg-type]
+    path, _ = by_index(tmp_path)
+    index = path.with_suffix(".idx").read_bytes()
+    path.with_suffix(".idx").write_bytes(index[:-24] + struct.pack("<q", 4000) + index[-16:])
+    data = TokenFiles(str(path), CONTEXT, documents="masked")
+    with pytest.raises(UserError, match=r"recipe.documents: .*a.idx says no order of documents: it is damaged"):
+        data.take(torch.arange(len(data)))
 
 
 def write_index(folder: Path, files: dict[str, int], digest: str = "d", dtype: str = "uint16") -> None:
