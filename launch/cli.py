@@ -18,7 +18,7 @@ Take a training recipe tuned at one batch to any number of GPUs.
 
 {commands}
 
-widebatch COMMAND --help explains every flag, and why one would want it; widebatch --version."""
+widebatch COMMAND --help explains its flags and the settings used most, --help-all every setting; widebatch --version."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -5,14 +5,11 @@ as the file's, so both give the same one-line errors.
 """
 
 import argparse
-import ast
-import inspect
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from harness.config import schema as config_module
 from harness.config.errors import UserError, nearest
 from harness.config.step_units import STEPS
 
@@ -22,20 +19,24 @@ _SETTING = re.compile(r"--[a-z_0-9]+\.\w+")
 _BARE = re.compile(r"[A-Za-z_][\w-]*(\.\w+)?=")
 
 
+MOST_USED = ("batch.per_gpu", "batch.total", "optim.lr", "schedule.epochs", "backend.name", "run.dir")
+"""The settings that `--help` shows; `--help-all` shows all."""
+
+
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are UserErrors: one line, with a remedy.
 
-    `add_settings` leaves it a function that adds the flags of all settings: they cost 10 ms, and only a help text, or a flag
-    that is not spelled out, needs them.
+    `add_settings` leaves it a function that adds the flags of settings, by their names: they cost 10 ms, and only a help text, or
+    a flag that is not spelled out, needs them.
     """
 
-    add_flags: Callable[[], None] | None = None
+    add_flags: Callable[[Sequence[str]], None] | None = None
 
-    def add_all(self) -> None:
-        """Add the flags of the settings, where it takes them and has not got them yet."""
+    def add_all(self, names: Sequence[str] = ()) -> None:
+        """Add the flags of the settings, where it takes them and has not got them yet; of `names` alone, for a help text."""
         add, self.add_flags = self.add_flags, None
         if add is not None:
-            add()
+            add(names)
 
     def settings(self) -> list[str]:
         """The flags of all settings."""
@@ -43,8 +44,9 @@ class Parser(argparse.ArgumentParser):
         return [option for action in self._actions if action.dest.startswith(_PREFIX) for option in action.option_strings]
 
     def format_help(self) -> str:
-        """The help text, settings included."""
-        self.add_all()
+        """The help text: the command's own arguments, and the settings that are used most unless all were added before."""
+        if self.add_flags is not None:
+            self.add_all(MOST_USED)
         return super().format_help()
 
     def error(self, message: str) -> NoReturn:
@@ -53,41 +55,42 @@ class Parser(argparse.ArgumentParser):
         raise UserError(what or self.prog, problem or "not understood", f"see {self.prog} --help")
 
 
-def field_docs() -> dict[str, str]:
-    """The docstring under each field of the run file, by dotted name, in the order of the file."""
-    tree = ast.parse(inspect.getsource(config_module))
-    classes = {n.name: n for n in tree.body if isinstance(n, ast.ClassDef)}
-    docs: dict[str, str] = {}
+class _HelpAll(argparse.Action):
+    """--help-all: the help text with every setting, by section."""
 
-    def collect(prefix: str, kind: ast.ClassDef) -> None:
-        for node, after in zip(kind.body, [*kind.body[1:], None], strict=True):
-            if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
-                continue
-            inner = classes.get(ast.unparse(node.annotation))
-            name = prefix + node.target.id
-            if inner:
-                collect(f"{name}.", inner)
-            elif isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
-                docs[name] = str(after.value.value)
-
-    collect("", classes["Config"])
-    return docs
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        assert isinstance(parser, Parser)  # noqa: S101  add_settings takes no other
+        parser.add_all()
+        parser.print_help()
+        parser.exit()
 
 
 def add_settings(parser: Parser) -> None:
     """One flag for each setting of the run file; call it last."""
+    what = "show this, and every setting of the run file with its values and its default"
+    parser.add_argument("--help-all", action=_HelpAll, nargs=0, default=argparse.SUPPRESS, help=what)
+    arguments = [a.metavar or a.dest for a in parser._actions if not a.option_strings]
+    parser.usage = " ".join([parser.prog, "[flags]", *map(str, arguments), "[--section.setting VALUE ...]"])
     parser.add_flags = partial(_add_settings, parser)
 
 
-def _add_settings(parser: argparse.ArgumentParser) -> None:
+def _add_settings(parser: argparse.ArgumentParser, names: Sequence[str] = ()) -> None:
+    """The flags of the settings, in groups by section; where only some are asked for, in one group."""
+    from harness.config.field_docs import field_docs
+    from harness.config.setting_values import setting_values
+
+    values = setting_values()
+    docs = field_docs()
+    most = f"settings used most ({parser.prog} --help-all shows all {len(docs)})"
     groups: dict[str, argparse._ArgumentGroup] = {}
-    for name, doc in field_docs().items():
+    for name in names or docs:
+        shown, doc = name, f"{docs[name]} {values.get(name, '')}"
         if name == "recipe.knobs":
-            name, doc = "recipe.NAME", "Any field of the recipe."
-        section = name.partition(".")[0]
-        group = groups.setdefault(section, parser.add_argument_group(section))
+            shown, doc = "recipe.NAME", "Any field of the recipe."
+        section = most if names else shown.partition(".")[0]
+        group = groups.get(section) or groups.setdefault(section, parser.add_argument_group(section))
         help_text = doc.replace("%", "%%")
-        group.add_argument(f"--{name}", dest=_PREFIX + name, metavar="VALUE", default=argparse.SUPPRESS, help=help_text)
+        group.add_argument(f"--{shown}", dest=_PREFIX + shown, metavar="VALUE", default=argparse.SUPPRESS, help=help_text)
 
 
 def parse(parser: Parser, argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:

@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 
 from harness.config.amounts import PATTERN
-from harness.config.flags import field_docs
+from harness.config.field_docs import field_docs
 from harness.config.schema import Config
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"

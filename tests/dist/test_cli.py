@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib.metadata import version
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from harness.config.field_docs import field_docs
+from harness.config.flags import MOST_USED
 from launch.cli import main
 from launch.options.commands import COMMANDS
 from tests.support.processes import ROOT, environ, run_command
@@ -39,6 +42,21 @@ def test_every_command_has_a_help_text(command: str, capsys: pytest.CaptureFixtu
         main([command, "--help"])
     assert end.value.code == 0
     assert capsys.readouterr().out.startswith("usage: ")
+
+
+def test_help_shows_the_settings_used_most_and_help_all_every_one_with_its_values(capsys: pytest.CaptureFixture[str]) -> None:
+    texts = []
+    for flag in ("--help", "--help-all"):
+        with pytest.raises(SystemExit) as end:
+            main(["train", flag])
+        assert end.value.code == 0
+        texts.append(" ".join(capsys.readouterr().out.encode("ascii").decode().split()))
+    short, whole = texts
+    assert set(re.findall(r"--([a-z_]+\.[a-z_]+) VALUE", short)) == {*MOST_USED, "section.setting"}
+    assert set(re.findall(r"--([a-z_]+\.[a-z_0-9]+|precision|init_from) VALUE", whole)) >= set(field_docs()) - {"recipe.knobs"}
+    assert "--backend.name VALUE ddp: a whole copy per GPU" in whole
+    assert "[ddp, fsdp, zero0, zero1, zero2, zero3; default: ddp]" in short
+    assert "[number > 0; must be given]" in short
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.config.json_schema import json_schema
+from harness.config.setting_values import allowed
 from tests.support.processes import ROOT
 
 PAGE = ROOT / "configs" / "README.md"
@@ -17,31 +18,13 @@ made from it.
 """
 
 
-def values(part: dict[str, Any]) -> str:
-    """What a setting may be, in short."""
-    if "enum" in part:
-        return ", ".join(f"`{v}`" for v in part["enum"])
-    if "const" in part:
-        return f"`{part['const']}`"
-    if "anyOf" in part:
-        return " or ".join(dict.fromkeys(values(p) for p in part["anyOf"]))
-    if part.get("type") == "array":
-        return f"list of {values(part.get('items', {}))}" if part.get("items") else "list"
-    if isinstance(part.get("type"), list):  # an amount
-        return f"{values(part | {'type': part['type'][0]})} (`0.5M`)"
-    kind = str(part.get("type", "any")).replace("null", "none").replace("object", "mapping")
-    bounds = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
-    shown = [f"{sign} {part[key]:g}" for key, sign in bounds.items() if key in part and abs(part[key]) < 1e300]
-    return f"{kind} {', '.join(shown)}".strip()
-
-
 def rows(section: str, part: dict[str, Any]) -> list[str]:
     """A line of the table for each setting of a section."""
     found = []
     for name, field in part["properties"].items():
         default = "required" if name in part.get("required", ()) else json.dumps(field["default"]) if "default" in field else ""
         meaning = " ".join(field.get("description", "").split())
-        cells = (f"`{section}.{name}`" if section else f"`{name}`", values(field), default.replace("null", ""), meaning)
+        cells = (f"`{section}.{name}`" if section else f"`{name}`", allowed(field), default.replace("null", ""), meaning)
         found.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return found
 

@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from harness.config.errors import UserError
-from harness.config.flags import field_docs
+from harness.config.field_docs import field_docs
 from harness.config.loader import decode, encode, fields_of, load
 from harness.config.schema import EXCLUSIVE, Config
 from harness.config.yaml_text import from_yaml, to_yaml

@@ -1,0 +1,49 @@
+"""What each setting of the run file may be, and what it is by default, in short: for --help and configs/README.md."""
+
+import json
+from typing import Any
+
+from harness.config.json_schema import json_schema
+
+
+def setting_values() -> dict[str, str]:
+    """By dotted name: `[ddp, fsdp, ...; default: ddp]`, without a default where a setting is unset or must be given. In ASCII."""
+    schema = json_schema()
+    kinds, found = schema["$defs"], dict[str, str]()
+    for section, part in schema["properties"].items():
+        kind = part.get("$ref", "").rpartition("/")[2]
+        for name, field in kinds[kind]["properties"].items() if kind else [("", part)]:
+            needed = name in kinds[kind].get("required", ()) if kind else section in schema.get("required", ())
+            found[f"{section}.{name}".rstrip(".")] = f"[{_plain(allowed(field))}{_default(field, needed=needed)}]"
+    return found
+
+
+def _plain(values: str) -> str:
+    """For a terminal: without Markdown, and without saying that a setting may be left out."""
+    return values.replace("`", "").replace("≥", ">=").replace("≤", "<=").removesuffix(" or none")
+
+
+def _default(field: dict[str, Any], *, needed: bool) -> str:
+    """How a setting's default is told."""
+    if needed:
+        return "; must be given"
+    value = field.get("default")
+    return "" if value in (None, [], (), {}) else f"; default: {value if isinstance(value, str) else json.dumps(value)}"
+
+
+def allowed(part: dict[str, Any]) -> str:
+    """What a setting may be, in short: `part` is its JSON schema."""
+    if "enum" in part:
+        return ", ".join(f"`{v}`" for v in part["enum"])
+    if "const" in part:
+        return f"`{part['const']}`"
+    if "anyOf" in part:
+        return " or ".join(dict.fromkeys(allowed(p) for p in part["anyOf"]))
+    if part.get("type") == "array":
+        return f"list of {allowed(part.get('items', {}))}" if part.get("items") else "list"
+    if isinstance(part.get("type"), list):  # an amount
+        return f"{allowed(part | {'type': part['type'][0]})} (`0.5M`)"
+    kind = str(part.get("type", "any")).replace("null", "none").replace("object", "mapping")
+    bounds = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+    shown = [f"{sign} {part[key]:g}" for key, sign in bounds.items() if key in part and abs(part[key]) < 1e300]
+    return f"{kind} {', '.join(shown)}".strip()
