@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from harness.config.loader import load
     from harness.data.columns import Table
     from harness.data.joined import mixture
+    from harness.data.open_dataset import open_dataset
     from harness.data.samplers import OrderBatchSampler, OrderSampler
     from harness.data.token_files import TokenFiles
     from harness.modeling.noise_meter import PassNoise
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "OrderBatchSampler", "OrderSampler", "PassNoise", "Plan", "Recipe", "Run", "Spikes", "Table", "Telemetry", "TokenFiles",
-    "TrainerGuard", "UserError", "World", "arguments_for", "load", "make_plan", "mixture", "planned", "train",
+    "TrainerGuard", "UserError", "World", "arguments_for", "load", "make_plan", "mixture", "open_dataset", "planned", "train",
 ]  # fmt: skip
 
 _HOMES = {
@@ -52,6 +53,7 @@ _HOMES = {
     "load": "harness.config.loader",
     "make_plan": "harness.plan.plan",
     "mixture": "harness.data.joined",
+    "open_dataset": "harness.data.open_dataset",
     "planned": "harness.modeling.planned_optimizer",
     "train": "harness.training.loop",
 }

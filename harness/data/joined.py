@@ -13,21 +13,28 @@ from harness.config.errors import UserError
 from harness.data.columns import Columns, Sourced
 from harness.data.feed import Data
 from harness.data.mixed_order import shares
-from harness.data.workers import MapStyle
+from harness.data.workers import Batched, MapStyle
 
 NAME = re.compile(r"[a-z0-9_]+")
 """What a set may be called: its name is part of metrics' names."""
 
 
-class Joined(ABC):  # noqa: B024  what its two kinds have in common is all here
-    """Named sets, numbered on from one to the next. `weights`: of each in training; none where they are not mixed."""
+Stages = Sequence[tuple[int, Sequence[float]]]
+"""(samples of the run, weights from there on), in order."""
 
-    def __init__(self, sets: Mapping[str, Data], weights: Sequence[float] = ()) -> None:
+
+class Joined(ABC):  # noqa: B024  what its two kinds have in common is all here
+    """Named sets, numbered on from one to the next. `weights`: of each in training; none where they are not mixed.
+
+    `then`: (samples of the run, weights from there on).
+    """
+
+    def __init__(self, sets: Mapping[str, Data], weights: Sequence[float] = (), then: Stages = ()) -> None:
         """Raises UserError for a name that no metric can have."""
         for name in sets:
             if not NAME.fullmatch(name):
                 raise UserError("recipe.use", f"data() names a set {name!r}", "use small letters, digits and _ in its name")
-        self.sets, self.weights = dict(sets), tuple(weights)
+        self.sets, self.weights, self.then = dict(sets), tuple(weights), tuple(then)
         self.first = np.cumsum([0, *(len(one) for one in sets.values())])
 
     def __len__(self) -> int:
@@ -50,9 +57,9 @@ class Joined(ABC):  # noqa: B024  what its two kinds have in common is all here
 class JoinedColumns(Joined, Columns):
     """Of sets that give many rows at once. All have the same columns."""
 
-    def __init__(self, sets: Mapping[str, Columns], weights: Sequence[float] = ()) -> None:
+    def __init__(self, sets: Mapping[str, Columns], weights: Sequence[float] = (), then: Stages = ()) -> None:
         """Raises UserError if columns differ."""
-        super().__init__(sets, weights)
+        super().__init__(sets, weights, then)
         self._sets = list(sets.values())
         kinds = {name: _kind(one) for name, one in sets.items()}
         odd = next((name for name, kind in kinds.items() if kind != next(iter(kinds.values()))), None)
@@ -100,30 +107,53 @@ class JoinedItems(Joined):
         number = int(np.searchsorted(self.first, index, side="right")) - 1
         return list(self.sets.values())[number][index - int(self.first[number])]  # type: ignore[index]
 
+    def __getitems__(self, indices: list[int]) -> list[Any]:
+        rows = np.array(indices, np.int64)
+        numbers = np.searchsorted(self.first, rows, side="right") - 1
+        out: list[Any] = [None] * len(indices)
+        for number, one in enumerate(self.sets.values()):
+            here = np.flatnonzero(numbers == number).tolist()
+            within = (rows[here] - self.first[number]).tolist()
+            found = one.__getitems__(within) if isinstance(one, Batched) else [one[i] for i in within]  # type: ignore[index]
+            for place, sample in zip(here, found, strict=True):
+                out[place] = sample
+        return out
 
-def joined(sets: Mapping[str, Data], weights: Sequence[float] = ()) -> JoinedColumns | JoinedItems:
+
+def joined(sets: Mapping[str, Data], weights: Sequence[float] = (), then: Stages = ()) -> JoinedColumns | JoinedItems:
     """The sets as one. Raises UserError if they do not go together."""
     columns = {name: one for name, one in sets.items() if isinstance(one, Columns)}
     if len(columns) == len(sets):
-        return JoinedColumns(columns, weights)
+        return JoinedColumns(columns, weights, then)
     if columns:
         at = f"the set {next(iter(columns))} is read in columns, other sets sample by sample"
         raise UserError("recipe.use", at, "make all sets columns, or none")
-    return JoinedItems(sets, weights)
+    return JoinedItems(sets, weights, then)
 
 
-def mixture(sources: Mapping[str, Data], weights: Mapping[str, float]) -> JoinedColumns | JoinedItems:
+def mixture(
+    sources: Mapping[str, Data], weights: Mapping[str, float], then: Mapping[int, Mapping[str, float]] | None = None
+) -> JoinedColumns | JoinedItems:
     """Training data of several sources: after any number of samples each source has had its share, to within one sample.
 
     `weights`: by source, above 0; only their ratios count. An epoch of the run is as many samples as all sources have together.
-    Raises UserError.
+    `then`: other weights from a number of samples of the run on, as `{1_000_000: {"web": 0.5, "code": 0.5}}`. Each source
+    continues where it was, and gets its share of the samples since then, to within one. Raises UserError.
     """
+    stages = sorted((then or {}).items())
+    if stages and stages[0][0] < 1:
+        raise UserError("recipe.weights", f"change at {stages[0][0]:,} samples", "give the first weights as `weights`")
+    return joined(sources, _in_order(sources, weights), [(at, _in_order(sources, part)) for at, part in stages])
+
+
+def _in_order(sources: Mapping[str, Data], weights: Mapping[str, float]) -> list[float]:
+    """The weights in the order of the sources. Raises UserError if they are of others, or make no order."""
     if not sources or set(sources) != set(weights):
         at = f"name {', '.join(weights) or 'nothing'}, and the sources are {', '.join(sources) or 'none'}"
         raise UserError("recipe.weights", at, "give each source one weight")
     given = [weights[name] for name in sources]
     shares(given)
-    return joined(sources, given)
+    return given
 
 
 def _kind(data: Columns) -> str:

@@ -48,44 +48,83 @@ def pattern(counts: Sequence[int]) -> Indices:
 
 
 @final
-class MixedOrder(SampleOrder):
-    """Sources one after another in one data set, each in its own order, mixed by weights. An epoch of a source is its own."""
+class _Stage:
+    """Which source each place has, from a stream position on, as long as the weights are these."""
 
-    def __init__(self, orders: Sequence[SampleOrder], weights: Sequence[float]) -> None:
+    def __init__(self, weights: Sequence[float]) -> None:
+        self.counts = np.array(shares(weights))
+        self.pattern = pattern(self.counts.tolist())
+        self.places = [np.flatnonzero(self.pattern == number) for number in range(len(weights))]
+        self.earlier = np.empty(len(self.pattern), np.int64)
+        for places in self.places:
+            self.earlier[places] = np.arange(len(places))
+
+    def drawn(self, stop: int) -> Indices:
+        """Samples of each source among the first `stop` of the stage: int64 [sources]."""
+        periods, rest = divmod(stop, len(self.pattern))
+        found: Indices = periods * self.counts + np.array([int(np.searchsorted(places, rest)) for places in self.places])
+        return found
+
+    def draws(self, start: int, stop: int) -> tuple[Indices, Indices]:
+        """(the source, which of its samples in the stage) at places [start, stop) of the stage: int64 [n] each."""
+        periods, places = np.divmod(np.arange(start, stop, dtype=np.int64), len(self.pattern))
+        sources = self.pattern[places]
+        return sources, periods * self.counts[sources] + self.earlier[places]
+
+    def place(self, source: int, draw: int) -> int:
+        """Where a source's sample `draw` of the stage is in it."""
+        period, rest = divmod(draw, int(self.counts[source]))
+        return period * len(self.pattern) + int(self.places[source][rest])
+
+
+@final
+class MixedOrder(SampleOrder):
+    """Sources one after another in one data set, each in its own order, mixed by weights. An epoch of a source is its own.
+
+    `then`: (stream position, weights from there on), positions in order. Each source goes on where it was.
+    """
+
+    def __init__(
+        self, orders: Sequence[SampleOrder], weights: Sequence[float], then: Sequence[tuple[int, Sequence[float]]] = ()
+    ) -> None:
         """Raises UserError for weights that make no order."""
         self.n = sum(order.n for order in orders)
         self._orders = list(orders)
         self._first = np.cumsum([0, *(order.n for order in orders)])
-        self._counts = np.array(shares(weights))
-        self._pattern = pattern(self._counts.tolist())
-        self._places = [np.flatnonzero(self._pattern == number) for number in range(len(orders))]
-        self._earlier = np.empty(len(self._pattern), np.int64)
-        for places in self._places:
-            self._earlier[places] = np.arange(len(places))
+        self._starts = np.array([0, *(start for start, _ in then)])
+        self._stages = [_Stage(part) for part in (weights, *(part for _, part in then))]
+        lengths = np.diff(self._starts)
+        drawn = [stage.drawn(int(length)) for stage, length in zip(self._stages, lengths, strict=False)]
+        self._before = np.cumsum([np.zeros(len(orders), np.int64), *drawn], axis=0)
 
     def take(self, start: int, stop: int) -> Indices:
         """See SampleOrder.take."""
-        periods, places = np.divmod(np.arange(start, stop, dtype=np.int64), len(self._pattern))
-        sources = self._pattern[places]
-        draws = periods * self._counts[sources] + self._earlier[places]
+        first, last = np.searchsorted(self._starts, [start, max(stop - 1, start)], side="right").tolist()
+        if first < last:
+            middle = int(self._starts[first])
+            return np.concatenate([self.take(start, middle), self.take(middle, stop)])
+        begin = int(self._starts[first - 1])
+        sources, draws = self._stages[first - 1].draws(start - begin, stop - begin)
+        draws = draws + self._before[first - 1][sources]
         out = np.empty(stop - start, np.int64)
         for number in np.unique(sources).tolist():
             here = np.flatnonzero(sources == number)
-            first, last = int(draws[here[0]]), int(draws[here[-1]])
-            out[here] = self._orders[number].take(first, last + 1) + self._first[number]
+            a, b = int(draws[here[0]]), int(draws[here[-1]])
+            out[here] = self._orders[number].take(a, b + 1) + self._first[number]
         return out
 
     def positions(self, sample: int, stop: int) -> list[int]:
         """See SampleOrder.positions."""
         number = int(np.searchsorted(self._first, sample, side="right")) - 1
         draws = self._orders[number].positions(sample - int(self._first[number]), self.drawn(stop)[number])
-        count, places = int(self._counts[number]), self._places[number]
-        return [draw // count * len(self._pattern) + int(places[draw % count]) for draw in draws]
+        return [self._position(number, draw) for draw in draws]
 
     def drawn(self, stop: int) -> list[int]:
         """Samples of each source before stream position `stop`."""
-        periods, rest = divmod(stop, len(self._pattern))
-        return [
-            periods * int(count) + int(np.searchsorted(places, rest))
-            for count, places in zip(self._counts, self._places, strict=True)
-        ]
+        at = max(int(np.searchsorted(self._starts, stop, side="right")) - 1, 0)
+        found: list[int] = (self._before[at] + self._stages[at].drawn(stop - int(self._starts[at]))).tolist()
+        return found
+
+    def _position(self, number: int, draw: int) -> int:
+        at = int(np.searchsorted(self._before[:, number], draw, side="right")) - 1
+        return int(self._starts[at]) + self._stages[at].place(number, draw - int(self._before[at, number]))

@@ -15,7 +15,7 @@ def training_order(data: Data, config: Config) -> SampleOrder:
     if not isinstance(data, Joined) or not data.weights:
         return _order(len(data), seed, config)
     orders = [_order(len(one), derive(seed, number), config) for number, one in enumerate(data.sets.values())]
-    return MixedOrder(orders, data.weights)
+    return MixedOrder(orders, data.weights, data.then)
 
 
 def source_metrics(data: Data, order: object, position: int) -> dict[str, float]:

@@ -42,6 +42,13 @@ class MapStyle(Protocol):
     def __getitem__(self, index: int, /) -> Any: ...
 
 
+@runtime_checkable
+class Batched(Protocol):
+    """A data set that gives many samples at once, as those of Hugging Face and torch's Subset do."""
+
+    def __getitems__(self, indices: list[int], /) -> Sequence[Any]: ...
+
+
 @dataclass(frozen=True)
 class Fetched:
     """What came of some samples: a batch of those at the places `kept`, and (place, why) of those that could not be read.
@@ -84,6 +91,7 @@ class Reader:
     def __init__(self, data: MapStyle, collate: Collate) -> None:
         self._data, self._collate = data, collate
         self._draws = False
+        self._batched = data if isinstance(data, Batched) else None
 
     def fetch(self, task: Task) -> Fetched:
         """Read samples. Raises UserError if the recipe does, or what was read makes no batch; and bugs of users' code."""
@@ -97,14 +105,39 @@ class Reader:
         return self._read(task)
 
     def _read(self, task: Task) -> Fetched:
+        places = [place for place, number in enumerate(task.ids) if number not in task.skip]
+        found = self._at_once([task.ids[place] for place in places])
+        samples, kept, bad = self._singly(task, places) if found is None else (list(found), places, [])
+        if not task.collate or not samples:
+            return Fetched(samples or None, tuple(kept), tuple(bad))
+        if self._draws:
+            seed_host(collate_seed(task.seed, task.start))
+        return Fetched(_collated(self._collate, samples, task), tuple(kept), tuple(bad))
+
+    def _at_once(self, numbers: list[int]) -> Sequence[Any] | None:
+        """Samples by one call, where the data takes it; None where they must be read one by one: for each has its own random
+        numbers, or one of them cannot be read. Raises UserError if the data does.
+        """
+        if self._batched is None or self._draws or not numbers:
+            return None
+        try:
+            found = self._batched.__getitems__(numbers)
+        except UserError:
+            raise
+        except Exception as e:
+            if is_quit(e):
+                raise
+            return None
+        return found if len(found) == len(numbers) else None
+
+    def _singly(self, task: Task, places: Sequence[int]) -> tuple[list[Any], list[int], list[tuple[int, str]]]:
+        """(samples, their places, what could not be read). Raises UserError if the data does, and bugs."""
         samples, kept, bad = [], [], []
-        for place, number in enumerate(task.ids):
-            if number in task.skip:
-                continue
+        for place in places:
             if self._draws:
                 seed_host(sample_seed(task.seed, task.start + place))
             try:
-                samples.append(self._data[number])
+                samples.append(self._data[task.ids[place]])
                 kept.append(place)
             except UserError:
                 raise
@@ -112,11 +145,7 @@ class Reader:
                 if is_bug(e) or is_quit(e):
                     raise
                 bad.append((place, f"{type(e).__name__}: {_line(e)}"))  # whatever a decoder raises is reported with its sample
-        if not task.collate or not samples:
-            return Fetched(samples or None, tuple(kept), tuple(bad))
-        if self._draws:
-            seed_host(collate_seed(task.seed, task.start))
-        return Fetched(_collated(self._collate, samples, task), tuple(kept), tuple(bad))
+        return samples, kept, bad
 
 
 def _collated(collate: Collate, samples: list[Any], task: Task) -> Any:

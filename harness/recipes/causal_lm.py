@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from harness.data.feed import Table
+from harness.data.open_dataset import is_table
 from harness.data.packing import PackedRows
 from harness.recipes.base import Split, Sum
 from harness.recipes.documents import FIELD, read_documents
@@ -21,21 +22,22 @@ class CausalLM(HuggingFaceModel):
     """Next-token cross-entropy, summed over the tokens that are no padding."""
 
     files: str | None = None
-    """A folder of text files, or one file. Unset: the modules at the top of the Python standard library."""
+    """A folder of text files, one file, .parquet files or a folder of save_to_disk. Unset: the modules at the top of Python's
+    standard library."""
     suffix: str = ".py"
     """Only files with this ending are read from a folder."""
     max_bytes: int = 4_000_000
     """Reading stops here."""
     field: str | None = None
-    """Each line of a .jsonl is a document, whose text has this name. Unset: `text` where documents are packed, else a .jsonl is
-    text as any other."""
+    """Each line of a .jsonl is a document, whose text (in .parquet files and folders of save_to_disk: or token ids) has this name.
+    Unset: `text` where documents are packed or in a table, else a .jsonl is text as any other."""
     packing: Literal["none", "best_fit"] = "none"
     """best_fit: several documents (files, or lines of a .jsonl) in a row of `context` tokens, none of which sees another."""
 
     def data(self, split: Split) -> Table | PackedRows:
         """Columns tokens int32 [n, context + 1] and length int64 [n], the number of true tokens in it. Documents: PackedRows."""
         words = self._tokenizer()
-        if self.field is not None or self.packing != "none":
+        if self.field is not None or self.packing != "none" or (self.files is not None and is_table(self.files)):
             field, end = self.field or FIELD, None if words is None else words.eos_token_id
 
             def encode(texts: list[str]) -> list[list[int]]:

@@ -23,7 +23,8 @@ class Chat(HuggingFaceModel):
     """Next-token cross-entropy, summed over the tokens of the assistant's messages, their end included."""
 
     files: str | None = None
-    """A file of JSON lines: {"messages": [...]}, or {"prompt": ..., "completion": ...}."""
+    """A file of JSON lines: {"messages": [...]}, or {"prompt": ..., "completion": ...}. Or .parquet files, or a folder of
+    save_to_disk, with columns of these names."""
     valid_files: str | None = None
     """Another such file, for validation. Unset: every twentieth line of `files`."""
     too_long: Literal["refuse", "cut", "drop"] = "refuse"

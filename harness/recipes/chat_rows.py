@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, final
 
 from harness.config.errors import UserError
+from harness.data.open_dataset import is_table, read_samples
 
 SETTING = "recipe.files"
 _FORMS = 'write {"messages": [{"role": "user", "content": "..."}, ...]} or {"prompt": "...", "completion": "..."} on each line'
@@ -26,7 +27,13 @@ class ChatRow:
 
 
 def read_rows(file: str, words: Any) -> Iterator[ChatRow]:
-    """The conversations of a file, by the tokenizer `words` and its chat template. Raises UserError that names the line."""
+    """The conversations of a file of JSON lines, of .parquet files or of a folder of save_to_disk, by the tokenizer `words` and
+    its chat template. Raises UserError that names the line or row.
+    """
+    if is_table(file):
+        for number, tree in read_samples(file):
+            yield _conversation(f"{file} row {number}", number, tree, words)
+        return
     try:
         with Path(file).open(encoding="utf-8") as lines:
             for number, text in enumerate(lines, 1):
@@ -43,6 +50,10 @@ def _row(where: str, number: int, text: str, words: Any) -> ChatRow:
         tree = json.loads(text)
     except (ValueError, RecursionError) as e:
         raise UserError(SETTING, f"{where} is no JSON: {str(e)[:80]}", _FORMS) from e
+    return _conversation(where, number, tree, words)
+
+
+def _conversation(where: str, number: int, tree: Any, words: Any) -> ChatRow:
     found = tree if isinstance(tree, dict) else {}
     prompt, completion = found.get("prompt"), found.get("completion")
     if isinstance(prompt, str) and isinstance(completion, str):

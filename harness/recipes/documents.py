@@ -1,12 +1,13 @@
-"""Text files as documents of tokens: each line of a .jsonl is one, any other file too. Long ones are cut, and none is padded."""
+"""Text as documents of tokens: each line of a .jsonl is one, each row of a table, any other file. Long ones are cut."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 
 from harness.config.errors import UserError
+from harness.data.open_dataset import is_table, read_samples
 from harness.data.packing import Documents
 from harness.recipes.base import Split
 from harness.recipes.text import VALID_EVERY, text_paths
@@ -17,6 +18,8 @@ FIELD = "text"
 AT_ONCE = 1000
 """Documents that are given to the tokenizer at once."""
 Encode = Callable[[list[str]], list[list[int]]]
+_Text = str | list[int]
+_T = TypeVar("_T")
 
 
 def read_documents(files: str | None, suffix: str, field: str, split: Split, most: int, context: int, encode: Encode) -> Documents:
@@ -25,20 +28,39 @@ def read_documents(files: str | None, suffix: str, field: str, split: Split, mos
     Of several files every twentieth is for validation; of a single one, every twentieth document, or piece of its only document.
     The first `most` bytes of the split's files are read. Raises UserError that names file and line.
     """
-    paths = text_paths(files, suffix)
-    chosen = [p for i, p in enumerate(paths) if (i % VALID_EVERY == 0) == (split == "valid")] if len(paths) > 1 else paths
-    texts = list(_texts(chosen, field, most))
-    if len(paths) == 1 and len(texts) > 1:
-        texts = [text for number, text in enumerate(texts) if (number % VALID_EVERY == 0) == (split == "valid")]
+    table = files is not None and is_table(files)
+    paths = [] if table else text_paths(files, suffix)
+    chosen = _of(split, paths) if len(paths) > 1 else paths
+    texts = list(_values(str(files), field, most) if table else _texts(chosen, field, most))
+    if len(paths) < 2 and len(texts) > 1:
+        texts = _of(split, texts)
     rows = [piece for line, ids in _encoded(texts, encode) for piece in _pieces(line, ids, context)]
-    if len(paths) == 1 and len(texts) == 1:
-        rows = [row for number, row in enumerate(rows) if (number % VALID_EVERY == 0) == (split == "valid")]
+    if len(paths) < 2 and len(texts) == 1:
+        rows = _of(split, rows)
     if not rows:
         raise UserError("recipe.files", f"{files!r} holds no text for split {split}", "name a folder with more files")
     return Documents.of([(line, ids, None) for line, ids in rows])
 
 
-def _texts(paths: Sequence[Path], field: str, most: int) -> Iterator[tuple[int, str]]:
+def _of(split: Split, parts: Sequence[_T]) -> list[_T]:
+    return [part for number, part in enumerate(parts) if (number % VALID_EVERY == 0) == (split == "valid")]
+
+
+def _values(files: str, field: str, most: int) -> Iterator[tuple[int, _Text]]:
+    """(row, text or ids) of each row, as far as `most` bytes go. Raises UserError."""
+    for number, sample in read_samples(files, [field]):
+        value = sample[field]
+        whole = isinstance(value, str) or (isinstance(value, list) and all(isinstance(i, int) for i in value))
+        if not whole:
+            at = f"{files} row {number} has neither a text nor token ids in {field!r}"
+            raise UserError("recipe.files", at, "fix it, or say where the text is: recipe.field")
+        most -= len(value.encode()) if isinstance(value, str) else 4 * len(value)
+        if most < 0:
+            return
+        yield number, value
+
+
+def _texts(paths: Sequence[Path], field: str, most: int) -> Iterator[tuple[int, _Text]]:
     """(line, text) of each document, as far as `most` bytes go."""
     for path in paths:
         if path.suffix != LINES:
@@ -67,10 +89,13 @@ def _text(path: Path, number: int, line: bytes, field: str) -> str:
     return text
 
 
-def _encoded(texts: Sequence[tuple[int, str]], encode: Encode) -> Iterator[tuple[int, list[int]]]:
+def _encoded(texts: Sequence[tuple[int, _Text]], encode: Encode) -> Iterator[tuple[int, list[int]]]:
+    """(line, ids) of documents: those of texts; what is ids already stays."""
     for first in range(0, len(texts), AT_ONCE):
         part = texts[first : first + AT_ONCE]
-        yield from zip([line for line, _ in part], encode([text for _, text in part]), strict=True)
+        given = [text for _, text in part if isinstance(text, str)]
+        found = iter(encode(given) if given else [])
+        yield from ((line, next(found) if isinstance(text, str) else text) for line, text in part)
 
 
 def _pieces(line: int, ids: list[int], context: int) -> Iterator[tuple[int, list[int]]]:

@@ -31,7 +31,9 @@ def fingerprint(recipe: Recipe, data: Data) -> str:
         return own
     if isinstance(data, Joined):
         parts = [(name, fingerprint(recipe, one)) for name, one in data.sets.items()]
-        return f"{len(data)}:{row_digest([parts, shares(data.weights) if data.weights else []], whole=False)}"
+        then = [[at, shares(weights)] for at, weights in data.then]
+        mixed = [parts, shares(data.weights) if data.weights else [], *([then] if then else [])]
+        return f"{len(data)}:{row_digest(mixed, whole=False)}"
     if isinstance(data, Columns):
         return f"{len(data)}:{row_digest(data.take(spaced(len(data), ROWS)), whole=False)}"
     numbers = spaced(len(data), FETCHED).tolist()

@@ -1,5 +1,6 @@
 """A causal language model of Hugging Face's transformers on files of token ids, which may be larger than memory."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -7,6 +8,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 from torch import Tensor, nn
 
+from harness.config.amounts import amount
 from harness.config.errors import UserError
 from harness.config.schema import Count
 from harness.data.feed import Data
@@ -26,6 +28,8 @@ class Tokens(HuggingFaceModel):
     """Training files: a folder, a file, a pattern such as corpus/train*.bin, or several. With `weights`, NAME=FILES each."""
     weights: list[float] = ()  # type: ignore[assignment]
     """Mix the sources of `data` by these weights: of every number of samples each source has its share, to within one."""
+    weights_then: list[str] = ()  # type: ignore[assignment]
+    """Other weights from a number of samples on, as ["500k: 0.5, 0.5", "1M: 0.2, 0.8"]."""
     valid: str | list[str] | None = None
     """Validation files, in the same form; given as NAME=FILES, sets that are evaluated each by itself. Unset: no evaluation."""
     stride: Count | None = None
@@ -71,13 +75,14 @@ class Tokens(HuggingFaceModel):
 
     def _training(self) -> Data:
         sources = {name: self._opened(files, "recipe.data") for name, files in self._sources().items()}
-        if not self.weights and "" in sources:
+        if not self.weights and not self.weights_then and "" in sources:
             return sources[""]
         if len(sources) != len(self.weights) or "" in sources:
             at = f"are {len(self.weights)}, and recipe.data names {len(sources) if '' not in sources else 'no'} sources"
             remedy = 'give both alike, as data: ["web=web*.bin", "code=code*.bin"], weights: [0.7, 0.3]'
             raise UserError("recipe.weights", at, remedy)
-        return mixture(sources, dict(zip(sources, self.weights, strict=True)))
+        then = {at: dict(zip(sources, part, strict=True)) for at, part in _stages(self.weights_then, len(sources))}
+        return mixture(sources, dict(zip(sources, self.weights, strict=True)), then)
 
     def _sources(self) -> dict[str, str | list[str]]:
         """The training files as given, by source. Raises UserError if they are not."""
@@ -100,6 +105,21 @@ class Tokens(HuggingFaceModel):
             eos=self.eos,
             setting=setting,
         )
+
+
+def _stages(given: Sequence[str], sources: int) -> Iterator[tuple[int, list[float]]]:
+    """["500k: 0.5, 0.5", ...] -> (samples, weights). Raises UserError."""
+    for text in given:
+        at, _, weights = text.partition(":")
+        try:
+            samples = amount("recipe.weights_then", at.strip()) if at.strip()[-1:].isalpha() else int(at)
+            numbers = [float(part) for part in weights.split(",")]
+        except ValueError:
+            numbers = []
+        if len(numbers) != sources:
+            remedy = f'write "SAMPLES: W, W, ...", with a weight for each of the {sources} sources'
+            raise UserError("recipe.weights_then", f"holds {text!r}", remedy)
+        yield samples, numbers
 
 
 def _named(given: str | list[str], setting: str) -> dict[str, str | list[str]]:

@@ -62,6 +62,8 @@ HOMES = {
     ),
     "fsspec": ("harness/checkpoint/storage.py",),
     "matplotlib": ("harness/watch/plot_file.py",),
+    "pyarrow": ("harness/data/arrow_columns.py",),
+    "datasets": ("harness/data/arrow_columns.py",),
 }
 TORCH = {"torch", "torchvision", "timm", "transformers", "pytorch_optimizer", "safetensors"}
 

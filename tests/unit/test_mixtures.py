@@ -72,6 +72,29 @@ def test_each_source_goes_through_its_own_epochs_and_every_sample_is_found_again
     assert [i for part in pieces for i in part] == stream.tolist(), "however it is read"
 
 
+def test_weights_change_at_given_samples_and_each_source_goes_on_where_it_was() -> None:
+    """Of every number of samples since the last change each source has its share, to within one."""
+    stages = [(0, (0.5, 0.3, 0.2)), (333, (0.1, 0.8, 0.1)), (340, (1, 1, 1)), (700, (0.7, 0.2, 0.1))]
+    order = MixedOrder([Order(size, number) for number, size in enumerate(SIZES)], stages[0][1], stages[1:])
+    stream, first = order.take(0, 1200), np.cumsum([0, *SIZES])
+    chosen = np.searchsorted(first, stream, side="right") - 1
+    for (start, weights), stop in zip(stages, (333, 340, 700, 1200), strict=True):
+        for number, weight in enumerate(weights):
+            had = np.cumsum(chosen[start:stop] == number)
+            assert np.abs(had - np.arange(1, stop - start + 1) * weight / sum(weights)).max() < 1
+    for number, size in enumerate(SIZES):
+        mine = stream[chosen == number] - first[number]
+        assert mine.tolist() == Order(size, number).take(0, len(mine)).tolist()
+        assert [order.drawn(stop)[number] for stop in (0, 333, 340, 1200)] == [
+            int((chosen[:stop] == number).sum()) for stop in (0, 333, 340, 1200)
+        ]
+    for sample in range(0, sum(SIZES), 5):
+        assert order.positions(sample, 1200) == np.flatnonzero(stream == sample).tolist()
+    pieces = [order.take(start, stop).tolist() for start, stop in ((0, 1), (1, 333), (333, 900), (900, 1200))]
+    assert [i for part in pieces for i in part] == stream.tolist(), "however it is read"
+    assert stream[:333].tolist() == mixed().take(0, 333).tolist(), "the order before the first change stays"
+
+
 def test_a_mixture_is_the_same_on_every_world_and_over_resumes() -> None:
     """One, two, four and three ranks, and two, then four, then one."""
 
@@ -173,6 +196,7 @@ def test_the_fingerprint_changes_with_the_weights_and_with_any_source() -> None:
     first = fingerprint(Lines(), mixture(sets, {"up": 1, "down": 2}))
     assert fingerprint(Lines(), mixture(sets, {"up": 2, "down": 4})) == first, "their ratios alone count"
     assert fingerprint(Lines(), mixture(sets, {"up": 2, "down": 1})) != first
+    assert fingerprint(Lines(), mixture(sets, {"up": 1, "down": 2}, {9: {"up": 1, "down": 1}})) != first
     assert fingerprint(Lines(), mixture(sets | {"up": sets["down"], "down": sets["up"]}, {"up": 1, "down": 2})) != first
 
 
@@ -188,6 +212,9 @@ def test_what_makes_no_sets_is_one_line() -> None:
     for sets, weights, said in cases:
         with pytest.raises(UserError, match=said):
             mixture(sets, weights)
+    for then, said in (({5: {"a": 0}}, "holds 0"), ({5: {"b": 1}}, "name b, and"), ({0: {"a": 1}}, "change at 0 samples")):
+        with pytest.raises(UserError, match=f"recipe.weights: {said}"):
+            mixture({"a": a}, {"a": 1}, then)
     with pytest.raises(UserError, match=r"eval.metric: the recipe gives no eval/dwn/loss; did you mean eval/down/loss"):
         run(over={"eval": {"every_epochs": 1, "metric": "eval/dwn/loss"}})
     assert joined({"a": a, "b": a}).source(4) == "b 1"

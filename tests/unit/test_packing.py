@@ -231,6 +231,44 @@ def test_long_documents_are_cut_and_each_ends_with_the_end_of_text(place: Path) 
     assert int((rows["target"] == words.eos_token_id).sum()) == len(kept)
 
 
+def test_tables_hold_the_same_documents_as_lines(place: Path, tmp_path: Path) -> None:
+    """As text, as ids, and as conversations; in Parquet and as save_to_disk() writes them."""
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    from transformers import AutoTokenizer
+
+    words = AutoTokenizer.from_pretrained(place / "llama")
+    texts = [json.loads(line)["text"] for line in (place / "texts.jsonl").read_text().splitlines()]
+    ids = [[*words(text)["input_ids"], words.eos_token_id] for text in texts]
+    talks = [json.loads(line) for line in (place / "chat.jsonl").read_text().splitlines()]
+    rows = [{name: talk.get(name) for name in ("messages", "prompt", "completion")} for talk in talks]
+    table, chats = datasets.Dataset.from_dict({"text": texts, "ids": ids}), datasets.Dataset.from_list(rows)
+    cases: list[tuple[str, Any, str, list[dict[str, str]]]] = [
+        ("causal_lm", table, "texts.jsonl", [{"field": "text"}, {"field": "ids"}]),
+        ("chat", chats, "chat.jsonl", [{}]),
+    ]
+    for use, data, lines, fields in cases:
+        data.save_to_disk(tmp_path / use)
+        data.to_parquet(tmp_path / f"{use}.parquet", batch_size=10)
+        known = columns_of(recipe_of(use, place, files=str(place / lines), packing="best_fit"))
+        for files in (tmp_path / use, tmp_path / f"{use}.parquet"):
+            for field in fields:
+                assert columns_of(recipe_of(use, place, files=str(files), packing="best_fit", **field)) == known
+    datasets.Dataset.from_dict({"label": [0.5]}).to_parquet(tmp_path / "odd.parquet")
+    with pytest.raises(UserError, match="row 0 has neither a text nor token ids in 'label'"):
+        recipe_of("causal_lm", place, files=str(tmp_path / "odd.parquet"), field="label").data("train")
+
+
+def columns_of(recipe: Recipe) -> list[Any]:
+    """All columns of both splits."""
+    found: list[Any] = []
+    for split in SPLITS:
+        data = recipe.data(split)
+        assert isinstance(data, PackedRows)
+        found.append({name: column.tolist() for name, column in data.take(torch.arange(len(data))).items()})
+    return found
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

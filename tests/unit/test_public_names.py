@@ -14,7 +14,7 @@ from tests.support.processes import ROOT
 
 NAMES = [
     "OrderBatchSampler", "OrderSampler", "PassNoise", "Plan", "Recipe", "Run", "Spikes", "Table", "Telemetry", "TokenFiles",
-    "TrainerGuard", "UserError", "World", "arguments_for", "load", "make_plan", "mixture", "planned", "train",
+    "TrainerGuard", "UserError", "World", "arguments_for", "load", "make_plan", "mixture", "open_dataset", "planned", "train",
 ]  # fmt: skip
 
 
