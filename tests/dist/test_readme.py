@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench import adam_rules
+from tests.bench import adam_rules, tokens
 from tests.bench.lab import MARKS, shown
 from tests.bench.launch import KINDS
 from tests.bench.launch import markdown as launch_table
@@ -89,6 +89,15 @@ def test_the_table_of_rules_is_the_recorded_one() -> None:
 
 def test_the_table_of_memory_is_the_recorded_one() -> None:
     assert memory_table() in TEXT
+
+
+def test_the_table_of_token_files_is_the_recorded_one_and_no_rank_grows_with_its_file() -> None:
+    record = json.loads((ROOT / "configs" / "results" / "tokens.json").read_text())
+    assert tokens.table(record) in TEXT
+    rows = {row["data"]: row for row in record["rows"]}
+    for size in tokens.SIZES:
+        assert rows[f"tokens, {size}"]["anon_mb"] < rows["the model alone"]["anon_mb"] + 50
+        assert rows[f"tokens, {size}"]["data_wait_pct"] < 0.5
 
 
 def test_the_sweeps_shown_are_the_recorded_ones() -> None:
