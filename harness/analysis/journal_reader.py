@@ -202,7 +202,7 @@ def read_story(name: str, lines: Iterable[bytes]) -> RunRecord | None:
 
 
 def story_of(name: str, journal: Path) -> RunRecord | None:
-    """The same of the file `journal`, in little memory however long its lines. Raises OSError."""
+    """The record of a run from the file `journal`, in little memory however long its lines. Raises OSError."""
     with open_plain(journal) as file:
         return read_story(name, bounded_lines(file))
 

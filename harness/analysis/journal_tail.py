@@ -38,5 +38,5 @@ def reports(journal: Path) -> list[dict[str, Any]]:
 
 
 def windows(journal: Path) -> list[dict[str, Any]]:
-    """Its windows alone."""
+    """The windows of a journal, in order."""
     return [line for line in reports(journal) if line["event"] == "window"]

@@ -66,7 +66,7 @@ class Verdict:
 
     @property
     def _difference(self) -> str:
-        """In percent, or in times where it is large."""
+        """The difference as text: in percent, or as a factor where it is large."""
         pct = self.worse_pct
         return f"{pct:+.1f} %" if not 1000 < pct < math.inf else f"{self.loss / self.reference:.3g} times".replace("e+", "e")
 
@@ -89,7 +89,7 @@ def verdict(mine: Iterable[dict[str, Any]], theirs: Iterable[dict[str, Any]]) ->
 
 
 def judge(mine: Losses, theirs: Losses, mine_valid: Losses, theirs_valid: Losses) -> Verdict | None:
-    """The same of training and validation losses."""
+    """The verdict from training and validation losses."""
     end = min((told[-1][0] for told in (mine, theirs) if told), default=0)
     pairs = {"eval/loss": (mine_valid, theirs_valid), "train/loss": (mine, theirs)}
     for measure, (one, other) in pairs.items():

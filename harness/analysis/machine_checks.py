@@ -62,7 +62,7 @@ def gpus(listed: int, seen: Sequence[str], cuda: str | None) -> Finding:
 
 
 def collectives(gpu_count: int, nccl: str | None, gloo: bool) -> Finding:
-    """What the ranks would talk through."""
+    """The backends of collectives that torch has."""
     if gpu_count and nccl is None:
         return Finding("collectives", "fail", "torch has no NCCL", "install torch for CUDA on Linux")
     if not gloo:
@@ -91,7 +91,7 @@ def limits(files: float, locked: float, infiniband: bool) -> Finding:
 
 
 def cores(here: float, ranks: int) -> Finding:
-    """CPU cores that this process may use, for the ranks of this machine."""
+    """Whether the CPU cores that this process may use suffice for the ranks of this machine."""
     told = f"{here:g} for {ranks} rank{'s' if ranks > 1 else ''}"
     if here < ranks:
         return Finding("cpu cores", "warn", told, "ranks will wait for each other's data: ask for more cores, 2 or more a rank")
@@ -181,7 +181,7 @@ def bandwidth(laps: Sequence[Lap], ranks: int, nodes: int, gpu: bool, right: boo
 
 
 def lines(findings: Sequence[Finding], laps: Sequence[Lap], ranks: int) -> list[str]:
-    """For people: a line for each finding, its remedy under it, then the table of the all-reduce."""
+    """The findings as text: a line for each, its remedy under it, then the table of the all-reduce."""
     out = []
     for f in findings:
         out.append(f"{f.status:<5}{f.name:<15}{f.found}")
@@ -194,6 +194,6 @@ def lines(findings: Sequence[Finding], laps: Sequence[Lap], ranks: int) -> list[
 
 
 def as_json(findings: Sequence[Finding], laps: Sequence[Lap], ranks: int) -> dict[str, Any]:
-    """For other programs."""
+    """The findings as JSON, for other programs."""
     measured = [{"bytes": lap.size, "seconds": lap.seconds, "bus_gb_per_s": lap.bus_gb_s(ranks)} for lap in laps]
     return {"ok": all(f.status != "fail" for f in findings), "checks": [vars(f) for f in findings], "all_reduce": measured}

@@ -58,17 +58,17 @@ class Cell:
 
     @property
     def values(self) -> list[float]:
-        """The metric of those that came to their end."""
+        """The metric of the runs that came to their end."""
         return [r.value for r in self.rows if r.value is not None]
 
     @property
     def lengths(self) -> list[int]:
-        """The samples that they took."""
+        """The samples that the completed runs took."""
         return [r.samples for r in self.rows if r.value is not None]
 
     @property
     def died(self) -> int:
-        """Those that the guard stopped, or whose metric is not finite."""
+        """How many runs the guard stopped, or ended with a metric that is not finite."""
         return len(self.rows) - len(self.values)
 
     @property
@@ -102,12 +102,12 @@ class Results:
 
     @property
     def rules(self) -> list[str]:
-        """In the order of the sweep."""
+        """The rules, in the order of the sweep."""
         return list(dict.fromkeys(r.rule for r in self.rows))
 
     @property
     def batches(self) -> list[int]:
-        """From small to large."""
+        """The batches, from small to large."""
         return sorted({r.batch for r in self.rows})
 
     def cell(self, rule: str, batch: int) -> Cell:

@@ -46,7 +46,7 @@ class _Records(pickle.Unpickler):
             return PurePosixPath  # the path where the folder was written; it is not used
         if name in _RECORDS.get(module, ()):
             return super().find_class(module, name)
-        raise DcpError(f"its metadata hold {module}.{name}, which is no record of DCP's: nothing else is unpickled")
+        raise DcpError(f"its metadata hold {module}.{name}, which does not belong in DCP's metadata and is not unpickled")
 
 
 def open_dcp(folder: Path) -> tuple[dict[str, tuple[int, ...]], Callable[[str], Tensor]]:

@@ -39,7 +39,7 @@ class Digest:
 
 
 def digest(blocks: Iterable[bytes | memoryview]) -> Digest:
-    """Of a file's bytes, block by block."""
+    """The digest of a file's bytes, given block by block."""
     size, found = 0, xxhash.xxh3_128()
     for block in blocks:
         found.update(block)

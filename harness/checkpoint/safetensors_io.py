@@ -53,7 +53,7 @@ def lay_out(pieces: Iterable[tuple[str, tuple[int, ...], int, int, str]]) -> lis
 
 
 def header(entries: Sequence[Entry]) -> bytes:
-    """What stands before the data, padded with spaces to a multiple of ALIGNED bytes."""
+    """The bytes before the data (length and JSON header), padded with spaces to a multiple of ALIGNED bytes."""
     tree: dict[str, Any] = {"__metadata__": {"shapes": json.dumps({e.name: e.shape for e in entries})}}
     for e in entries:
         tree[f"{e.start}:{e.name}"] = {"dtype": e.dtype, "shape": [e.count], "data_offsets": [e.first, e.last]}

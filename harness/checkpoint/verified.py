@@ -11,7 +11,7 @@ from harness.checkpoint.manifest import LARGEST_JSON, MANIFEST, STATE, DamagedEr
 from harness.checkpoint.storage import Store, evaluated
 
 ODD = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
-"""What reading a damaged checkpoint raises, beside DamagedError."""
+"""The exceptions that reading a damaged checkpoint raises beside DamagedError."""
 
 
 def read_manifest(store: Store, name: str) -> dict[str, Digest]:

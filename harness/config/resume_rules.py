@@ -77,7 +77,7 @@ def saved_form(config: Config) -> dict[str, Any]:
 
 
 def _unset(setting: str) -> Any:
-    """What a setting is where a run file does not have it."""
+    """The default of a setting that a run file does not have."""
     section, _, name = setting.partition(".")
     kind: Any = get_type_hints(Config).get(section)
     default = {f.name: f.default for f in fields(kind)}.get(name) if is_dataclass(kind) else None

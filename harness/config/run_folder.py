@@ -32,32 +32,32 @@ class RunFolder:
 
     @property
     def journal(self) -> Path:
-        """What happened: a line of JSON for each step, window, evaluation and notice."""
+        """The journal: a line of JSON for each step, window, evaluation and notice."""
         return self.path / JOURNAL
 
     @property
     def evidence(self) -> Path:
-        """What a search measured: the largest stable learning rate, the noise scale."""
+        """The measurements of a search: the largest stable learning rate, the noise scale."""
         return self.path / EVIDENCE
 
     @property
     def accelerate(self) -> Path:
-        """What `accelerate launch` is given."""
+        """The configuration for `accelerate launch`."""
         return self.path / ACCELERATE
 
     @property
     def logs(self) -> Path:
-        """What the ranks print. On several hosts each has a folder of its own in it."""
+        """The folder of the ranks' output. On several hosts each has a folder of its own in it."""
         return self.path / LOGS
 
     @property
     def torchrun_logs(self) -> Path:
-        """What torchrun keeps of the ranks that it starts."""
+        """The folder of torchrun's own logs."""
         return self.logs / "torchrun"
 
     @property
     def trial_log(self) -> Path:
-        """What the process of a lab tool's trial prints."""
+        """The output of the process of a lab tool's trial."""
         return self.logs / "trial.log"
 
     @property
@@ -72,7 +72,7 @@ class RunFolder:
 
     @property
     def wandb(self) -> Path:
-        """Where wandb writes."""
+        """The folder of W&B's files."""
         return self.path / "wandb"
 
     @property

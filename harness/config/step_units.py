@@ -7,7 +7,7 @@ from typing import Any
 from harness.config.errors import UserError
 
 STEPS = re.compile(r"(?:(.*?)_?)(?:steps|iters|iterations)")
-"""How other trainers call a length in optimizer steps."""
+"""Matches other trainers' names for a length in optimizer steps."""
 _ELSEWHERE = {
     r"warm_?up": "scaling.warmup_samples",
     r"eval(uate|uation)?(_every|_interval)?": "eval.every_samples",

@@ -16,7 +16,7 @@ from harness.config.errors import UserError, did_you_mean, nearest
 
 T = TypeVar("T")
 _PLACE = re.compile(r" - at `(?:key` in `)?\$([^`]*)`$")
-"""Where msgspec's messages end: "Expected `int` >= 1 - at `$.batch.reference`"."""
+"""Splits msgspec's messages at their end: "Expected `int` >= 1 - at `$.batch.reference`"."""
 _BOUND = re.compile(r"Expected `\w+` ([<>]=?) (\S+)")
 _WORDS = {
     int: "a whole number",
@@ -91,7 +91,7 @@ def _explain(message: str, kind: Any, tree: Mapping[str, Any], prefix: str) -> U
 
 
 def _meant(hint: Any, value: object) -> str:
-    """What was probably meant: the nearest choice, or the whole number that a text or float stands for; empty if unclear."""
+    """A suggestion: the nearest choice, or the whole number that a text or float stands for; empty if there is none."""
     if int in _arms(hint) and (isinstance(value, str) or (isinstance(value, float) and value.is_integer())):
         digits = value.replace("_", "") if isinstance(value, str) else f"{value:.0f}"
         if digits.isdecimal():

@@ -148,7 +148,7 @@ class Feed:
         return Task(ids, self.seed, chunk.start, frozenset(skip))
 
     def _answers(self, data: MapStyle, tasks: Iterable[Task], workers: int) -> Iterator[tuple[Task, Fetched]]:
-        """What came of each task."""
+        """The results of the tasks, in order."""
         if not workers:
             reader = Reader(data, self.collate)
             yield from ((task, reader.fetch(task)) for task in tasks)

@@ -55,7 +55,7 @@ class Joined(ABC):  # noqa: B024  what its two kinds have in common is all here
 
 @final
 class JoinedColumns(Joined, Columns):
-    """Of sets that give many rows at once. All have the same columns."""
+    """Joined sets that are all columns, with the same names, types and shapes."""
 
     def __init__(self, sets: Mapping[str, Columns], weights: Sequence[float] = (), then: Stages = ()) -> None:
         """Raises UserError if columns differ."""
@@ -101,7 +101,7 @@ class JoinedColumns(Joined, Columns):
 
 @final
 class JoinedItems(Joined):
-    """Of sets of which one at least is read sample by sample."""
+    """Joined sets of which at least one is read sample by sample."""
 
     def __getitem__(self, index: int) -> Any:
         number = int(np.searchsorted(self.first, index, side="right")) - 1

@@ -32,12 +32,12 @@ def seed_all(seed: int) -> None:
 
 
 def sample_seed(seed: int, position: int) -> int:
-    """What the sample at a stream position draws from while it is read; `seed` is the run's."""
+    """The seed for reading the sample at a stream position; `seed` is the run's."""
     return derive(seed, SAMPLE, position)
 
 
 def collate_seed(seed: int, position: int) -> int:
-    """What `collate` draws from for the batch that begins at a stream position."""
+    """The seed for `collate` of the batch that begins at a stream position."""
     return derive(seed, COLLATE, position)
 
 

@@ -22,7 +22,7 @@ RawType = Literal["uint16", "uint32"]
 """Types of ids in a .bin that does not say its own."""
 SUFFIXES = (".bin", ".npy")
 INDEX = "tokens.json"
-"""Beside .bin files: what is in them, as `widebatch tokenize` writes it."""
+"""The index beside .bin files, as `widebatch tokenize` writes it."""
 ORIGIN = "origin.json"
 """File in a folder whose tokens are not complete yet; it says what they are made of."""
 LLM_C = {(20240520, 1): "uint16", (20240801, 7): "uint32"}

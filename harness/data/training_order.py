@@ -19,7 +19,7 @@ def training_order(data: Data, config: Config) -> SampleOrder:
 
 
 def source_metrics(data: Data, order: object, position: int) -> dict[str, float]:
-    """How far a mixture is through each of its sources at a position of the stream; nothing of other data."""
+    """The metrics data/SOURCE_* of a mixture at a position of the stream; none for other data."""
     if not isinstance(data, Joined) or not isinstance(order, MixedOrder):
         return {}
     drawn = dict(zip(data.sets, order.drawn(position), strict=True))

@@ -243,7 +243,7 @@ def _serve(pipe: Connection, ours: Sequence[Connection], data: MapStyle, collate
 
 
 def _answer(reader: Reader, task: Task) -> Fetched | UserError | BugError | QuitError:
-    """What came of a task, in a form that goes from one process to another."""
+    """The result of a task, pickled for the training process."""
     try:
         return reader.fetch(task)
     except UserError as e:
@@ -280,7 +280,7 @@ class Pool:
         """Ends all workers; called automatically when the pool is dropped, and at the interpreter's end."""
 
     def ahead(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, Fetched]]:
-        """What came of each task, in order."""
+        """The results of the tasks, in order."""
         source, count = iter(tasks), len(self._workers)
         waiting: deque[tuple[int, Task]] = deque()
         done: dict[Task, Fetched] = {}

@@ -50,7 +50,7 @@ class Carried:
     def __init__(self, unit: Unit, process: Process, fp16: LossScale | None, *, added: bool = False, rounds: bool = False) -> None:
         self._carrier, self._process, self._fp16, self._rounds = unit.carrier, process, fp16, rounds
         self.parts = 1 if added else process.ranks
-        """How many times smaller than the sum over ranks every gradient is."""
+        """The factor from every gradient to the sum over ranks."""
 
     def take(self, local: Sums) -> Sums:
         """The sums over all ranks, after the last backward of a step; `local` holds this rank's."""

@@ -1,4 +1,4 @@
-"""On what a process computes: the CPU, or a GPU that torch can use."""
+"""The device of a process: the CPU, or a GPU that torch can use."""
 
 import os
 import re
@@ -11,7 +11,7 @@ from harness.config.errors import UserError
 from harness.plan.world import DEVICE, cpu_requested
 
 _GPU_NAME = re.compile(r"\s*([0-9]|GPU-|MIG-)")
-"""How CUDA_VISIBLE_DEVICES begins where it leaves any GPU visible."""
+"""Matches values of CUDA_VISIBLE_DEVICES that leave a GPU visible."""
 
 
 def use_cpu(environ: Mapping[str, str], devices: Path = Path("/dev")) -> bool:
@@ -34,7 +34,7 @@ def use_cpu(environ: Mapping[str, str], devices: Path = Path("/dev")) -> bool:
 
 
 def device_name(device: torch.device) -> str:
-    """What the GPU is called by its maker; empty for a CPU."""
+    """The GPU's product name; empty for a CPU."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else ""
 
 

@@ -30,7 +30,10 @@ class Average:
         self._kept = {name: t.detach().clone() for name, t in self._live().items()}
 
     def _live(self) -> dict[str, Tensor]:
-        """What is averaged. Buffers are asked for again: where a model is wrapped, others may take their places."""
+        """The tensors that are averaged.
+
+        Buffers are looked up each time: where a model is wrapped, others may take their places.
+        """
         held = dict(self._model.named_buffers())
         return {**self._parameters, **{name: held[name] for name in self._buffers}}
 

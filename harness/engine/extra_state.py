@@ -10,13 +10,16 @@ EXTRA = "extra/"
 
 
 def extra_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """The modules that keep some, by the name that checkpoints have for it."""
+    """The modules with extra state, by the name that it has in checkpoints."""
     own = nn.Module.get_extra_state
     return {f"{EXTRA}{name or '.'}": m for name, m in model.named_modules() if type(m).get_extra_state is not own}
 
 
 def extra_state(model: nn.Module) -> dict[str, Tensor]:
-    """As tensors, on the host or where the modules have them. Raises UserError if it is not plain data."""
+    """The extra state of all modules as named tensors, on the host or where the modules have them.
+
+    Raises UserError if it is not plain data.
+    """
     found: dict[str, Tensor] = {}
     for name, module in extra_modules(model).items():
         kind = type(module).__name__
@@ -33,12 +36,12 @@ def extra_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def extra_pieces(model: nn.Module, rank: int) -> list[TensorSlice]:
-    """It as `rank` saves it: rank 0 alone does."""
+    """The extra state as checkpoint slices; only rank 0 saves any."""
     return [whole(name, tensor) for name, tensor in extra_state(model).items()] if rank == 0 else []
 
 
 def load_extra_state(model: nn.Module, source: SliceReader) -> list[str]:
-    """Give it back to the modules; the names of those for which the checkpoint has none."""
+    """Load the modules' extra state; returns the names of modules for which the checkpoint has none."""
     lacking = []
     for name, module in extra_modules(model).items():
         if name not in source:

@@ -18,7 +18,7 @@ _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def base_digests(model: nn.Module, recipe: Recipe) -> dict[str, str]:
-    """Of the fresh weights that may not be trained: frozen ones, and all where the recipe has an optimizer of its own."""
+    """Digests of the fresh weights that may not be trained: frozen ones, and all where the recipe has an optimizer of its own."""
     every = type(recipe).optimizer is not Recipe.optimizer
     model.train()  # some models freeze weights in here
     return {name: digest(p) for name, p in model.named_parameters() if every or not p.requires_grad}
@@ -31,13 +31,13 @@ class Frozen:
     def __init__(self, model: nn.Module, trained: Trained, digests: Mapping[str, str], local: Callable[[Tensor], Tensor]) -> None:
         names = set(trained.names)
         self.digests = {name: found for name, found in digests.items() if name not in names}
-        """As model() made them, by name."""
+        """The fresh weights' digests, by name."""
         self.weights = {name: p for name, p in model.named_parameters() if name not in names}
         self._local, self._kept = local, set[str]()
         self._sums = self._look()
 
     def moved(self) -> dict[str, Tensor]:
-        """Those that were moved or loaded since the start, here or on another rank. All ranks call it."""
+        """The names of frozen weights that were changed or loaded since the start, on any rank. All ranks call it."""
         if not self.weights:
             return {}
         found = self._look()

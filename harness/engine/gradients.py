@@ -64,7 +64,7 @@ class Gradients(Passes):
             self.fp16.forget()
 
     def unscale(self, count: Number) -> None:
-        """In fp16: take the loss scale out of the gradients, which then are divided by `divide`; choose that of the next step."""
+        """fp16: divide the gradients by the loss scale, which then are divided by `divide`; choose that of the next step."""
         if self.fp16:
             self.scale = self.fp16.unscale()
             self.divide = power_of_two(float(count))

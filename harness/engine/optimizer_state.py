@@ -31,7 +31,7 @@ class OwnNumbers:
         self._attributes = _copied(vars(optimizer))
 
     def changed(self, number: int) -> dict[str, Any]:
-        """By name, of group `number` and of the optimizer itself."""
+        """The changed entries by name, of group `number` and of the optimizer itself."""
         found = {GROUP + k: v for k, v in _changed(self._groups[number], self._optimizer.param_groups[number])}
         return found | {SELF + k: v for k, v in _changed(self._attributes, vars(self._optimizer))}
 

@@ -75,7 +75,7 @@ class Meters:
         self._waits.append((first, second))
 
     def add_noise(self, small: tuple[Number, Number], count: Number, norm: Number, bad: Number) -> None:
-        """Of a full step: (squared norm of the small batch's summed gradient, its items), the whole step's items and the norm of
+        """Add a full step's (squared norm of the small batch's summed gradient, its items), the whole step's items and the norm of
         its gradient. A `bad` step adds nothing."""
         self._noise.add((*small, count, norm, bad))
 

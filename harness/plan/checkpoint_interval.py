@@ -37,7 +37,7 @@ class Cadence:
 
 
 def cadence(config: CheckpointConfig) -> Cadence:
-    """By the clock where the run file says so, or says nothing. Raises UserError if it says two things."""
+    """The cadence by the clock, if the run file asks for it or sets nothing. Raises UserError if it says two things."""
     given = {"every_epochs": config.every_epochs, "every_samples": config.every_samples}
     given |= {"every_minutes": config.every_minutes, "mtbf_hours": config.mtbf_hours}
     named = [f"{name} {value:g}" for name, value in given.items() if value is not None]

@@ -66,7 +66,7 @@ PEAKS: dict[str, Peak] = {
     "V100-SXM2-32GB": _V100_SXM2,
     "V100S-PCIE-32GB": _V100S,
 }
-"""By the name that the driver gives, without the brand before it (NVIDIA, Tesla)."""
+"""Peaks by the driver's name of the device, without the brand (NVIDIA, Tesla)."""
 
 
 def peak_tflops(device: str, precision: str, *, tf32: bool) -> tuple[float, str] | None:

@@ -80,7 +80,7 @@ class HuggingFaceModel(Recipe, ABC):
             shutil.copy(Path(self.folder) / GENERATION, out / GENERATION)
 
     def adapter_files(self, weights: dict[str, Tensor], out: Path) -> None:
-        """As peft reads them. Raises UserError."""
+        """Write the adapters as peft reads them. Raises UserError."""
         if not self.lora_r:
             raise UserError("--adapter", "is given, but recipe.lora_r is 0: the run trains all weights", "leave it out")
         write_adapter(self.model(), weights, out)

@@ -36,7 +36,7 @@ class Script(Recipe):
         return None
 
     def collate(self, samples: list[Any]) -> Any:
-        """As the script's loader does."""
+        """A batch, by the collate_fn of the script's loader."""
         return self.join(samples)
 
 

@@ -78,7 +78,7 @@ def next_tokens(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def next_token_loss(model: nn.Module, batch: dict[str, Tensor]) -> Sum:
-    """The same of a model of transformers' on a batch as `next_tokens` takes it."""
+    """The loss of predicting each next token of a `next_tokens` batch, for a model of transformers."""
     tokens, target, count = next_tokens(batch)
     return token_loss(model(input_ids=tokens, use_cache=False).logits.float(), target, count)
 

@@ -69,7 +69,7 @@ class Tokens(HuggingFaceModel):
             super().hugging_face_files(out)
 
     def _sized(self) -> dict[str, Any]:
-        """By the tokens.json beside the files; without one, as the kind has it."""
+        """The vocabulary size from the tokens.json beside the files; without one, the kind's own."""
         found = widest(self._paths())
         return {"vocab_size": found.vocabulary, "bos_token_id": None, "eos_token_id": found.eos} if found else {}
 

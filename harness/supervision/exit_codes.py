@@ -19,7 +19,7 @@ MEANING = {
     5: "trained to its end, but the last checkpoint could not be written",
     75: "stopped on request by a signal or W&B's Stop, with a checkpoint: start it again to resume (EX_TEMPFAIL)",
 }
-"""Beside these, 128 + n: a second signal n ended it at once."""
+"""The meaning of each status. There is also 128 + n: a second signal n ended the run at once."""
 
 FAILED, USER, GUARD, MEMORY, UNSAVED, STOPPED = 1, 2, 3, 4, 5, 75
 
@@ -32,11 +32,11 @@ EXIT = {
     "unsaved": UNSAVED,
     "failed": FAILED,
 }
-"""By the reason of a run's end."""
+"""Exit status by the reason of a run's end."""
 
 
 _AGREED = (0, GUARD, UNSAVED, STOPPED)
-"""With these all ranks end alike, after they have left their process group together."""
+"""Statuses with which all ranks end together, after they have left their process group."""
 
 
 def end(status: int) -> NoReturn:

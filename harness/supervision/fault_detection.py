@@ -46,7 +46,7 @@ class Fault:
     text: str
 
     def __str__(self) -> str:
-        """In words."""
+        """The fault as text."""
         who = "" if self.rank is None else f"rank {self.rank} "
         return f"{who}{self.text} at step {self.step}" if self.step else f"{who}{self.text} before the first step"
 

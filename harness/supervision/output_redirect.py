@@ -22,7 +22,7 @@ def echo(text: str) -> None:
 
 
 def say(text: str) -> None:
-    """The same on standard error. Where nobody can read it any more, nothing."""
+    """Print on standard error, as `echo` does; nothing where it can no longer be written."""
     with suppress(OSError, ValueError, SystemExit):  # rich raises SystemExit on a broken pipe while a live line is shown
         print(coloured(printable(text), sys.stderr), file=sys.stderr, flush=True)
 

@@ -8,7 +8,7 @@ from harness.plan.plan import Plan
 
 
 def resume_command(folder: str, plan: Plan, device: str) -> str:
-    """As a person types it; `device` is that of a rank, such as cpu or cuda:0."""
+    """The command to type; `device` is a rank's, such as cpu or cuda:0."""
     run = quote(str(RunFolder(Path(folder)).run_file))
     if plan.processes == 1:
         return f"widebatch train {run}" + (f" --simulate-world {plan.world_size}" if plan.world_size > 1 else "")

@@ -36,8 +36,8 @@ MANY_BAD = 3
 class Health:
     """`start` are the first losses, `recent` the newest, `lowest` the lowest level so far and `scatter` the median deviation there.
 
-    Losses that are not finite are left out. `steady` is how they scatter there less how they fall: the median distance of one loss
-    from the next, over the square root of 2. `deepest` is the lowest median of NEWEST losses in a row.
+    Losses that are not finite are left out. `steady` is their scatter without the trend: the median distance of one loss from the
+    next, over the square root of 2. `deepest` is the lowest median of NEWEST losses in a row.
     `ratios` holds the logarithms of the update-to-weight ratio, one a window; `still` counts windows whose weights stood still.
     `blown_up`: NEWEST losses in a row stood far above the start in the last window. `sick`: the run diverged or died, and its new
     losses have not shown yet that it is well. `validated` are the two newest validation losses, `best_validated` is the lowest.
@@ -84,7 +84,7 @@ class Health:
         return replace(moved, sick=not moved.well(None)) if self.sick else moved
 
     def _moved(self, ratio: float | None) -> "Health":
-        """After a window's update-to-weight ratio."""
+        """The state after a window's update-to-weight ratio."""
         if ratio is None:
             return self
         if not math.isfinite(ratio) or ratio <= 0:

@@ -218,7 +218,7 @@ def digests(batch: Any, count: int) -> list[str]:
 
 
 def sketch(pieces: Iterator[TensorSlice]) -> dict[str, list[float]]:
-    """Of each weight: its squared norm and two projections. Of pieces of it they add up to those of the whole."""
+    """The squared norm and two projections of each weight; those of a weight's pieces add up to those of the whole."""
     out: dict[str, list[float]] = {}
     for piece in pieces:
         if not piece.name.startswith("model/"):

@@ -186,7 +186,7 @@ def shortened(planned: Plan) -> Plan:
 
 
 def _ranks(config: Config, planned: Plan, recorder: Recorder, cpu: bool) -> Trace:
-    """What all ranks did, on each of them."""
+    """The trace of all ranks, gathered on each of them."""
     hook = register_optimizer_step_pre_hook(recorder.stepped)
     try:
         events = list(train(config, planned, cpu=cpu, engine=recorder))
@@ -204,7 +204,7 @@ def _ranks(config: Config, planned: Plan, recorder: Recorder, cpu: bool) -> Trac
 
 
 def _sketches(engine: Engine) -> dict[str, list[float]]:
-    """Of the whole state, added up over ranks, by name."""
+    """Sketches of the whole state, summed over ranks, by name."""
     found: dict[str, list[float]] = {}
     for part in gather(sketch(iter(engine.pieces()))):
         for name, numbers in part.items():

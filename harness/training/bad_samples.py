@@ -38,7 +38,7 @@ def take_up(state: State, feed: Feed, valid: Feed | None) -> None:
 
 
 def spent(state: State, guard: GuardConfig) -> str:
-    """Why the run must stop, or nothing."""
+    """The reason to stop if too many samples are bad, else empty."""
     count = len(state.bad_samples) + len(state.bad_valid)
     if count <= guard.bad_samples:
         return ""

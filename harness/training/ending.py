@@ -41,7 +41,7 @@ def ended(state: State, reason: str, message: str = "") -> Ended:
 
 
 def unsaved(end: Ended, why: str) -> Ended:
-    """The same end of a run whose last checkpoint is not there."""
+    """The end of a run, changed to say that its last checkpoint could not be written."""
     return replace(end, reason="unsaved", message=f"{end.reason}, but its last checkpoint could not be written: {why}")
 
 

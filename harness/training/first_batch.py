@@ -121,7 +121,7 @@ def _mean(engine: Engine, recipe: Recipe, config: Config, feed: Feed, start: int
 
 @contextmanager
 def kept_buffers(engine: Engine) -> Iterator[None]:
-    """What runs inside leaves a model's buffers as they were."""
+    """Restores a model's buffers when the context ends."""
     kept = Buffers(engine.model, engine.device).keep()
     try:
         yield

@@ -266,7 +266,7 @@ class Loop:
         return _Window(pace(plan, state), limit(self.config, state), position, state.scheduled, next_trigger(self.plan, position))
 
     def _due(self, window: _Window, after: int, advance: float) -> Due:
-        """What follows the window's next step, which ends at `after` in the stream."""
+        """What is due after the window's next step, which ends at `after` in the stream."""
         taken = len(window.taken) + 1
         count = self.state.step + taken - self.first
         last, full = count == self.config.run.stop_after_steps, count == 1 or taken == self.config.watch.every_steps

@@ -41,7 +41,7 @@ class Saves(ABC):
     @property
     @abstractmethod
     def places(self) -> "Places | None":
-        """Where the run's files are, as this rank finds them also after they were renamed; None for a run that keeps none."""
+        """The run's folders, also after a renaming, as this rank finds them; None for a run without any."""
 
     @abstractmethod
     def moved(self, state: State) -> list[Event]:

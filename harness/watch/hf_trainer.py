@@ -60,7 +60,7 @@ class Telemetry(TrainerCallback):  # type: ignore[misc]
         self._clock.discard("start")
 
     def on_substep_end(self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", /, **_: Any) -> None:
-        """One pass of several is done."""
+        """A pass of an accumulated step is done."""
         if self._noise:
             with self._isolation.around("noise scale"):
                 self._noise.passed()

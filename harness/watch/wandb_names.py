@@ -20,7 +20,7 @@ DEFAULT_PROJECT = "widebatch"
 @final
 @dataclass(frozen=True)
 class RunNames:
-    """Of one run. `id` is empty if the run folder's own is taken; None is left to wandb. `dir` is where its files lie."""
+    """The names of one run. `id` is empty if the run folder's own is used; None is left to wandb. `dir` is where its files lie."""
 
     project: str
     entity: str | None

@@ -10,7 +10,7 @@ from harness.config.allowed_names import checked
 WORD = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
 """A name of a job, network interface, account ..."""
 WORDS = rf"{WORD}(,{WORD})*"
-"""One or several, as Slurm takes partitions."""
+"""One or several names, as Slurm takes partitions."""
 TIME = r"[0-9]{1,6}(:[0-5]?[0-9]){0,2}|[0-9]{1,4}-[0-9]{1,2}(:[0-5]?[0-9]){0,2}"
 """A length as Slurm writes it: minutes, [hours:]minutes:seconds, days-hours[:minutes[:seconds]]."""
 PATH = r"/[A-Za-z0-9._/@+=,-]{0,4000}"

@@ -157,7 +157,7 @@ def _jobset(pods: Pods, world: World, fewest: int) -> Tree:
 
 
 def _trainjob(pods: Pods, world: World, fewest: int) -> list[Tree]:
-    """With a runtime of its own: what a TrainJob may override in a shared one has neither grace period nor hooks."""
+    """A TrainJob with its own runtime: a shared runtime's grace period and hooks cannot be overridden."""
     api, ranks = "trainer.kubeflow.org/v1alpha1", world.size // world.nodes
     pod = _pod(pods, world, fewest, f"{pods.name}-node-0-0.{pods.name}", "node")
     step = {"trainer.kubeflow.org/trainjob-ancestor-step": "trainer"}
@@ -217,7 +217,7 @@ def _container(pods: Pods, world: World, fewest: int, first: str, name: str) -> 
 
 
 def launch_args(world: World, fewest: int, first: str) -> list[str]:
-    """What the image's entrypoint is given."""
+    """The arguments of the image's entrypoint."""
     ranks = ["--gpus", str(world.size)] if world.device == "gpu" else ["--gpus", "0", "--procs", str(world.size)]
     start = ["launch", f"{RUN}/{RUN_FILE}", *ranks]
     if world.nodes == 1:

@@ -13,11 +13,11 @@ from launch.options.commands import COMMANDS
 
 _PACKAGE = Path(launch.__file__).parent
 FOLDER = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
-"""In an installed package beside its modules, in a checkout at the top."""
+"""The run files' folder: beside the modules in an installed package, at the top in a checkout."""
 WHAT = "# What:"
 """The prefix of the header line of a run file that says what it trains."""
 SCHEMA = "run.schema.json"
-"""What the first line of each run file names: editors look for it beside the file."""
+"""The schema that the first line of each run file names: editors look for it beside the file."""
 
 
 def main(argv: Sequence[str]) -> int:

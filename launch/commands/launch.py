@@ -81,7 +81,7 @@ def _one_host(args: argparse.Namespace, config: Config, world: World) -> int:
 
 
 def _several_hosts(args: argparse.Namespace, config: Config, world: World, at: Meeting) -> int:
-    """The same for this host's ranks among those of several hosts. Raises UserError."""
+    """Plan, write the run folder, and supervise this host's ranks of a run on several hosts. Raises UserError."""
     size = dataset(config)
     planned = plan(config, world, size)
     folder, config = _placed(config, args.run)

@@ -43,11 +43,11 @@ class Trial:
 
     @property
     def command(self) -> Command:
-        """What starts it."""
+        """The command that starts the trial."""
         return worker_command(sys.executable, str(self.folder), self.world)
 
     def speed(self) -> Speed | None:
-        """What was measured; None while it is not over."""
+        """The measured speed; None while the trial is not over."""
         journal = RunFolder(self.folder).journal
         windows = ended_windows(journal) if journal.is_file() else None
         return None if windows is None else speed(self.kind, self.world.size, self.plan.global_batch, windows)

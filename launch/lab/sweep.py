@@ -41,7 +41,7 @@ class Point:
 
     @property
     def name(self) -> str:
-        """For its folder."""
+        """The name of the point's folder."""
         return f"{re.sub(r'[^A-Za-z0-9_.=-]+', '_', self.rule)}-b{self.batch}-s{self.seed}"
 
     def settings(self) -> dict[str, str]:

@@ -1,1 +1,1 @@
-"""What commands ask for."""
+"""Flags and arguments that several commands share."""

@@ -78,7 +78,7 @@ def find(path: Path) -> Evidence:
 
 
 def _journal(folder: Path) -> tuple[Evidence | None, str]:
-    """What the journal is evidence of, or why it is of none."""
+    """The evidence in a run's journal, or why there is none."""
     from harness.analysis.journal_reader import story_of
     from harness.analysis.noise_evidence import evidence_of, nothing_known
 

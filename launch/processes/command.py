@@ -1,4 +1,4 @@
-"""What other tools are given: the accelerate file, the environment and the argv. Pure, compared with golden files."""
+"""The inputs of other tools: the accelerate file, the environment and the argv. Pure, compared with golden files."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ class Command:
     environ: Mapping[str, str]
 
     def __str__(self) -> str:
-        """As one would type it in a shell."""
+        """The command as typed in a shell."""
         added = [f"{name}={shlex.quote(value)}" for name, value in self.environ.items()]
         return " ".join([*added, shlex.join(self.argv)])
 
@@ -64,5 +64,5 @@ def worker_command(
 
 
 def device_environ(world: World) -> dict[str, str]:
-    """What tells ranks the device that they were planned for: on another they refuse to start."""
+    """The environment that states the device that ranks were planned for: on another they refuse to start."""
     return {"ACCELERATE_USE_CPU": "true"} if world.device == "cpu" else {DEVICE: "gpu"}

@@ -35,7 +35,7 @@ def marked(mark: bytes) -> list[int]:
 
 
 def outermost(pids: Iterable[int]) -> list[int]:
-    """Of some processes those that a signal from a terminal would reach: the groups of those whose parents are not among them."""
+    """The processes that a terminal's signal would reach: the groups of those whose parents are not among `pids`."""
     found: dict[int, tuple[int, int]] = {}
     for pid in pids:
         try:

@@ -55,7 +55,7 @@ def answer(argv: Sequence[str], setting: str, remedy: str) -> str:
 
 @contextmanager
 def guarded() -> Iterator[dict[str, str]]:
-    """What a process must carry in its environment that is to end when this one is gone, also where that is killed."""
+    """The environment of child processes that are to end when this process is gone, even if it is killed."""
     mark = f"{os.getpid()}-{secrets.token_hex(8)}"
     path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
     with subprocess.Popen(  # noqa: S603  our own module, by the interpreter that runs us
@@ -142,11 +142,11 @@ class Child:
         self._process = process
 
     def poll(self) -> int | None:
-        """Its exit status, -n where signal n ended it; None while it runs."""
+        """The exit status, -n where signal n ended the process; None while it runs."""
         return self._process.poll()
 
     def wait(self) -> int:
-        """The same, when it has ended."""
+        """Wait for the end; the exit status as `poll` gives it."""
         return self._process.wait()
 
     def signal(self, number: int) -> None:

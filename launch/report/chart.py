@@ -103,7 +103,7 @@ def chart(c: Chart) -> Html:
 
 
 def _grid(c: Chart, across: Axis, ticks_y: Sequence[tuple[float, float]]) -> list[Html]:
-    """What lies behind the lines: the grid, the events, and the spans that were discarded."""
+    """The background of the lines: the grid, the events, and the spans that were discarded."""
     grid = [_line("grid", 0, SIDE * (1 - y), SIDE, SIDE * (1 - y)) for _, y in ticks_y]
     grid += [_line(f"event {kind}", SIDE * x, 0, SIDE * x, SIDE) for x, kind, _, _ in _grouped(c.marks, across, LANE)]
     return grid + [_shaded(SIDE * across.place(begin), SIDE * across.place(end)) for begin, end in c.spans]

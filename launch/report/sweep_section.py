@@ -27,7 +27,7 @@ def read(folder: Path) -> Results:
 
 
 def section(name: str, results: Results) -> Html:
-    """For the page."""
+    """The section for the report page."""
     batches = results.batches
     shown = [chart(_chart(panel, batches[0], batches[-1])) for panel in panels(results)]
     lines = [element("li", {}, line) for line in verdict(results)]
@@ -56,5 +56,5 @@ def _series(curve: Curve, number: int) -> Series:
 
 
 def text(name: str, results: Results) -> str:
-    """For the terminal."""
+    """The sweep as text for the terminal."""
     return "\n".join([f"sweep {name}", table(results), "", *verdict(results)]) + "\n"

@@ -176,7 +176,7 @@ MISTAKES = [
     (["plan", DIGITS, "--optm.lr", "1"], "optm", "did you mean optim?"),
     (["plan", DIGITS, "--recipe.colour"], "--recipe.colour", "no value"),
     (["plan", DIGITS, "--batch.total", "100", "--gpus", "8"], "batch.total", "nearest: 96, 104"),
-    (["plan", DIGITS, "stray"], "stray", "not understood"),
+    (["plan", DIGITS, "stray"], "stray", "not a known argument"),
     (["plan", DIGITS, "--jsn"], "--jsn", "did you mean --json?"),
     (["plan", DIGITS, "--width", "3"], "--width", "a field of the recipe is set by --recipe.width"),
     (["plan", "--recipe.bias", DIGITS], "--recipe.bias", "consumed the run file"),
