@@ -138,7 +138,9 @@ def mixture(
 
     `weights`: by source, above 0; only their ratios count. An epoch of the run is as many samples as all sources have together.
     `then`: other weights from a number of samples of the run on, as `{1_000_000: {"web": 0.5, "code": 0.5}}`. Each source
-    continues where it was, and gets its share of the samples since then, to within one. Raises UserError.
+    continues where it was, and gets its share of the samples since then, to within one.
+    Raises UserError where a source has no weight or a weight no source, where the columns of sources differ, or where one source is
+    read in columns and another sample by sample.
     """
     stages = sorted((then or {}).items())
     if stages and stages[0][0] < 1:

@@ -17,6 +17,9 @@ class OrderBatchSampler(Sampler[list[int]]):
     samples seen so far to `samples` in all; a last step that would be short is left out. A rank gets its share of a step in pieces
     of `micro` (unset: all of it at once), whole steps one after another.
 
+    `order` is the number of samples in the data, shuffled by `seed`, or a SampleOrder; `rank` (from 0) is one of `world` ranks.
+    Raises UserError where `batch` does not split over the ranks, or `micro` does not divide a rank's share.
+
     `state_dict` is the samples seen before the step that is handed out next. A loader with workers asks for batches ahead: save
     `state_after(steps)` then, with the steps that were trained since the sampler was made or loaded.
     """
@@ -71,7 +74,7 @@ class OrderBatchSampler(Sampler[list[int]]):
 
 @final
 class OrderSampler(Sampler[int]):
-    """The samples of one rank in the order of OrderBatchSampler, for `DataLoader(data, sampler=..., batch_size=...)`."""
+    """The samples of one rank in the order of `batches`, for `DataLoader(data, sampler=..., batch_size=...)`."""
 
     def __init__(self, batches: OrderBatchSampler) -> None:
         self._batches = batches

@@ -32,6 +32,7 @@ class TokenFiles(Columns):
     `vocabulary`: ids from there on are refused. None: that of tokens.json; without one, any id that fits 31 bits is taken.
     `documents`: "masked" adds position int32 [n, context + 1], each token's place in its document, which begins at 0 with each row
     too. Documents end with the id `eos` (None: that of tokens.json), else where Megatron-LM's index says.
+    Raises UserError, for `setting`, where no file is named, or one is cut off, of another kind, or holds such an id.
     """
 
     def __init__(  # noqa: PLR0913  settings, each given by its name

@@ -13,7 +13,7 @@ def planned(model: nn.Module, plan: Plan) -> tuple[Optimizer, LambdaLR]:
     """(the plan's optimizer over the model's weights, a scheduler by which step n runs at `plan.lr(n)`).
 
     Norms, biases and scales do not decay, as in a recipe. Step the scheduler once for each optimizer step, on every process once.
-    Raises UserError.
+    Raises UserError where the optimizer is not installed, or no parameter of `model` needs a gradient.
     """
     optimizer = build_optimizer(plan, Script((), list, 0), model, fused=False)
     for group in optimizer.param_groups:

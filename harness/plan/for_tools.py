@@ -29,7 +29,7 @@ class Arguments:
 
 
 def arguments_for(tool: Tool, config: Config, plan: Plan) -> Arguments:
-    """The plan as the arguments of a tool. Raises UserError if the tool cannot train as planned."""
+    """The plan as the arguments of the tool `tool`, for the run `config`. Raises UserError if the tool cannot train as planned."""
     if len(plan.stages) > 1 or plan.rule == "adascale" or config.batch.grow != "none":
         raise UserError(
             "--for", f"is {tool}, which cannot change the batch or apply AdaScale's gain during a run", "leave out batch.grow"

@@ -11,7 +11,7 @@ Device = Literal["cpu", "gpu"]
 
 @dataclass(frozen=True)
 class World:
-    """`size` data-parallel ranks on `nodes` nodes, each of which has as many. Raises UserError for a world that cannot be."""
+    """`size` data-parallel ranks on `nodes` nodes. Raises UserError where they do not split evenly over nodes or `processes`."""
 
     size: int
     """Ranks over all nodes."""

@@ -50,9 +50,9 @@ class Group:
 
 
 class Recipe(ABC):
-    """The user's one file. Subclass it as `@dataclass(frozen=True)`; the fields are knobs of the run file.
+    """What is trained: model, data and loss. Subclass it as `@dataclass(frozen=True)`; its fields are settings of the run file.
 
-    A knob that is called like a method is a field with an underscore behind it: `data_` for `recipe.data`.
+    A setting with a method's name is a field with an underscore behind it: `data_` for `recipe.data`.
 
     A batch is what `collate` makes of samples, moved to the device: for a `Table`, a dict of its columns.
     """
@@ -94,14 +94,14 @@ class Recipe(ABC):
         """The summed loss of a batch (float tensor [], with a gradient) and the number of items in it (int, or int64 tensor [])."""
 
     def metrics(self, model: nn.Module, batch: Any) -> dict[str, Sum]:
-        """Sums and counts by name for evaluation; `loss` must be among them. The model is in eval mode, without gradients.
+        """(sum, count) by name for evaluation, as `loss` gives them; `loss` must be among them. The model is in eval mode.
 
         A name that a batch lacks counts nothing there.
         """
         return {"loss": self.loss(model, batch)}
 
     def outputs(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
-        """What `score` needs of a validation batch: tensors [n, ...] by name, a row per sample. None by default.
+        """What `score` needs of a validation batch: tensors [n, ...] by name, a row per sample. Empty by default.
 
         The rows of all ranks are gathered on the host of rank 0, each sample once and in the order of the data.
         """
@@ -121,11 +121,11 @@ class Recipe(ABC):
         return [Group([p for p in trained if p.ndim >= 2]), Group([p for p in trained if p.ndim < 2], weight_decay=0.0)]
 
     def blocks(self, model: nn.Module) -> list[nn.Module]:
-        """The parts that are sharded, recomputed and compiled one by one. None: the whole model is one part."""
+        """The parts that are sharded, recomputed and compiled one by one. Empty (default): the whole model is one part."""
         return []
 
     def examples(self, model: nn.Module, batch: Any) -> list[dict[str, Any]]:
-        """Rows to look at with each evaluation: plain values, and images as float [c, h, w] in 0..1. None by default."""
+        """Rows to look at with each evaluation: plain values, and images as float [c, h, w] in 0..1. Empty by default."""
         return []
 
     def preview(self, sample: Any) -> str:
@@ -133,15 +133,15 @@ class Recipe(ABC):
         return preview(sample)
 
     def items_per_sample(self) -> float | None:
-        """Items of one sample that the model computes, padding included, to tell padding_pct; None: unknown."""
+        """Items of one sample that the model computes, padding included, for throughput/padding_pct; None: unknown."""
         return 1.0 if self.item == "sample" else None
 
     def uniform_loss(self) -> float | None:
-        """The loss of a model that has learnt nothing and says so: ln(classes). A run that stands there is dead. None: unknown."""
+        """The loss of an untrained model, such as ln(classes): a run that stays there counts as dead. None: unknown."""
         return None
 
     def flops_per_item(self) -> float | None:
-        """Floating-point operations of one training step per counted item, or None if nobody counted them."""
+        """Floating-point operations of one training step per counted item, or None (default): they are counted."""
         return None
 
     def hugging_face(self, weights: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
@@ -156,7 +156,7 @@ class Recipe(ABC):
         raise UserError("--adapter", f"is given, but {type(self).__name__} has no adapters", "leave it out")
 
     def fingerprint(self) -> str | None:
-        """Text that changes when the training data do, to be kept in checkpoints; None: taken from the data themselves."""
+        """Text that changes when the training data do, kept in checkpoints. None (default): taken from the data."""
         return None
 
     def collate(self, samples: list[Any]) -> Any:

@@ -63,11 +63,12 @@ def train(
     engine: Engine | None = None,
     heartbeat: Heartbeat | None = None,
 ) -> Iterator[Event]:
-    """Train `config` as `plan` says, on the processes that are here, and yield what happens.
+    """Train `config` by `plan` on the ranks that have joined, and yield the run's events.
 
-    `folder` is the run folder: with one, checkpoints are written there, and a run that has some resumes. `stop` is asked once a
-    step; when it says yes on any rank, all end after the same step, soon, and save. Raises UserError before the first step.
-    `engine`: one that was opened for this plan; None: that of the run file's backend. `heartbeat` records that it continues.
+    `cpu`: compute on the CPU. `folder` is the run folder: with one, checkpoints are written there, and a run that has some resumes.
+    `stop` is called once a step; when it returns True on any rank, all ranks save and end after the same step. `engine`: one that
+    was opened for this plan; None: that of the run file's backend. `heartbeat` records progress. Raises UserError, before the first
+    step, for a mistake in the run file, the recipe or its data.
     """
     recipe = load_recipe(config.recipe)
     heartbeat = heartbeat or Heartbeat()

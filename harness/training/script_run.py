@@ -56,7 +56,8 @@ class Run:
     `prepare`; its data, collate_fn, workers and order are used (shuffled as accelerate's seedable sampler does, with run.seed).
     Its batch_size is batch.micro where none is given. `item`: what the loss counts, "sample" or "token".
 
-    One process or DDP, in fp32 or bf16. Raises UserError.
+    One process or DDP, in fp32 or bf16. Raises UserError where the settings contradict the script, or for a loader, optimizer or
+    backend that it cannot drive.
     """
 
     def __init__(

@@ -18,7 +18,7 @@ class TrainerGuard(TrainerCallback):  # type: ignore[misc]
 
     On DDP every rank sees the same gradients, so all leave out the same steps. What a callback cannot do: keep Trainer from
     counting such a step in its schedule, or see the gradients under FSDP and DeepSpeed, which are refused. It looks at the norm
-    once a step, for which a GPU is waited for. Raises UserError.
+    once a step, which synchronises with the GPU. Raises UserError under FSDP or DeepSpeed, or if transformers is not installed.
     """
 
     def __init__(self, budget: int = 10) -> None:
@@ -28,7 +28,7 @@ class TrainerGuard(TrainerCallback):  # type: ignore[misc]
         """The steps that were left out, the first step being 1."""
 
     def on_train_begin(self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", /, **_: Any) -> None:
-        """Refuse where the gradients are not seen."""
+        """Raises UserError under FSDP or DeepSpeed, where the gradients are not seen."""
         if args.fsdp or args.deepspeed is not None:
             at = "cannot see the gradients of FSDP and DeepSpeed, which Trainer keeps"
             raise UserError("TrainerGuard", at, "leave it out, or train the model by the recipe causal_lm")

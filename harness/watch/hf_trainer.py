@@ -21,7 +21,7 @@ class Telemetry(TrainerCallback):  # type: ignore[misc]
     """`Trainer(..., callbacks=[Telemetry(tell)])`: `tell(metrics)` is called on rank 0 each time Trainer logs a training loss.
 
     The noise scale needs 3 or more passes a step (gradient_accumulation_steps), since Trainer has clipped the last one's gradient
-    before it lets anyone look; with fewer, and on backends that hold gradients in shards, it is null. What `tell` raises costs
+    before a callback sees it; with fewer, and on backends that hold gradients in shards, it is null. What `tell` raises costs
     that call, a line on standard error and a count, and never training. Metrics have the names and units of a journal
     (`throughput/samples_per_s`). Raises UserError if transformers is not installed, or Trainer would hide a NaN.
     """
@@ -47,7 +47,7 @@ class Telemetry(TrainerCallback):  # type: ignore[misc]
         train_dataloader: Any,
         **_: Any,
     ) -> None:
-        """Learn what a step is made of. Raises UserError if Trainer would hide a NaN."""
+        """Read the batch and passes of a step. Raises UserError if Trainer would hide a NaN."""
         if args.logging_nan_inf_filter:
             raise UserError("logging_nan_inf_filter", "is true: Trainer writes a mean where a loss was NaN", "set it to false")
         micro, passes = args.per_device_train_batch_size * max(args.n_gpu, 1), args.gradient_accumulation_steps
@@ -79,7 +79,7 @@ class Telemetry(TrainerCallback):  # type: ignore[misc]
     def on_log(
         self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", /, *, logs: dict[str, float], **_: Any
     ) -> None:
-        """Tell a window. Logs of evaluations and of the end are no windows."""
+        """Report a window. Logs of evaluations and of the end are no windows."""
         if "loss" not in logs:
             return
         self._logs += 1
@@ -89,11 +89,11 @@ class Telemetry(TrainerCallback):  # type: ignore[misc]
                 self._tell(metrics)
 
     def on_evaluate(self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", /, **_: Any) -> None:
-        """All since the last step was no training."""
+        """The time since the last step does not count as training."""
         self._clock.discard("eval")
 
     def on_save(self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", /, **_: Any) -> None:
-        """All since the last step was no training."""
+        """The time since the last step does not count as training."""
         self._clock.discard("checkpoint")
 
     def on_train_end(self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", /, **_: Any) -> None:

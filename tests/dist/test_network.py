@@ -58,7 +58,7 @@ def test_a_rank_that_waits_at_torchrun_s_store_hears_a_stop(tmp_path: Path) -> N
     meeting |= {"RANK": "0", "LOCAL_RANK": "0", "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "2"}
     argv = [sys.executable, "-m", "harness", str(run_file(tmp_path, "total: 8"))]
     with subprocess.Popen(argv, env=environ() | meeting) as worker:
-        wait_for(lambda: store.add("/worker/attempt_2/ranks that are here", 0), "its word that it is here")
+        wait_for(lambda: store.add("/worker/attempt_2/ranks that have connected", 0), "its word that it is here")
         worker.terminate()
         assert worker.wait(timeout=1200) == 75
 
