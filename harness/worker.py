@@ -55,7 +55,7 @@ def work(
 ) -> int:
     """Run this process's part to the end and return its exit status. `name` names the run folder where the run file does not.
 
-    Without a `presence` nobody watches this process, and signals do what they do.
+    Without a `presence` there is no heartbeat, and signals have their default effect.
     """
     presence = presence or Presence()
     try:

@@ -59,7 +59,7 @@ EXACT = 2.0**24
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at. `verdict`: same, differs or note; `text` is for people."""
+    """The result of one comparison. `verdict`: same, differs or note; `text` is for people."""
 
     what: str
     verdict: str

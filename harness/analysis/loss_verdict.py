@@ -56,7 +56,7 @@ class Verdict:
 
     @property
     def held(self) -> bool:
-        """Whether the answer is so."""
+        """Whether the answer is `held`."""
         return self.answer == "held"
 
     @property

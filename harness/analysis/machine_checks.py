@@ -9,7 +9,7 @@ GIB = 2.0**30
 LEAST_SHM, LEAST_FREE, LEAST_FILES = 1 * GIB, 10 * GIB, 4096
 LEAST_DISK_MB_S = 100.0
 CLOCK_S = 1.0
-"""How far the clocks of two hosts may be apart before logs and certificates confuse people."""
+"""The largest difference of two hosts' clocks, in seconds, that is not reported."""
 LEAST_BUS_GB_S = {"within": 5.0, "between": 1.0}
 """Bus bandwidth of GPUs below which something is likely set wrong: within a node (PCIe without peer-to-peer), and between nodes
 (TCP over the wrong interface)."""
@@ -17,7 +17,7 @@ LEAST_BUS_GB_S = {"within": 5.0, "between": 1.0}
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at: what was `found`, and the `remedy` where it is not ok."""
+    """The result of one check: what was `found`, and the `remedy` where it is not ok."""
 
     name: str
     status: Status

@@ -10,7 +10,7 @@ Array = NDArray[np.float64]
 SPARE = 2
 """How many more points than coefficients a fit needs, so that its error can be estimated."""
 RESAMPLED, LEVEL = 400, 90
-"""Bootstrap samples, and percent that an interval holds."""
+"""How many bootstrap samples are drawn, and the percentage of them that an interval covers."""
 _CONDITION = 1e3
 _ZOOMS, _SIDE = 10, 7
 

@@ -1,4 +1,4 @@
-"""What the ranks of anybody's training script did, held against what data-parallel training should do. Pure."""
+"""What the ranks of anybody's training script did, compared with what data-parallel training should do. Pure."""
 
 import math
 from collections.abc import Iterator, Sequence

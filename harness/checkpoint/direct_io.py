@@ -31,7 +31,7 @@ def write(handle: int, block: memoryview, at: int) -> memoryview:
 
 
 def read(handle: int, out: memoryview, at: int) -> int:
-    """Fill `out` this way with what lies at byte `at` of a file; the bytes that were read, 0 where it cannot be."""
+    """Fill `out` this way from byte `at` of a file; returns the bytes that were read, 0 where it is not possible."""
     with _direct(handle, out, at) as possible:
         try:
             return os.preadv(handle, [out], at) if possible else 0

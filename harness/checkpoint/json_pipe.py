@@ -15,7 +15,10 @@ class JsonLineReader:
         self._source, self._held, self.ended = source, bytearray(), False
 
     def next(self, limit_s: float | None) -> dict[str, Any] | None:
-        """The next line, waited for at most so long (None: for ever). None if there is none yet, or none will come (`ended`)."""
+        """The next line, waited for at most so long (None: for ever).
+
+        None if no line has come yet, or the pipe was closed (`ended`).
+        """
         deadline = None if limit_s is None else time.monotonic() + limit_s
         while (end := self._held.find(b"\n")) < 0 and not self.ended:
             left = None if deadline is None else max(deadline - time.monotonic(), 0.0)

@@ -1,4 +1,4 @@
-"""A state read from a checkpoint, held against what is possible: a digest says that it is as written, not that it makes sense."""
+"""Whether a state from a checkpoint is possible: a digest shows that it is unchanged, not that it was right."""
 
 import math
 from collections.abc import Iterator, Mapping

@@ -100,7 +100,7 @@ class Store(ABC):
         return bytes(out)
 
     def digest(self, folder: str, file: str, *, fresh: bool = False) -> Digest:
-        """Size and digest of a file as it lies there; `fresh` as in `read_into`."""
+        """Size and digest of a stored file; `fresh` as in `read_into`."""
         size = self.size(folder, file)
         if size is None:
             raise FileNotFoundError(f"{file} is missing")

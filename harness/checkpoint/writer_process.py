@@ -49,7 +49,7 @@ _EXPONENTS: dict[str, tuple[Any, int]] = {
     "F16": (np.uint16, 0x7C00),
     "BF16": (np.uint16, 0x7F80),
 }
-"""A number is not finite where all bits of its exponent are set. Types of 8 bits are not looked at."""
+"""A number is not finite where all bits of its exponent are set. Types of 8 bits are not checked."""
 
 
 class NotWrittenError(Exception):

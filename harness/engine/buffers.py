@@ -125,7 +125,7 @@ class Buffers:
         return told
 
     def _different(self) -> list[tuple[Place, Tensor]]:
-        """(place, what lies here) of the buffers that ranks have in equal type and shape, but not in equal numbers."""
+        """(place, this rank's tensor) of the buffers whose type and shape are equal on all ranks, but whose numbers differ."""
         here = {p.name: (p, b) for p in self._places if (b := p.home.get(p.key)) is not None}
         found = gather({name: (str(b.dtype), tuple(b.shape), digest(b)) for name, (_, b) in here.items()})
         out = []

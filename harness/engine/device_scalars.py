@@ -12,7 +12,7 @@ Number = Tensor | float
 
 @final
 class DeferredScalars:
-    """Rows of numbers. Adding one costs no operation on the device; reading all of them costs a few, whatever their number."""
+    """Rows of numbers. Adding a row costs no operation on the device; reading all rows costs a few, however many there are."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device

@@ -26,7 +26,7 @@ def base_digests(model: nn.Module, recipe: Recipe) -> dict[str, str]:
 
 @final
 class Frozen:
-    """The weights of a model that are not trained. `local` gives what of one lies on this rank."""
+    """The weights of a model that are not trained. `local` gives this rank's part of a tensor."""
 
     def __init__(self, model: nn.Module, trained: Trained, digests: Mapping[str, str], local: Callable[[Tensor], Tensor]) -> None:
         names = set(trained.names)

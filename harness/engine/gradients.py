@@ -38,9 +38,9 @@ class Gradients(Passes):
 
     @abstractmethod
     def reduce(self, grads: list[Tensor], local: Sums) -> tuple[Sums, Tensor, Number]:
-        """(the sums over all ranks, the gradient's global norm, what makes it the mean's gradient when multiplied by).
+        """(the sums over all ranks, the gradient's global norm, the factor that makes it the gradient of the mean).
 
-        `local` holds this rank's sums. The norm is of the gradient as it lies in `grads`; both are the same on every rank.
+        `local` holds this rank's sums. The norm is of the gradient in `grads`; sums and norm are the same on every rank.
         """
 
     def grads(self) -> list[Tensor]:

@@ -124,7 +124,7 @@ class Engine(ABC):
 
     @abstractmethod
     def not_finite(self) -> str:
-        """The name of a trained weight of which a number that lies on this rank is not finite; nothing where all are."""
+        """The name of a trained weight with numbers that are not finite in this rank's part; empty if all are finite."""
 
     @abstractmethod
     def pieces(self) -> list[TensorSlice]:

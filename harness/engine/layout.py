@@ -16,7 +16,7 @@ class Layout(ABC):
 
     @abstractmethod
     def local(self, tensor: Tensor) -> Tensor:
-        """What of a tensor lies on this rank."""
+        """This rank's part of a tensor."""
 
     @abstractmethod
     def shard(self, tensor: Tensor) -> tuple[int, Tensor] | None:
@@ -28,4 +28,4 @@ class Layout(ABC):
 
     @abstractmethod
     def settle(self) -> None:
-        """Put the weights where they are kept, if a pass has left them elsewhere."""
+        """Restore the placement of the weights between steps, where a pass has changed it."""

@@ -41,7 +41,7 @@ def _averages(beta: float) -> bool:
 
 @dataclass(frozen=True)
 class Moment:
-    """What lies on this rank of a first moment and of its weights, and the decay that is coupled into it."""
+    """This rank's part of a first moment and of its weights, and the coupled weight decay."""
 
     value: Tensor
     weights: Tensor
@@ -51,7 +51,7 @@ class Moment:
 def first_moments(optimizer: Optimizer, moved: Iterable[tuple[int, Tensor]], local: Callable[[Tensor], Tensor]) -> Iterator[Moment]:
     """The first moments of the tensors that the optimizer moves: `moved` gives each with the number of its group.
 
-    `local` gives what of a tensor lies on this rank. What has no moment yet is left out.
+    `local` gives this rank's part of a tensor. Tensors without a moment are left out.
     """
     for number, weights in moved:
         state: dict[str, Any] = optimizer.state.get(weights, {})
@@ -63,7 +63,7 @@ def first_moments(optimizer: Optimizer, moved: Iterable[tuple[int, Tensor]], loc
 
 
 def coupled_decay(moments: Iterable[Moment]) -> Tensor | None:
-    """NoiseSums' moment_decay and decay_square, of what lies here: float64 [2]. None if no decay is coupled.
+    """NoiseSums' moment_decay and decay_square, of this rank's part: float64 [2]. None if no decay is coupled.
 
     By dot products: no copy of a weight is made.
     """

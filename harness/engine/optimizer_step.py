@@ -121,7 +121,8 @@ class TorchStep(StepOwner):
         self._begun = True
 
     def _lengths(self) -> Tensor:
-        """The norm of what lies here of each parameter, by which a move is seen: fused kernels leave no other trace."""
+        """The norm of this rank's part of each parameter, which shows whether a step changed it: fused kernels leave no other
+        trace."""
         return norms([self._state.local(p.detach()) for p in self._params])
 
     @cached_property

@@ -1,4 +1,4 @@
-"""Weights and optimizer state as they lie on this rank."""
+"""A rank's weights and optimizer state."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -15,7 +15,7 @@ class State(ABC):
     copies: int
     """How many ranks hold the same part of a weight."""
     local: Callable[[Tensor], Tensor]
-    """What lies here of a tensor that the optimizer moves, or of its state."""
+    """This rank's part of a tensor that the optimizer moves, or of its state."""
 
     @abstractmethod
     def pieces(self) -> list[TensorSlice]:
@@ -27,16 +27,16 @@ class State(ABC):
 
     @abstractmethod
     def held(self) -> list[tuple[str, int, Tensor]]:
-        """(name, number of its parameter group, what lies here) of every parameter that is trained."""
+        """(name, number of its parameter group, this rank's part) of every trained parameter."""
 
     @abstractmethod
     def moved(self) -> list[tuple[int, Tensor]]:
         """(number of its parameter group, itself) of each tensor that the optimizer moves."""
 
     def views(self) -> list[View]:
-        """What lies here of each parameter that is trained, to follow through a step."""
+        """This rank's part of each trained parameter, for the norms of a step's update."""
         return [View.of(held) for _, _, held in self.held()]
 
     @abstractmethod
     def settle(self) -> None:
-        """Put the weights where they are kept, if a pass has left them elsewhere."""
+        """Restore the placement of the weights between steps, where a pass has changed it."""

@@ -67,7 +67,7 @@ class TorchState(State):
         return own + share(common, self._process.rank, self._process.ranks) + extra_pieces(self._setup.model, self._process.rank)
 
     def _tensors(self) -> dict[str, Tensor]:
-        """The state by name, as it lies here."""
+        """This rank's state by name."""
         setup = self._setup
         held: dict[str, Tensor] = {**dict(setup.trained), **persistent(setup.model), **setup.frozen.moved()}
         optimizer = name_optimizer(setup.model.named_parameters(), setup.optimizer, setup.own)

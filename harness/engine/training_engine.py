@@ -141,7 +141,7 @@ class TrainingEngine(Engine):
         return label_numbers(self.process, self.setup, self.state.held())
 
     def _moments(self) -> tuple[list[Tensor], Tensor | None]:
-        """What lies here of the first moments, where the noise scale is made of them, and the decay coupled into them."""
+        """This rank's part of the first moments, if the noise scale is estimated from them, with the coupled weight decay."""
         if self.estimator != "moments":
             return [], None
         moments = list(first_moments(self.optimizer, self.state.moved(), self.state.local))

@@ -18,7 +18,7 @@ FOLLOWED = 2_048
 
 @dataclass(frozen=True)
 class View:
-    """What lies on this rank of a parameter's values, and the part of it that is followed; no copies."""
+    """This rank's part of a parameter, and the sample of it that is followed through a step; views, no copies."""
 
     held: Tensor
     part: Tensor
@@ -42,7 +42,7 @@ class UpdateNorms:
         self._before = list(torch._foreach_add([view.part for view in views], 0))
 
     def norms(self, also: Sequence[Tensor]) -> Tensor:
-        """Norms of what lies here of each parameter, of each part followed, of how far it moved, and of the tensors `also`.
+        """Norms of this rank's part of each parameter, of each sample, of each sample's update, and of the tensors `also`.
 
         [3 parameters + len(also)], in this order.
         """

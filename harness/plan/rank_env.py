@@ -72,7 +72,7 @@ def _check_mine(environ: Mapping[str, str], names: tuple[str, ...]) -> None:
 
 
 def _told(environ: Mapping[str, str]) -> dict[str, str]:
-    """The variables OURS and MEETING as the launcher means them, whichever it is; none for one process. Raises UserError."""
+    """The values of the variables OURS and MEETING under the launcher in use; empty for a single process. Raises UserError."""
     told = {name: environ[name] for name in (*OURS, *MEETING) if environ.get(name)}
     if environ.get("LOCAL_SIZE"):  # as deepspeed calls it
         told.setdefault("LOCAL_WORLD_SIZE", environ["LOCAL_SIZE"])
@@ -88,7 +88,7 @@ def _told(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def _of_mpi(environ: Mapping[str, str]) -> dict[str, str]:
-    """The variables OURS as an mpirun means them that started several processes; none where none did. Raises UserError."""
+    """The values of the variables OURS under an mpirun that started several processes; else empty. Raises UserError."""
     for names in MPI:
         given = {ours: environ[name] for ours, name in zip(OURS, names, strict=True) if environ.get(name)}
         if "RANK" in given and given.get("WORLD_SIZE", "1") not in ("1", environ.get("SLURM_STEP_NUM_TASKS")):

@@ -69,7 +69,7 @@ ALONE = Place(0, 0, 1, 1)
 
 
 def place(environ: Mapping[str, str]) -> Place:
-    """This process's place, by the variables of torchrun, accelerate launch or deepspeed. One that nobody started is alone.
+    """This process's place, by the variables of torchrun, accelerate launch or deepspeed. A process without a launcher is alone.
 
     Raises UserError for numbers that cannot be.
     """

@@ -18,7 +18,7 @@ from harness.data.workers import Pool, Reader, Task
 from harness.recipes.base import Recipe
 
 ROWS, FETCHED = 256, 16
-"""Rows that are looked at: of a table, and of a data set whose rows must be fetched one by one, perhaps decoded."""
+"""How many rows are hashed: of a table, and of a data set whose rows must be fetched one by one, perhaps decoded."""
 UNREADABLE = "unreadable"
 
 

@@ -52,7 +52,7 @@ class Fault:
 
 
 def first_failure(looks: Sequence[RankStatus]) -> Fault | None:
-    """The rank that failed, or vanished without a word, before the others did. A rank that only lost another one comes last."""
+    """The rank that failed, or vanished without a report, before the others did. A rank that only lost another one comes last."""
     found: list[tuple[bool, float, Fault]] = []
     for look in looks:
         beat = look.beat
@@ -81,7 +81,7 @@ def furthest(looks: Sequence[RankStatus]) -> int:
 
 
 def hung(looks: Sequence[RankStatus], now_s: float, began_s: float, hang_s: float, start_s: float) -> Fault | None:
-    """Whether the run hangs: every rank that has not ended is past its limit. Names the rank that holds up the others."""
+    """Whether the run hangs: every rank that has not ended is past its limit. Names the rank that the others wait for."""
     if not any(look.beat for look in looks) and now_s - began_s > start_s:
         return Fault("hung", None, 0, f"no rank started within {now_s - began_s:.0f} s, longer than restart.start_s,")
     running = [(look, look.beat) for look in looks if look.beat is not None and look.beat.status is None and look.alive]

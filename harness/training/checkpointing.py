@@ -63,7 +63,7 @@ def _moment(state: State) -> tuple[int, int]:
 
 
 def _finite(tensor: Tensor) -> bool:
-    """Whether all numbers of a tensor are finite, as far as the writer looks: not at types of 8 bits."""
+    """Whether all numbers of a tensor are finite, by the writer's check, which skips types of 8 bits."""
     looked_at = (tensor.is_floating_point() or tensor.is_complex()) and tensor.element_size() > 1
     return not looked_at or bool(torch.isfinite(tensor).all())
 

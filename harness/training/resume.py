@@ -29,7 +29,10 @@ from harness.training.guard import recall
 
 @dataclass(frozen=True)
 class Facts:
-    """What a checkpoint says of its run, held against the run that resumes from it. `warned`: codes of the plan's warnings."""
+    """What a checkpoint records of its run, to compare with the run that resumes from it.
+
+    `warned`: codes of the plan's warnings.
+    """
 
     dataset: int
     fingerprint: str

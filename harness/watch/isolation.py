@@ -34,7 +34,7 @@ def place_of(error: BaseException) -> str:
 
 @final
 class Isolation:
-    """The failures of one watcher, known to people as `name`: each is counted in `missed`, and the first of its sort reported."""
+    """The failures of the watcher `name`: each is counted in `missed`, and the first of its kind is reported."""
 
     def __init__(self, name: str) -> None:
         self._name = name

@@ -50,7 +50,7 @@ def check_watchers(config: WatchConfig) -> Watching:
 
 
 def make_own(watching: Watching) -> list[Isolated]:
-    """The user's watchers. Raises UserError if one cannot be made, or is none."""
+    """The user's watchers. Raises UserError if one cannot be made, or cannot be called."""
     made = []
     for name, make in watching.own.items():
         short = Path(name).name

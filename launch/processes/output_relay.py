@@ -72,7 +72,7 @@ class Output:
             signal.signal(signal.SIGWINCH, signal.SIG_DFL)
 
     def pump(self, wait_s: float) -> bool:
-        """Pass on what is there, after waiting so long for it at most; whether there was something."""
+        """Pass on the output so far, after waiting for some at most so long; returns whether there was any."""
         if not select.select([self._fd], [], [], wait_s)[0]:
             return False
         data = os.read(self._fd, 1 << 16)

@@ -26,7 +26,8 @@ _GPU = re.compile(r"[0-9]+|(GPU|MIG)-[0-9A-Fa-f/-]+")
 
 
 def visible_gpus(visible: str) -> list[str]:
-    """The GPUs that CUDA_VISIBLE_DEVICES names, as CUDA reads it: up to the first that is none; none where one comes twice."""
+    """The GPUs that CUDA_VISIBLE_DEVICES names, as CUDA reads it: up to the first invalid entry; no GPU where one is listed
+    twice."""
     found = list(takewhile(_GPU.fullmatch, (name.strip() for name in visible.split(","))))
     return found if len(set(found)) == len(found) else []
 

@@ -57,7 +57,7 @@ class Mark:
 class Chart:
     """What is shown. `low` and `high` bound the x-axis; `zero`: the y-axis begins at 0; `log` None: where values are far apart.
 
-    `spans` of x are shaded: what was trained there was thrown away. `robust`: a run that left all bounds runs out of the picture,
+    `spans` of x are shaded: what was trained there was thrown away. `robust`: a run that left all bounds is cut off at the top,
     with a mark, and does not flatten the others.
     """
 
@@ -117,13 +117,13 @@ def _tick_labels(up: Axis, ticks_y: Sequence[tuple[float, float]], across: Axis)
 
 
 def _beyond_marks(shown: Sequence[Series], limit: float, across: Axis) -> list[Html]:
-    """A mark for each series that leaves the picture."""
+    """A mark for each series that exceeds the chart."""
     beyond = [(s, found) for s in shown if (found := [b for b in s.curve if b.count and b.mean > limit])]
     return [_beyond(s, found[0], max(b.high for b in found), across) for s, found in beyond]
 
 
 def _limit(shown: Sequence[Series]) -> float:
-    """The highest value that the picture must hold: BEYOND times as far up as half of the series reach at most."""
+    """The upper limit of a robust chart: BEYOND times the range that half of the series stay within."""
     spans = []
     for s in shown:
         means = sorted(b.mean for b in s.curve if b.count)
@@ -134,14 +134,15 @@ def _limit(shown: Sequence[Series]) -> float:
 
 
 def _beyond(s: Series, first: Bucket, highest: float, across: Axis) -> Html:
-    """The mark where a series leaves the picture."""
+    """The mark where a series exceeds the chart."""
     said = f"{s.name} leaves the chart here: up to {short(highest)}"
     place = f"left:{100 * across.place(first.last):.2f}%"
     return element("span", {"class": f"beyond c{s.colour}", "style": place, "title": said}, "▲")
 
 
 def _values(shown: Sequence[Series], limit: float) -> list[float]:
-    """What the y-axis must show: all means up to `limit`, and the band but for its most extreme hundredth, which may run out."""
+    """What the y-axis must show: all means up to `limit`, and the band except for its most extreme hundredth, which may be cut
+    off."""
     buckets = [b for s in shown for b in s.curve if b.count and b.mean <= limit]
     lows, highs = sorted(b.low for b in buckets), sorted(b.high for b in buckets)
     cut = len(buckets) // 100
