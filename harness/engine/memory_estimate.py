@@ -40,7 +40,7 @@ from harness.recipes.contract import Loss, fresh_model, own_optimizer, train_spl
 
 SLICED = ("zero1", "zero2", "zero3")
 PASSES = 2
-"""Passes of a step that is accumulated: a larger number needs no more memory."""
+"""How many passes of an accumulated step are simulated: more passes need no more memory."""
 
 
 @dataclass(frozen=True)

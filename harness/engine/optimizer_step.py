@@ -38,7 +38,7 @@ class TorchStep(StepOwner):
         self._fused = False
         """Whether the optimizer's kernels leave weights and moments alone where found_inf is 1, without asking the host."""
         self._offloaded_to: torch.device | None = None
-        """Where the weights lie that the optimizer moves, if not where the gradients are: on the host."""
+        """The host device, if the optimizer's weights are offloaded to it while gradients are on the GPU; else None."""
 
     @override
     def loaded(self) -> None:

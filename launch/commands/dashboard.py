@@ -10,7 +10,7 @@ from launch.options.commands import COMMANDS
 
 
 def main(argv: Sequence[str]) -> int:
-    """Raises UserError."""
+    """Run the command; returns its exit status. Raises UserError."""
     parser = argparse.ArgumentParser(prog="widebatch dashboard", description=COMMANDS["dashboard"], allow_abbrev=False)
     parser.add_argument("project", metavar="PROJECT", help="the project, or ENTITY/PROJECT")
     parser.add_argument("--dry-run", action="store_true", help="print the workspace as JSON, save nothing")

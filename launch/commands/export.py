@@ -12,7 +12,7 @@ from launch.options.trust_option import CODE
 
 
 def main(argv: Sequence[str]) -> int:
-    """Raises UserError."""
+    """Run the command; returns its exit status. Raises UserError."""
     parser = argparse.ArgumentParser(prog="widebatch export", description=COMMANDS["export"], allow_abbrev=False)
     add_run_folder(parser)
     parser.add_argument(

@@ -17,7 +17,7 @@ from launch.options.commands import COMMANDS
 
 
 def main(argv: Sequence[str]) -> int:
-    """Raises UserError."""
+    """Run the command; returns its exit status. Raises UserError."""
     parser = Parser(prog="widebatch fit", description=COMMANDS["fit"], allow_abbrev=False)
     parser.add_argument("runs", metavar="RUNS", nargs="+", type=Path, help="run folders, or folders of them, such as a sweep's")
     parser.add_argument("--metric", default="eval/loss", help="metric to minimise (default eval/loss)")

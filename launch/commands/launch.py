@@ -32,7 +32,7 @@ from launch.processes.supervisor import supervise
 
 
 def main(argv: Sequence[str]) -> int:
-    """Raises UserError."""
+    """Run the command; returns its exit status. Raises UserError."""
     parser = run_parser("launch", COMMANDS["launch"])
     add_world(parser)
     add_bench(parser)

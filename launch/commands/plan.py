@@ -22,7 +22,7 @@ from launch.options.run_options import add_world, asked_world, dataset, run_pars
 
 
 def main(argv: Sequence[str]) -> int:
-    """Raises UserError."""
+    """Run the command; returns its exit status. Raises UserError."""
     parser = run_parser("plan", COMMANDS["plan"])
     add_world(parser)
     add_bench(parser)

@@ -10,7 +10,7 @@ from launch.options.trust_option import CODE, STORE
 
 
 def main(argv: Sequence[str]) -> int:
-    """Raises UserError."""
+    """Run the command; returns its exit status. Raises UserError."""
     parser = argparse.ArgumentParser(prog="widebatch samples", description=COMMANDS["samples"], allow_abbrev=False)
     add_run_folder(parser)
     which = parser.add_mutually_exclusive_group(required=True)

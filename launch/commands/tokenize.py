@@ -11,7 +11,7 @@ from launch.options.commands import COMMANDS
 
 
 def main(argv: Sequence[str]) -> int:
-    """Raises UserError."""
+    """Run the command; returns its exit status. Raises UserError."""
     parser = argparse.ArgumentParser(prog="widebatch tokenize", description=COMMANDS["tokenize"], allow_abbrev=False)
     files = "text files, or folders of them: a document in each line of a .jsonl, any other file is one document"
     parser.add_argument("files", metavar="FILES", type=Path, nargs="+", help=files)

@@ -17,7 +17,7 @@ from launch.options.run_options import AGAINST, run_parser
 
 
 def main(argv: Sequence[str]) -> int:
-    """Raises UserError."""
+    """Run the command; returns its exit status. Raises UserError."""
     parser = run_parser("train", COMMANDS["train"])
     what = "simulate this many ranks in turn on one device: same samples, same learning rate, same losses as the real run"
     parser.add_argument("--simulate-world", type=int, metavar="N", help=what)

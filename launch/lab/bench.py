@@ -54,7 +54,7 @@ class Trial:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Raises UserError."""
+    """Run the command; returns its exit status. Raises UserError."""
     parser = run_parser("bench", COMMANDS["bench"])
     parser.add_argument("--gpus", default="1", metavar="1,2,4,8", help="numbers of GPUs to measure; 0: CPU ranks, see --procs")
     parser.add_argument("--procs", default="1,2", metavar="1,2", help="numbers of CPU ranks with --gpus 0")

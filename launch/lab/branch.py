@@ -34,7 +34,7 @@ START = "checkpoint"
 
 
 def main(argv: Sequence[str]) -> int:
-    """Raises UserError."""
+    """Run the command; returns its exit status. Raises UserError."""
     parser = Parser(prog="widebatch branch", description=COMMANDS["branch"], allow_abbrev=False)
     add_run_folder(parser)
     parser.add_argument("--ratios", default="2,4,8", help="multiples of the run's global batch to try (default 2,4,8)")

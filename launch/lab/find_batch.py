@@ -36,7 +36,7 @@ _UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 
 def main(argv: Sequence[str]) -> int:
-    """Raises UserError."""
+    """Run the command; returns its exit status. Raises UserError."""
     parser = run_parser("find-batch", COMMANDS["find-batch"])
     add_world(parser)
     parser.add_argument(

@@ -27,7 +27,7 @@ LEAST_STEPS, SHARE, WARMUP = 300, 0.2, 0.2
 
 
 def main(argv: Sequence[str]) -> int:
-    """Raises UserError."""
+    """Run the command; returns its exit status. Raises UserError."""
     parser = run_parser("lr-range", COMMANDS["lr-range"])
     length = f"samples of a trial (default {SHARE:.0%}% of the schedule, at least {LEAST_STEPS} steps)"
     parser.add_argument("--samples", type=int, help=length)

@@ -52,7 +52,7 @@ class Point:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Raises UserError."""
+    """Run the command; returns its exit status. Raises UserError."""
     parser = run_parser("sweep", COMMANDS["sweep"])
     _add_flags(parser)
     add_slurm(parser, arrays=False)

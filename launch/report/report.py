@@ -24,7 +24,7 @@ from launch.report.text import text
 
 
 def main(argv: Sequence[str]) -> int:
-    """Raises UserError."""
+    """Run the command; returns its exit status. Raises UserError."""
     args = _parser().parse_args(argv)
     named = list(zip(args.run, names(args.run), strict=True))
     sweeps = [(name, read(run)) for run, name in named if (run / FILE).is_file()]
