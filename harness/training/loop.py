@@ -110,7 +110,7 @@ class Passes:
 
 
 class Outcome(Enum):
-    """How a run continues after a window: the state, and what happens next."""
+    """How a run continues after a window."""
 
     CONTINUES = auto()
     ROLLED_BACK = auto()
