@@ -83,7 +83,7 @@ def regimes(steps: Mapping[int, float]) -> Regimes | None:
 
 
 def _doublings(low: int, high: int) -> list[int]:
-    """The powers of two from `low` to `high`, or `low` times those where there are not two."""
+    """The powers of two from `low` to `high`, or `low` times powers of two if there are fewer than two."""
     powers = [2**n for n in range(low.bit_length() - 1, high.bit_length()) if low <= 2**n <= high]
     return powers if len(powers) > 1 else [low * 2**n for n in range((high // low).bit_length())]
 

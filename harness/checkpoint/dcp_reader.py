@@ -50,7 +50,7 @@ class _Records(pickle.Unpickler):
 
 
 def open_dcp(folder: Path) -> tuple[dict[str, tuple[int, ...]], Callable[[str], Tensor]]:
-    """(the shape of each tensor, what gives one of them whole). Raises DcpError, OSError."""
+    """(the shape of each tensor, a function that reads a whole tensor by name). Raises DcpError, OSError."""
     if (folder / METADATA).stat().st_size > _LARGEST:
         raise DcpError(f"its metadata are larger than {_LARGEST:,} bytes")
     try:

@@ -77,7 +77,7 @@ def tensors_file(rank: int, ranks: int) -> str:
 
 
 def encode(files: Mapping[str, Digest]) -> bytes:
-    """The manifest as it is written."""
+    """The text of the manifest."""
     tree = {name: asdict(found) for name, found in sorted(files.items())}
     return json.dumps({"files": tree, "xxh3_128": xxhash.xxh3_128_hexdigest(json.dumps(tree).encode())}, indent=1).encode()
 
@@ -105,7 +105,7 @@ def seal(document: Mapping[str, Any]) -> bytes:
 
 
 def unseal(text: bytes) -> dict[str, Any] | None:
-    """What `seal` was given; None if the text is not byte for byte what it gave."""
+    """The document that `seal` was given; None if the text is not exactly what `seal` returned."""
     try:
         document: dict[str, Any] = json.loads(text)["document"]
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -115,7 +115,8 @@ def unseal(text: bytes) -> dict[str, Any] | None:
 
 @dataclass(frozen=True)
 class RankedCheckpoint:
-    """A checkpoint as it is weighed: `score` is its validation metric, the lower the better; `well` whether the run was."""
+    """What decides which checkpoints are kept: `score` is its validation metric, the lower the better; `well` whether the run
+    was."""
 
     name: str
     score: float | None = None

@@ -134,7 +134,7 @@ def hold(where: str, folder: Path) -> PlaceLock:
 
 
 def _owner(folder: Path) -> str:
-    """What tells this run folder from all others: a random text that is kept in it."""
+    """The random id of this run folder, which is kept in it."""
     folder.mkdir(parents=True, exist_ok=True)
     return write_once(RunFolder(folder).owner, secrets.token_hex(16))
 

@@ -119,7 +119,7 @@ def _load(store: Store, name: str) -> Checkpoint:
 
 
 def _parts(store: Store, name: str, file: str, size: int) -> Iterator[Part]:
-    """What a file holds, without reading it."""
+    """The entries of a file as Parts, without reading their data."""
     entries, begin = read_header(size, lambda first, last: store.read(name, file, first, last))
     for e in entries:
         yield Part(e.name, e.shape, e.start, e.count, _fetch(store, name, file, begin, e))

@@ -42,7 +42,7 @@ class Store(ABC):
 
     @abstractmethod
     def commit(self, folder: str, name: str, manifest: bytes) -> str:
-        """Make what `begin` gave a checkpoint, in one step; the name it got."""
+        """Turn the folder from `begin` into a checkpoint, atomically; returns its name."""
 
     @abstractmethod
     def drop(self, folder: str) -> None:
@@ -50,7 +50,7 @@ class Store(ABC):
 
     @abstractmethod
     def sweep(self, job: str) -> None:
-        """Delete what saves other than `job` left uncommitted."""
+        """Delete uncommitted files of saves other than `job`."""
 
     @abstractmethod
     def append(self, folder: str, file: str, blocks: Iterable[Bytes]) -> None:

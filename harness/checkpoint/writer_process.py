@@ -180,7 +180,7 @@ def _judged(store: Store, name: str) -> RankedCheckpoint:
 
 
 def _save(store: Store, task: Task, memory: Memory, lines: JsonLineReader) -> Iterator[dict[str, Any]]:
-    """Do one save; returns what to report of it."""
+    """Do one save; returns the message about it."""
     begin, folder = time.monotonic(), ""
     try:
         if task.rank == 0:

@@ -33,7 +33,7 @@ class Parser(argparse.ArgumentParser):
     add_flags: Callable[[Sequence[str]], None] | None = None
 
     def add_all(self, names: Sequence[str] = ()) -> None:
-        """Add the flags of the settings, where it takes them and has not got them yet; of `names` alone, for a help text."""
+        """Add the flags of all settings (for a help text of `names` alone), unless they were added or this parser takes none."""
         add, self.add_flags = self.add_flags, None
         if add is not None:
             add(names)

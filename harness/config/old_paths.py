@@ -40,7 +40,7 @@ class OldPaths:
         """Nothing special: an empty module, which `exec_module` replaces."""
 
     def exec_module(self, module: ModuleType) -> None:
-        """Put the module of the new path in its place, which is what the import then gives."""
+        """Replace the module in sys.modules by the one at the new path, which the import then returns."""
         if module.__name__ in MOVED:
             now, write = MOVED[module.__name__]
             warnings.warn(f"{module.__name__} is now {now}: write `{write}`", FutureWarning, stacklevel=2)

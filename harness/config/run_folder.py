@@ -77,7 +77,7 @@ class RunFolder:
 
     @property
     def tracker(self) -> Path:
-        """Where other trackers write, as Accelerate names it."""
+        """The folder of a tracker's files, by Accelerate's name of the tracker."""
         return self.path / self.path.name
 
     @property

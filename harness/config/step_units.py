@@ -14,7 +14,7 @@ _ELSEWHERE = {
     r"(save|checkpoint)(_every|_interval)?": "checkpoint.every_samples",
     r"(max|total|num|train|training|num_train|max_train|num_training)?": "schedule.samples",
 }
-"""Names of such a length without its `_steps`, in any section, and the setting that takes its samples."""
+"""Names of lengths in steps, without their `_steps`, in any section, and the setting that takes the samples."""
 
 
 def refuse_steps(setting: str, value: Any, tree: Mapping[str, Any], known: list[str]) -> None:

@@ -33,11 +33,11 @@ class Columns(ABC):
         return None
 
     def source(self, index: int) -> str:
-        """Where a row lies, for people: a file and the place in it. Nothing where it lies in memory."""
+        """Where a row is stored, as text: a file and the position in it. Empty for rows in memory."""
         return ""
 
     def summary(self) -> str:
-        """What a run says about this data as it begins, in one line; nothing by default."""
+        """One line about this data, which a run prints as it starts; empty by default."""
         return ""
 
 

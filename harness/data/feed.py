@@ -170,7 +170,10 @@ class Feed:
         )
 
     def _micro(self, chunk: Chunk, task: Task, fetched: Fetched) -> Micro:
-        """A pass of what could be read. Where that is nothing, an earlier batch that counts nothing stands in, as others wait."""
+        """A pass of the samples that could be read.
+
+        If none could, an earlier batch with weight zero is used, as other ranks wait.
+        """
         for place, why in fetched.bad:
             number = task.ids[place]
             if number not in self.quarantine:

@@ -31,7 +31,7 @@ def check_size(plan: Plan, found: int) -> None:
 
 @dataclass(frozen=True)
 class Seen:
-    """What a rank has seen of a split: its length, which rows of a larger data set it takes (a hash), hashes of some rows."""
+    """A rank's fingerprint of a split: its length, which rows of a larger data set it takes (a hash), hashes of some rows."""
 
     length: int
     indices: str
@@ -108,7 +108,7 @@ def _digests(recipe: Recipe, data: Data, numbers: Sequence[int], seed: int) -> l
 
 
 def _root(data: Any) -> tuple[Any, Any]:
-    """(what torch's Subsets are cut out of, which of its rows these are: int64 [n], or None if it is no Subset)."""
+    """(the data set under torch's Subsets, the indices of its rows in them: int64 [n], or None without a Subset)."""
     indices = None
     while isinstance(data, Subset):
         here = np.asarray(data.indices, dtype=np.int64)

@@ -61,7 +61,7 @@ class Average:
         return iter(self._kept.items())
 
     def begin(self) -> None:
-        """Start at the weights as they are now."""
+        """Set the averages to the current weights."""
         for kept, live in zip(_local(self._kept), _local(self._live()), strict=True):
             kept.copy_(live)
 

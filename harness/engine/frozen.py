@@ -48,7 +48,7 @@ class Frozen:
         return {name: p for name, p in self.weights.items() if name in self._kept}
 
     def loaded(self, name: str) -> None:
-        """A weight was loaded from a checkpoint: later checkpoints hold it too."""
+        """Note that a weight was loaded from a checkpoint: later checkpoints hold it, too."""
         self._kept.add(name)
 
     def _look(self) -> Tensor:

@@ -92,7 +92,7 @@ class ReduceScatter(Gradients):
 
     @override
     def check_trained(self) -> None:
-        """A recipe may see the shards or what is gathered of them."""
+        """As Trained.check; a recipe may see the shards or the gathered parameters."""
         super().check_trained()
         self.setup.trained.check(self._gathered())
 

@@ -42,7 +42,7 @@ class Shards(Layout):
 
     @override
     def shard(self, tensor: Tensor) -> tuple[int, Tensor] | None:
-        """Copies of a shard divide it among themselves."""
+        """As Layout.shard; the ranks with copies of a shard divide it among themselves."""
         if not isinstance(tensor, DTensor) or tensor.placements[-1] != Shard(0):
             return None
         start, mine = self._span(tensor.shape)[0] * tensor[:1].numel(), tensor.to_local().detach().reshape(-1)

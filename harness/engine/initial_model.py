@@ -32,7 +32,8 @@ def initial_model(recipe: Recipe, seed: int, init_from: str | None = None) -> nn
 
 
 def _check_contents(model: nn.Module) -> None:
-    """Raises UserError: nothing could be trained from such a model, and no checkpoint of it could be saved."""
+    """Raises UserError for tensors without contents or trained weights that are not finite: such a model cannot be trained or
+    saved."""
     hollow = [name for name, tensor in [*model.named_parameters(), *model.named_buffers()] if tensor.is_meta]
     if hollow:
         at = f"model() has tensors without contents, on the meta device ({', '.join(hollow[:4])})"

@@ -26,7 +26,7 @@ optimizer's first moment, or not at all."""
 
 @dataclass(frozen=True)
 class Limit:
-    """What the gradient's norm may be in a step at most: beyond it is clipped to that or, with `skip`, the step moves nothing."""
+    """The largest gradient norm of a step: a larger one is clipped to it or, with `skip`, the step changes nothing."""
 
     norm: float
     skip: bool

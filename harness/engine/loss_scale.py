@@ -45,11 +45,11 @@ class LossScale:
         self._scaler.update(self._scaler.get_scale())
 
     def state(self) -> dict[str, Tensor]:
-        """What checkpoints keep of it."""
+        """The scaler's state for checkpoints."""
         return {SCALE: self.now()}
 
     def load(self, source: SliceReader) -> None:
-        """Take it from a checkpoint, if it is in there: one of another precision has none."""
+        """Load the scaler's state from a checkpoint, if it has one: a checkpoint of another precision does not."""
         if SCALE in source:
             self._scaler.load_state_dict(self._scaler.state_dict() | {"scale": float(source.whole(SCALE))})
 

@@ -97,7 +97,7 @@ def _traced(config: Config, planned: Plan, recipe: Recipe, data: Data) -> Memory
 
 @dataclass(frozen=True)
 class _Rank:
-    """What a rank trains, and what its backend holds `beside` it."""
+    """A rank's model and optimizer, and what its backend holds `beside` them."""
 
     config: Config
     planned: Plan
@@ -138,7 +138,8 @@ def _step(rank: _Rank, micro: Micro, tracker: Any) -> None:
 
 @final
 class Buckets:
-    """DDP's, which stay: gradients of the last pass go there as they come, those of the passes before it wait beside them."""
+    """DDP's buckets, which stay allocated: gradients of the last pass are copied into them, those of earlier passes are held beside
+    them."""
 
     def __init__(self, model: nn.Module) -> None:
         self.last = True
@@ -152,7 +153,7 @@ class Buckets:
         return [held for _, held in self._held]
 
     def give(self) -> None:
-        """The optimizer reads what is held."""
+        """Hand the held gradients to the optimizer."""
         for p, held in self._held:
             p.grad = held
 

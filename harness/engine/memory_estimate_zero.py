@@ -75,7 +75,7 @@ class ZeroMemory:
         return -(-elements // self._ranks)
 
     def _bucket(self) -> Tensor:
-        """Stage 2 sends the type of the weights, the others float32."""
+        """A bucket: stage 2 reduces in the type of the weights, the others in float32."""
         return torch.empty(self._bucket_elements, dtype=self._weights[0].dtype if self._stage == 2 else torch.float32)
 
     def _my_gradients(self) -> Tensor:
@@ -96,7 +96,7 @@ class ZeroMemory:
         p.grad = None
 
     def passed(self) -> None:
-        """A backward is over: what has landed is added up. Stage 1 keeps its buckets until the last pass of a step."""
+        """A backward is over: the received gradients are accumulated. Stage 1 keeps its buckets until the last pass of a step."""
         if self._landing is not None:
             added = self._landing if self._half else self._my_gradients()  # a copy in float32
             self._slice_sum = added if self._slice_sum is None else self._slice_sum

@@ -44,7 +44,10 @@ def set_up(
     digests: Mapping[str, str],
     local: Callable[[Tensor], Tensor],
 ) -> ModelSetup:
-    """To call once the model lies where it will. `digests` are of weights that may be frozen; `local`: see Layout.local."""
+    """Call it once the model is on its device and sharded.
+
+    `digests` are of weights that may be frozen; `local`: see Layout.local.
+    """
     _check_norms(model, process.device)
     trained = Trained(model)
     own, frozen = OwnNumbers(optimizer), Frozen(model, trained, digests, local)

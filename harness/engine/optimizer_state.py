@@ -23,7 +23,8 @@ _OURS = ("params", "lr", "lr_scale", "param_names")
 
 @final
 class OwnNumbers:
-    """What an optimizer changes by itself in its groups and attributes, since it was made: all else there are settings."""
+    """The entries that an optimizer itself has changed in its groups and attributes since it was made; all other entries are
+    settings."""
 
     def __init__(self, optimizer: Optimizer) -> None:
         self._optimizer = optimizer
@@ -36,7 +37,7 @@ class OwnNumbers:
         return found | {SELF + k: v for k, v in _changed(self._attributes, vars(self._optimizer))}
 
     def reset(self) -> None:
-        """Make everything as it was when the optimizer was made."""
+        """Restore all entries to their values when the optimizer was made."""
         for was, now in [*zip(self._groups, self._optimizer.param_groups, strict=True), (self._attributes, vars(self._optimizer))]:
             for key, value in list(_changed(was, now)):
                 if key in was:
@@ -91,7 +92,7 @@ def _copied(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _changed(was: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """(name, value) of the entries that are other than they were; of tensors that were not there, nothing: they pass by."""
+    """(name, value) of the entries that have changed, except for tensors that did not exist before: they are temporary."""
     for key, value in now.items():
         if key in _OURS or key.startswith("_") or key == "param_groups" or not _plain(value):
             continue

@@ -127,7 +127,7 @@ class TorchStep(StepOwner):
 
     @cached_property
     def _restrided(self) -> list[nn.Parameter]:
-        """Parameters whose gradients lie in memory otherwise than they do, by the first step: hooks of a recipe make such."""
+        """Parameters whose gradients have other strides than they, in the first step: hooks of a recipe can cause this."""
         return [p for p in self._params if p.grad is not None and not same_layout(p.grad, p)]
 
     def _move(self, bad: Tensor) -> None:
@@ -142,7 +142,8 @@ class TorchStep(StepOwner):
         self._gradients.moved(bad)
 
     def _ask(self, bad: Tensor) -> None:
-        """The step of an optimizer that torch does not fuse: to skip it the host must know `bad`, and waits for the device."""
+        """The step of an optimizer without fused kernels: the host must know `bad` to skip it, which synchronises with the
+        device."""
         self._meters.syncs += 1
         if not bad:
             self._optimizer.step()

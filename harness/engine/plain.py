@@ -15,7 +15,10 @@ _TUPLE, _DICT, _TENSOR = "()", "{}", "tensor"
 
 
 def pack(value: Any) -> list[Tensor]:
-    """[the text as uint8 [n], the tensors in it]. Raises TypeError, with the type that was found, where it is not plain data."""
+    """`value` as tensors: [its text as uint8 [n], the tensors in it].
+
+    Raises TypeError, with the type that was found, where it is not plain data.
+    """
     tensors: list[Tensor] = []
     text = json.dumps(_down(value, tensors)).encode()
     text += b" " * (-len(text) % BLOCK)

@@ -51,7 +51,7 @@ def precision_of(accelerator: Accelerator) -> str:
 
 
 def torch_optimizer(optimizer: Any) -> Optimizer:
-    """The optimizer itself, out of what Accelerate has made of it."""
+    """The torch optimizer inside Accelerate's wrapper."""
     found: Optimizer = optimizer.optimizer if isinstance(optimizer, AcceleratedOptimizer) else optimizer
     return found
 
@@ -59,7 +59,10 @@ def torch_optimizer(optimizer: Any) -> Optimizer:
 def open_script(
     config: Config, plan: Plan, recipe: Recipe, accelerator: Accelerator, model: nn.Module, optimizer: Optimizer
 ) -> tuple[Engine, "ScriptPasses"]:
-    """(the engine that ends a script's steps, what stands around its passes): one process, or DDP. Raises UserError."""
+    """(the engine that ends a script's steps, the object with the calls around its passes): one process, or DDP.
+
+    Raises UserError.
+    """
     process = open_process(config, plan, cpu=accelerator.device.type == "cpu")
     if process.ranks > 1 and not isinstance(model, nn.parallel.DistributedDataParallel):
         at = f"got a {type(model).__name__} on {process.ranks} processes, whose gradients are not averaged"
@@ -87,7 +90,7 @@ def _check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
 
 @final
 class ScriptPasses(Gradients):
-    """`begin_pass` and `add` stand around each pass of the script; the engine's step then takes what they have left."""
+    """`begin_pass` and `add` are called around each pass of the script; the engine's step then uses their sums and gradients."""
 
     def __init__(self, process: Process, plan: Plan, setup: ModelSetup, estimator: Estimator, accelerator: Accelerator) -> None:
         super().__init__(process, plan, setup, estimator)
@@ -128,7 +131,7 @@ class ScriptPasses(Gradients):
 
     @override
     def run(self, micro: Micro, stop: float, last: bool) -> Sums:
-        """The script has run it."""
+        """Not used: the script runs the pass."""
         loss, count, _ = self._run.popleft()
         return loss, count, stop
 
@@ -147,5 +150,5 @@ class ScriptPasses(Gradients):
 
     @override
     def kept(self, buffers: Buffers) -> Kept:
-        """The passes have run: these are from before the first."""
+        """The buffers from before the step's first pass, as the passes have run already."""
         return self._before

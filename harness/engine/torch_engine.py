@@ -9,6 +9,6 @@ from harness.engine.training_engine import TrainingEngine
 
 
 def torch_engine(gradients: Gradients, layout: Layout) -> Engine:
-    """`gradients` are how they are reduced over ranks, `layout` is how the weights lie."""
+    """The engine of these strategies: `gradients` reduces over ranks, `layout` places the weights."""
     state = TorchState(gradients.process, gradients.setup, layout, gradients.fp16)
     return TrainingEngine(gradients, TorchStep(gradients, state), state)

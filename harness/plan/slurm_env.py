@@ -13,7 +13,7 @@ NEEDED = ("SLURM_JOB_ID", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER
 
 
 def variables(environ: Mapping[str, str]) -> dict[str, str]:
-    """What to add to the environment of a task of a step; nothing where another launcher has spoken, or there is one task.
+    """The variables to add to the environment of a task of a step; none if another launcher has set them, or for a single task.
 
     Slurm gives a task its rank, but no address: that of the first node of the step is taken, which its peers resolve. A task
     that sees one GPU (--gpus-per-task) calls it 0. Raises UserError if nodes hold unequal numbers of tasks, and where half

@@ -11,7 +11,7 @@ from harness.supervision.safe_files import renew_own
 
 
 def write_run_files(config: Config, planned: Plan, folder: Path) -> None:
-    """Write them into `folder`, which this process holds. Raises UserError."""
+    """Write the run's files into `folder`, which this process has locked. Raises UserError."""
     for name, text in run_files(_resolved(config, folder), planned).items():
         renew_own(folder / name, text)
     seal(folder, config)
