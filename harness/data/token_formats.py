@@ -26,7 +26,8 @@ INDEX = "tokens.json"
 ORIGIN = "origin.json"
 """File in a folder whose tokens are not complete yet; it says what they are made of."""
 LLM_C = {(20240520, 1): "uint16", (20240801, 7): "uint32"}
-"""(magic number, version) -> type of the ids, in the 256 int32 before the tokens of llm.c and modded-nanogpt; [2] is the count."""
+"""(magic number, version) -> type of the ids, from the header of llm.c's and modded-nanogpt's files: 256 int32, of which [2] is the
+number of tokens."""
 LLM_C_BYTES = 1024
 MEGATRON = b"MMIDIDX\x00\x00"
 MEGATRON_TYPES = {1: "uint8", 4: "int32", 5: "int64", 8: "uint16"}

@@ -99,7 +99,8 @@ class TorchStep(StepOwner):
         return bad
 
     def _begin_moving(self, bad: Tensor) -> None:
-        """The first `_move` with this optimizer state. It makes the moments: where they do not fit, nothing may have moved yet."""
+        """The first `_move` with this optimizer state, which allocates the moments: if they do not fit, no weight may have
+        changed."""
         fresh, before = not self._optimizer.state and of_torch(self._optimizer), self._lengths()
         self.moving = True
         try:

@@ -30,7 +30,10 @@ class Uses:
         """Trained parameters that no pass uses, from the first pass on."""
 
     def check(self) -> None:
-        """After the backward of a pass, before its last gradients are reduced. Raises UserError, in the first step on all ranks."""
+        """Check a pass after its backward, before its last gradients are reduced.
+
+        Raises UserError, in the first step on all ranks.
+        """
         assert self.root is not None  # noqa: S101  set before the backward
         root, self.root = self.root, None
         if self.first:

@@ -51,7 +51,8 @@ class GuardState:
         return min((start for start, _ in self.gaps if start >= position), default=end)
 
     def seen(self, troubles: Collection[Trouble], window: Gap, *, well: bool, fell: bool) -> "GuardState":
-        """After a window: the first with trouble, or after which the run was not well (`fell`), is the suspect until it is well."""
+        """The state after a window: the first one with trouble, or after which the run was not well (`fell`), is the suspect until
+        it is well."""
         if fell or any(t in ("nonfinite", "spike", "erratic") for t in troubles):
             return self if self.suspect else replace(self, suspect=window)
         return replace(self, suspect=None) if well and self.suspect else self

@@ -44,7 +44,7 @@ def next_trigger(plan: Plan, position: int) -> int:
 
 
 def due(plan: Plan, before: int, after: int, clock: float, *, limit: bool, window: bool) -> Due:
-    """After the step over stream positions [before, after), which ends at `clock` samples of the schedule."""
+    """What is due after the step over stream positions [before, after), which ends at `clock` samples of the schedule."""
     spent = plan.rule == "adascale" and clock >= plan.schedule.horizon
     return Due(
         over=after >= plan.total_samples or spent,

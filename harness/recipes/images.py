@@ -128,7 +128,9 @@ def timm_model(name: str, shape: Shape, dropout: float) -> nn.Module:
     except ImportError as e:
         raise UserError("recipe.net", f"{TIMM}{name} needs timm ({e})", "pip install 'widebatch[vision]'") from e
     if not timm.is_model(name) or "." in name:
-        remedy = "timm.list_models() lists their names; a tag of weights, as in resnet18.a1_in1k, is none: they start fresh"
+        remedy = (
+            "timm.list_models() lists their names; leave out a tag of pretrained weights, such as .a1_in1k: weights start fresh"
+        )
         raise UserError("recipe.net", f"timm has no model {name!r}", remedy)
     fixed = timm.models.get_pretrained_cfg_value(name, "fixed_input_size")
     img_size = (shape.height, shape.width) if fixed else None
