@@ -61,7 +61,7 @@ def package_of(path: Path) -> tuple[Path, str]:
 def _of_file(setting: str, name: str, path: Path) -> ModuleType:
     if not path.is_file():
         raise UserError(setting, f"{name!r}: no file {path}", "give the path relative to the run file")
-    path = Path(os.path.realpath(path))  # as `python file.py` does
+    path = Path(os.path.realpath(path))  # resolves links, as `python file.py` does
     root, dotted = package_of(path)
     _put_on_path(root)
     if root != path.parent and str(path.parent) not in sys.path:

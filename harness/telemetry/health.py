@@ -134,7 +134,7 @@ class Health:
         return lost > max(much, SCATTER * self.scatter) or least_lost > max(much, SCATTER_LEAST * self.steady)
 
     def _validates_worse(self, began: float) -> bool:
-        """Whether two validations in a row, and the newest losses, have given up much of what the best validation had won.
+        """Whether two validations in a row, and the newest losses, have lost much of the best validation's improvement.
 
         The losses too: a run that overfits does not diverge.
         """

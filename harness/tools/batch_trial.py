@@ -153,7 +153,7 @@ def _end_above(limit: int, told: Path) -> None:
 
 
 def _reset_peak(cpu: bool) -> int:
-    """Begin to count the peak again; what is in use now."""
+    """Reset the peak counter; returns the memory in use now."""
     if not cpu:
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_reserved()

@@ -95,7 +95,7 @@ class Terminal:
             self._progress.stop()
 
     def _say(self, text: str) -> None:
-        """A line; on a terminal it is broken between words, elsewhere it is one line however long."""
+        """Print a line: wrapped between words on a terminal, otherwise unwrapped."""
         self.console.print(text, highlight=False, soft_wrap=not self.console.is_terminal)
 
     def _start(self, event: Started) -> None:

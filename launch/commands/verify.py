@@ -21,7 +21,7 @@ from launch.processes.spawn import run
 
 
 def main(argv: Sequence[str]) -> int:
-    """Status 0 where they do, 1 where they do not. Raises UserError."""
+    """Run the command: status 0 if ranks and one process agree, 1 if they differ. Raises UserError."""
     if "--" in argv:
         return verify_script(argv)
     parser = run_parser("verify", f"{COMMANDS['verify']}; `verify [--procs N] [--steps K] -- COMMAND` looks at any training script")
