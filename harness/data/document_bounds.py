@@ -55,7 +55,7 @@ class Bounds:
 
     def _damaged(self) -> UserError:
         return UserError(
-            "recipe.documents", f"{self.path} says no order of documents: it is damaged", "write it again, or give recipe.eos"
+            "recipe.documents", f"{self.path} has document bounds out of order: it is damaged", "write it again, or give recipe.eos"
         )
 
 

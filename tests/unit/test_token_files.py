@@ -185,7 +185,7 @@ def test_documents_whose_ends_nothing_says_are_refused(tmp_path: Path) -> None:
     index = path.with_suffix(".idx").read_bytes()
     path.with_suffix(".idx").write_bytes(index[:-24] + struct.pack("<q", 4000) + index[-16:])
     data = TokenFiles(str(path), CONTEXT, documents="masked")
-    with pytest.raises(UserError, match=r"recipe.documents: .*a.idx says no order of documents: it is damaged"):
+    with pytest.raises(UserError, match=r"recipe.documents: .*a.idx has document bounds out of order: it is damaged"):
         data.take(torch.arange(len(data)))
 
 
