@@ -18,6 +18,25 @@ def setting_values() -> dict[str, str]:
     return found
 
 
+def choices() -> dict[str, list[str]]:
+    """The settings that take one of a few words, by dotted name, and those words."""
+    schema = json_schema()
+    found = dict[str, list[str]]()
+    for section, part in schema["properties"].items():
+        kind = part.get("$ref", "").rpartition("/")[2]
+        for name, field in schema["$defs"][kind]["properties"].items() if kind else [("", part)]:
+            words = [word for one in field.get("anyOf", [field]) for word in _words(one)]
+            if words:
+                found[f"{section}.{name}".rstrip(".")] = words
+    return found
+
+
+def _words(field: dict[str, Any]) -> list[str]:
+    if field.get("type") == "boolean":
+        return ["true", "false"]
+    return [str(word) for word in field.get("enum", [field["const"]] if "const" in field else [])]
+
+
 def _plain(values: str) -> str:
     """For a terminal: without Markdown, and without saying that a setting may be left out."""
     return values.replace("`", "").replace("≥", ">=").replace("≤", "<=").removesuffix(" or none")

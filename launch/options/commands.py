@@ -19,6 +19,7 @@ COMMANDS = {
     "samples": "list the samples of a training step, or the steps that took a sample",
     "report": "show what runs did: one page for a browser, or text",
     "schema": "print the JSON schema of the run file, by which editors complete and check it",
+    "completion": "print the script by which bash, zsh or fish completes commands, flags and values",
     "dashboard": "make the W&B workspace that shows a project's runs",
 }
 
@@ -41,5 +42,6 @@ MODULES = {
     "samples": "launch.commands.samples",
     "report": "launch.report.report",
     "schema": "launch.commands.schema",
+    "completion": "launch.commands.completion",
     "dashboard": "launch.commands.dashboard",
 }
