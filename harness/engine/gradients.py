@@ -64,7 +64,7 @@ class Gradients(Passes):
             self.fp16.forget()
 
     def unscale(self, count: Number) -> None:
-        """fp16: divide the gradients by the loss scale, so that only `divide` is left in them; choose the scale of the next step."""
+        """fp16: divide the gradients by the loss scale, so that only `divide` is left in them; choose the next step's scale."""
         if self.fp16:
             self.scale = self.fp16.unscale()
             self.divide = power_of_two(float(count))
