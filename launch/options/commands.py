@@ -3,6 +3,7 @@
 COMMANDS = {
     "demo": "train digits in two processes on this machine's CPU: the plan, a live line, the result",
     "configs": "list the run files that come with the package, or copy them into a folder",
+    "init": "write a first run file for a recipe, with what each setting means",
     "plan": "print every number of the run with its reason; start nothing",
     "train": "train in this process: one GPU or the CPU, debugger and breakpoints welcome",
     "launch": "write the run folder and start one process per GPU with accelerate launch",
@@ -26,6 +27,7 @@ COMMANDS = {
 MODULES = {
     "demo": "launch.commands.demo",
     "configs": "launch.commands.configs",
+    "init": "launch.commands.init",
     "plan": "launch.commands.plan",
     "train": "launch.commands.train",
     "launch": "launch.commands.launch",
