@@ -1,8 +1,8 @@
-"""One run at a time at a place of checkpoints: a lock where it is a folder, a lease where it is an object store.
+"""One run at a time at a place of checkpoints, and one owner: a lock where it is a folder, a lease where it is an object store.
 
 A store has no locks, so its lease is a small file that the run rewrites every RENEW_S. One that is not rewritten for STALE_S was
 left by a run that was killed, and is taken over; that of the same run folder is taken over at once, as the folder has a lock.
-No clock is compared between machines.
+No clock is compared between machines. Who may continue what lies there is place_owner.py's.
 """
 
 import json
@@ -14,13 +14,12 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, final
 
+from harness.checkpoint.place_owner import is_own, own_id, take_over
 from harness.checkpoint.reader import store_at
 from harness.checkpoint.storage import LocalStore, ShortReadError, Store
 from harness.config.errors import UserError
-from harness.config.run_folder import RunFolder
 from harness.supervision.output_redirect import say
 from harness.supervision.run_lock import FolderLock
-from harness.supervision.safe_files import write_once
 
 LEASE = "lease.json"
 RENEW_S, STALE_S = 20.0, 90.0
@@ -37,10 +36,13 @@ class PlaceLock(ABC):
 
 @final
 class _FolderPlace(PlaceLock):
-    def __init__(self, place: Path, folder: Path) -> None:
-        self._lock = FolderLock(place, "run.dir" if place == RunFolder(folder).own_checkpoints else "checkpoint.dir")
+    def __init__(self, store: LocalStore, folder: Path) -> None:
+        own = is_own(store.root, folder)
+        self._lock = FolderLock(store.root, "run.dir" if own else "checkpoint.dir")
         try:
             self._lock.take("trainer", "a run")
+            if not own:
+                take_over(store, str(store.root), folder)
         except UserError:
             self._lock.close()
             raise
@@ -57,13 +59,14 @@ UNREADABLE: dict[str, Any] = {"host": "an unknown host", "holder": "unknown"}
 class _StorePlace(PlaceLock):
     """The lease of a store, renewed by a thread."""
 
-    def __init__(self, store: Store, where: str, owner: str) -> None:
+    def __init__(self, store: Store, where: str, folder: Path) -> None:
         self._store, self._where = store, where
-        self._mine = {"owner": owner, "holder": secrets.token_hex(8), "host": socket.gethostname()}
+        self._mine = {"owner": own_id(folder), "holder": secrets.token_hex(8), "host": socket.gethostname()}
         self._beat = 0
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="lease of checkpoint.dir", daemon=True)
         self._await()
+        take_over(store, where, folder)
         self._write()
         self._thread.start()
 
@@ -123,20 +126,17 @@ class _StorePlace(PlaceLock):
 
 
 def hold(where: str, folder: Path) -> PlaceLock:
-    """Take the place of checkpoints `where` for the run in `folder`. Raises UserError, which names the holder."""
+    """Take the place of checkpoints `where` for the run in `folder`.
+
+    Raises UserError, which names the run that holds it, or the one in another folder whose checkpoints lie there.
+    """
     store = store_at(where)
     if isinstance(store, LocalStore):
-        return _FolderPlace(store.root, folder)
+        return _FolderPlace(store, folder)
     try:
-        return _StorePlace(store, where, _owner(folder))
+        return _StorePlace(store, where, folder)
     except OSError as e:
         raise UserError("checkpoint.dir", f"{where!r} cannot be used: {e}", "give a place where files can be written") from e
-
-
-def _owner(folder: Path) -> str:
-    """The random id of this run folder, which is kept in it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    return write_once(RunFolder(folder).owner, secrets.token_hex(16))
 
 
 def _say(text: str) -> None:

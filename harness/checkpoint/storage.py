@@ -10,7 +10,7 @@ import shutil
 import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, final
 
@@ -19,6 +19,7 @@ from typing_extensions import override
 
 from harness.checkpoint import direct_io as past
 from harness.checkpoint.manifest import EVALUATED, LARGEST_JSON, MANIFEST, Digest, free_name, newest_first, unseal
+from harness.supervision.safe_files import write_own
 
 BLOCK = 8 << 20
 """Bytes that are written and read at a time."""
@@ -203,9 +204,7 @@ class LocalStore(Store):
 
     @override
     def replace(self, file: str, data: bytes) -> None:
-        draft = f".{file}.{os.getpid()}"
-        self.append("", draft, [data])
-        (self._root / draft).rename(self._root / file)
+        write_own(self._root / file, data)
 
     @override
     def path(self, folder: str) -> str:
@@ -220,7 +219,8 @@ class RemoteStore(Store):
         import fsspec
 
         self._url = url.rstrip("/")
-        found: tuple[Any, str] = fsspec.core.url_to_fs(self._url, use_listings_cache=False, skip_instance_cache=True)
+        with _as_os_error():
+            found: tuple[Any, str] = fsspec.core.url_to_fs(self._url, use_listings_cache=False, skip_instance_cache=True)
         self._fs, self._root = found
 
     @override
@@ -231,7 +231,8 @@ class RemoteStore(Store):
     def begin(self, name: str, job: str) -> str:
         """The manifest of this save is written last, so all ranks see the same names until then."""
         folder = free_name(name, self.names())
-        self._fs.makedirs(self._at(folder), exist_ok=True)
+        with _as_os_error():
+            self._fs.makedirs(self._at(folder), exist_ok=True)
         return folder
 
     @override
@@ -243,7 +244,7 @@ class RemoteStore(Store):
     def drop(self, folder: str) -> None:
         if self.size(folder, MANIFEST) is not None:
             self.remove(folder, MANIFEST)
-        self._fs.rm(self._at(folder), recursive=True)
+        self._delete(folder)
 
     @override
     def sweep(self, job: str) -> None:
@@ -251,37 +252,41 @@ class RemoteStore(Store):
         committed = self.names()
         for folder in self._folders():
             if committed and folder not in committed and newest_first([folder, committed[0]])[0] != folder:
-                self._fs.rm(self._at(folder), recursive=True)
+                self._delete(folder)
 
     @override
     def append(self, folder: str, file: str, blocks: Iterable[Bytes]) -> None:
-        with self._fs.open(f"{self._at(folder)}/{file}", "wb") as f:
+        with _as_os_error(), self._fs.open(f"{self._at(folder)}/{file}", "wb") as f:
             for block in blocks:
                 f.write(bytes(block))
 
     @override
     def read_into(self, folder: str, file: str, first: int, out: memoryview, *, fresh: bool = False) -> None:
-        got = self._fs.cat_file(f"{self._at(folder)}/{file}", first, first + len(out)) if out else b""
+        with _as_os_error():  # by name: what comes second is not the same in every file system
+            got = self._fs.cat_file(f"{self._at(folder)}/{file}", start=first, end=first + len(out)) if out else b""
         if len(got) != len(out):
             raise ShortReadError(f"{file} ends before byte {first + len(out)}")
         out[:] = got
 
     @override
     def size(self, folder: str, file: str) -> int | None:
-        self._fs.invalidate_cache()
         try:
-            return int(self._fs.info(f"{self._at(folder)}/{file}")["size"])
+            with _as_os_error():
+                self._fs.invalidate_cache()
+                return int(self._fs.info(f"{self._at(folder)}/{file}")["size"])
         except FileNotFoundError:
             return None
 
     @override
     def remove(self, folder: str, file: str) -> None:
-        self._fs.rm_file(f"{self._at(folder)}/{file}")
+        with _as_os_error():
+            self._fs.rm_file(f"{self._at(folder)}/{file}")
 
     @override
     def replace(self, file: str, data: bytes) -> None:
-        self._fs.makedirs(self._root, exist_ok=True)
-        self._fs.pipe_file(self._at(file), data)
+        with _as_os_error():
+            self._fs.makedirs(self._root, exist_ok=True)
+            self._fs.pipe_file(self._at(file), data)
 
     @override
     def path(self, folder: str) -> str:
@@ -289,15 +294,31 @@ class RemoteStore(Store):
 
     def _folders(self) -> list[str]:
         """All folders with the name of a checkpoint, newest first."""
-        self._fs.invalidate_cache()
         try:
-            found = self._fs.ls(self._root, detail=False)
+            with _as_os_error():
+                self._fs.invalidate_cache()
+                found = self._fs.ls(self._root, detail=False)
         except FileNotFoundError:
             return []
         return newest_first(path.rstrip("/").rpartition("/")[2] for path in found)
 
+    def _delete(self, folder: str) -> None:
+        with _as_os_error():
+            self._fs.rm(self._at(folder), recursive=True)
+
     def _at(self, folder: str) -> str:
         return f"{self._root}/{folder}" if folder else str(self._root)
+
+
+@contextmanager
+def _as_os_error() -> Iterator[None]:
+    """What a store's own library raises, as where it cannot be reached or lets nobody in, as an OSError."""
+    try:
+        yield
+    except (OSError, ImportError, ValueError):
+        raise
+    except Exception as e:
+        raise OSError(f"{type(e).__name__}: {e}") from e
 
 
 def evaluated(store: Store, name: str) -> dict[str, Any] | None:

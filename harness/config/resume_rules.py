@@ -13,7 +13,7 @@ from harness.config.schema import Config
 
 Class = Literal["free", "warn", "refuse"]
 
-_ORDER = "samples would be lost or repeated: keep it, or give another run.dir"
+_ORDER = "samples would be lost or repeated: keep it"
 TABLE: dict[str, tuple[Class, str]] = {
     "recipe": ("warn", "the model, its data or its loss may differ from here on"),
     "recipe.samples": ("free", "checked against the data"),
@@ -21,7 +21,7 @@ TABLE: dict[str, tuple[Class, str]] = {
     "batch.reference": ("warn", "the rule takes lr from it, so lr jumps here"),
     "reference": ("warn", "the rule takes lr from it, so lr jumps here"),
     "optim": ("warn", "the optimizer continues with other numbers from here"),
-    "optim.name": ("refuse", "its state fits no other optimizer: keep it, or give another run.dir"),
+    "optim.name": ("refuse", "its state fits no other optimizer: keep it"),
     "optim.lr_source": ("free", "only a note on where lr is from"),
     "scaling": ("warn", "lr follows another rule from here"),
     "schedule": ("warn", "lr continues along another curve from here"),
@@ -38,7 +38,7 @@ TABLE: dict[str, tuple[Class, str]] = {
     "data.block": ("refuse", _ORDER),
     "data.window": ("refuse", _ORDER),
     "run": ("free", "where the run is stored and when it stops"),
-    "run.seed": ("refuse", "the sample order depends on it: keep the seed, or give another run.dir"),
+    "run.seed": ("refuse", "the sample order depends on it: keep the seed"),
 }
 """(class, reason) by setting or section; the longest matching path counts. Settings outside of all of them: warn."""
 UNKNOWN: tuple[Class, str] = ("warn", "")

@@ -67,7 +67,7 @@ class RunFolder:
 
     @property
     def owner(self) -> Path:
-        """A random id of this folder, for the lease of an object store."""
+        """A random id of this folder, for the lease of an object store and the mark of `checkpoint.dir`."""
         return self.path / "owner"
 
     @property
@@ -93,3 +93,7 @@ class RunFolder:
     def checkpoints(self, config: Config) -> str:
         """Where the checkpoints of the run are: a path, or the URL of a store."""
         return config.checkpoint.dir or str(self.own_checkpoints)
+
+    def place_setting(self, config: Config) -> str:
+        """The setting that says where the checkpoints of the run are."""
+        return "checkpoint.dir" if config.checkpoint.dir else "run.dir"

@@ -195,7 +195,7 @@ def load_optimizer(model: nn.Module, optimizer: Optimizer, own: OwnNumbers, tens
     unknown = sorted(set(by_name) - set(parameters))
     if unknown:
         at = f"the checkpoint has optimizer state for {unknown[0]}, a parameter that the model does not have"
-        raise UserError("recipe", at, "use the recipe it was trained with, or another run.dir")
+        raise UserError("recipe", at, "use the recipe it was trained with, or start a new run in another place")
     held = {parameters[name]: found for name, found in by_name.items()}
     _load_states(optimizer, {p: {k: v for k, v in found.items() if not _shared(k)} for p, found in held.items()})
     own.reset()

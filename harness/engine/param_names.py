@@ -28,7 +28,7 @@ def check_fit(mine: Mapping[str, tuple[int, ...]], frozen: Mapping[str, tuple[in
         here, there = mine.get(name, frozen.get(name)), theirs.get(name)
         if here != there:
             at = f"the checkpoint's weights do not fit this model: {name} is {there or 'missing'} there, {here or 'missing'} here"
-            raise UserError("recipe", at, "use the recipe and settings it was trained with, or another run.dir")
+            raise UserError("recipe", at, "use the recipe and settings it was trained with, or start a new run in another place")
 
 
 def layer_label(name: str) -> str:

@@ -28,6 +28,22 @@ from harness.training.guard import recall
 
 
 @dataclass(frozen=True)
+class _Place:
+    """Where the checkpoints are, and the setting that says so."""
+
+    where: str
+    setting: str
+
+    def __str__(self) -> str:
+        return self.where
+
+    @property
+    def another(self) -> str:
+        """How a new run begins instead."""
+        return f"give another {self.setting}"
+
+
+@dataclass(frozen=True)
 class Facts:
     """What a checkpoint records of its run, to compare with the run that resumes from it.
 
@@ -75,15 +91,15 @@ def resume(engine: Engine, config: Config, facts: Facts, folder: Path) -> tuple[
     Weights and optimizer state are loaded into the engine; the plan's numbers stay. Raises UserError if the checkpoint is of
     another run.
     """
-    where = RunFolder(folder).checkpoints(config)
-    found, complaints = checkpoint.newest(where)
+    where = _Place(RunFolder(folder).checkpoints(config), RunFolder(folder).place_setting(config))
+    found, complaints = checkpoint.newest(where.where)
     if found is None:
         if complaints:
             at = f"none of the {len(complaints)} checkpoints in {where} can be used ({complaints[0]})"
-            raise UserError("run.dir", at, "restore one, or give another run.dir to start from scratch")
+            raise UserError(where.setting, at, f"restore one, or {where.another} to start from scratch")
         return None, []
     before, warned = _facts_before(found, facts, where)
-    _check_growth(found.state, config)
+    _check_growth(found.state, config, where)
     engine.load(found.tensors)
     _check_finite(engine, found.name, where)
     recalled, problem = recall(folder, found.state)
@@ -98,14 +114,14 @@ def resume(engine: Engine, config: Config, facts: Facts, folder: Path) -> tuple[
     return state, [Noticed(state.step, state.samples, code, message) for code, message in told]
 
 
-def _facts_before(found: checkpoint.Checkpoint, facts: Facts, where: str) -> tuple[Facts, list[str]]:
+def _facts_before(found: checkpoint.Checkpoint, facts: Facts, where: _Place) -> tuple[Facts, list[str]]:
     """(the facts that a checkpoint holds, what has changed since that a person should know). Raises UserError."""
     try:
         before = Facts(**{key: value for key, value in found.about.items() if key in Facts.__dataclass_fields__})
         warned = _compared(before, facts, where)
         _check_base(before, facts, {name.removeprefix("model/") for name in found.tensors}, where)
     except (TypeError, AttributeError) as e:
-        raise UserError("run.dir", f"{found.name} in {where} was written by another version ({e})", "give another run.dir") from e
+        raise UserError(where.setting, f"{found.name} in {where} was written by another version ({e})", where.another) from e
     return before, warned
 
 
@@ -119,15 +135,15 @@ def _about_average(found: checkpoint.Checkpoint, plan: Plan) -> str:
     return ""
 
 
-def _check_growth(state: State, config: Config) -> None:
+def _check_growth(state: State, config: Config, where: _Place) -> None:
     """Raises UserError if the batch has grown past what the run file allows."""
     most = config.batch.most
     if state.growth > (most or 1):
         at = f"is {most or 'unset'}, but the checkpoint trains at {state.growth:,} times the planned batch"
-        raise UserError("batch.most", at, "set it as it was, or give another run.dir")
+        raise UserError("batch.most", at, f"set it as it was, or {where.another}")
 
 
-def _check_base(before: Facts, now: Facts, saved: Set[str], where: str) -> None:
+def _check_base(before: Facts, now: Facts, saved: Set[str], where: _Place) -> None:
     """Raises UserError if other weights are trained, or frozen weights differ. Frozen weights that are `saved` are not compared."""
     if before.frozen is None or now.frozen is None:
         return
@@ -139,25 +155,25 @@ def _check_base(before: Facts, now: Facts, saved: Set[str], where: str) -> None:
             raise UserError("recipe.use", at, "train the same weights, or begin a new run from `widebatch export`'s file")
         if there != here and name not in saved:
             at = f"the frozen weight {name} is not the one that {where} was trained with: model() has a different base model"
-            raise UserError("recipe.use", at, "use that base model again, or give another run.dir")
+            raise UserError("recipe.use", at, f"use that base model again, or {where.another}")
 
 
-def _check_finite(engine: Engine, name: str, where: str) -> None:
+def _check_finite(engine: Engine, name: str, where: _Place) -> None:
     """Raises UserError, on every rank, where a weight that was loaded is not finite: every step from there would be skipped."""
     bad = engine.not_finite()
     if engine.any_rank(bool(bad)):
         at = f"{name} in {where} holds weights that are not finite{f' ({bad})' if bad else ''}"
-        raise UserError("run.dir", at, "remove that checkpoint: the run then resumes from the one before")
+        raise UserError(where.setting, at, "remove that checkpoint: the run then resumes from the one before")
 
 
-def _compared(before: Facts, now: Facts, where: str) -> list[str]:
+def _compared(before: Facts, now: Facts, where: _Place) -> list[str]:
     """What has changed that a person should know. Raises UserError if it is another run."""
     if before.dataset != now.dataset:
         at = f"{where} was trained on {before.dataset} samples, the data now has {now.dataset}"
-        raise UserError("run.dir", at, "give another run.dir")
+        raise UserError(where.setting, at, where.another)
     if before.fingerprint != now.fingerprint:
         at = f"{where} was trained on other data of as many samples (fingerprint {before.fingerprint}, now {now.fingerprint})"
-        raise UserError("run.dir", at, "restore the data, or give another run.dir")
+        raise UserError(where.setting, at, f"restore the data, or {where.another}")
     warned = list[str]()
     changed = changes(before.config, now.config)
     odd = next((name for name, numbers in before.unsaved.items() if not close(numbers, now.unsaved.get(name, numbers))), None)
@@ -170,7 +186,8 @@ def _compared(before: Facts, now: Facts, where: str) -> list[str]:
     for c in changed:
         if c.kind == "refuse":
             problem, remedy = c.reason.split(": ", 1)
-            raise UserError(c.setting, f"is {c.now}, but {where} was begun with {c.before}, and {problem}", remedy)
+            at = f"is {c.now}, but {where} was begun with {c.before}, and {problem}"
+            raise UserError(c.setting, at, f"{remedy}, or {where.another}")
         if c.kind == "warn":
             warned.append(f"{c.setting}: {c.before} -> {c.now} since the checkpoint" + (f"; {c.reason}" if c.reason else ""))
     return warned

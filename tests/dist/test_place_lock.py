@@ -1,6 +1,7 @@
 """A place of checkpoints belongs to one run at a time, on a disk and on a store; only what a run owns is ever deleted."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from harness.checkpoint import place_lock
 from harness.checkpoint.manifest import RankedCheckpoint, to_delete
 from harness.checkpoint.place_lock import LEASE, hold
+from harness.checkpoint.place_owner import MARK
 from harness.config.errors import UserError
 from harness.telemetry.events import Saved
 from tests.dist.test_saving import codes, config, run
@@ -122,6 +124,10 @@ def test_a_lease_that_another_has_taken_is_said_once_and_left_to_it(
     assert json.loads((folder / LEASE).read_text())["holder"] == "another"
 
 
+def saves(place: Path) -> list[str]:
+    return [p.name[-3:] for p in sorted(place.glob("samples-*"))]
+
+
 def test_a_run_that_goes_on_owns_the_saves_of_before(tmp_path: Path) -> None:
     place = str(tmp_path / "ck")
     first = config({"checkpoint": {"every_samples": 80, "keep": 1, "dir": place}, "run": {"stop_after_steps": 20}})
@@ -129,9 +135,52 @@ def test_a_run_that_goes_on_owns_the_saves_of_before(tmp_path: Path) -> None:
     state = tmp_path / "ck" / "samples-000000000160" / "state.json"
     lineage = json.loads(state.read_text())["state"]["lineage"]
     assert len(lineage) == 16
-    run(replace(first, run=replace(first.run, stop_after_steps=20)), tmp_path / "two")  # continues, and so owns them
-    assert [p.name[-3:] for p in sorted((tmp_path / "ck").glob("samples-*"))] == ["320"]
+    (tmp_path / "one").rename(tmp_path / "two")
+    run(first, tmp_path / "two")  # continues under another name, and so owns them
+    assert saves(tmp_path / "ck") == ["320"]
     assert json.loads((tmp_path / "ck" / "samples-000000000320" / "state.json").read_text())["state"]["lineage"] == lineage
+    shutil.rmtree(tmp_path / "two")
+    assert "resumed" in codes(run(first, tmp_path / "two")), "on a machine that keeps no run folder its path is the same"
+
+
+def test_another_run_folder_neither_continues_nor_prunes_what_a_run_saved(where: str, tmp_path: Path, quick: None) -> None:
+    first = config({"checkpoint": {"every_samples": 80, "keep": 1, "dir": where}, "run": {"stop_after_steps": 20}})
+    run(first, tmp_path / "one")
+    place = tmp_path / "ck" if "://" not in where else tmp_path / "served" / "runs" / "a"
+    before = {p: p.read_bytes() for p in place.rglob("*") if p.is_file()}
+    shutil.copytree(tmp_path / "one", tmp_path / "copied")
+    for other in ("two", "copied"):
+        with pytest.raises(UserError) as caught:
+            run(first, tmp_path / other)
+        assert str(caught.value) == (
+            f"checkpoint.dir: {where} holds the checkpoints of the run in {tmp_path / 'one'}, and run.dir is {tmp_path / other}; "
+            f"give another checkpoint.dir, or --run.dir {tmp_path / 'one'} to continue that run; "
+            "`widebatch branch` starts from its weights"
+        )
+        assert {p: p.read_bytes() for p in place.rglob("*") if p.is_file()} == before
+    assert "resumed" in codes(run(first, tmp_path / "one"))
+
+
+def test_the_checkpoints_in_a_run_folder_are_of_that_run(tmp_path: Path) -> None:
+    run(config({"run": {"stop_after_steps": 5}}), tmp_path / "one")
+    (tmp_path / "one" / "events.jsonl").touch()  # as its journal does
+    kept = saves(tmp_path / "one" / "checkpoints")
+    with pytest.raises(UserError, match=rf"checkpoint\.dir: .* holds the checkpoints of the run in {tmp_path / 'one'}, and run"):
+        run(config({"checkpoint": {"dir": str(tmp_path / "one" / "checkpoints")}}), tmp_path / "two")
+    assert saves(tmp_path / "one" / "checkpoints") == kept
+    own = {"checkpoint": {"dir": str(tmp_path / "one" / "checkpoints")}}
+    assert "resumed" in codes(run(config(own), tmp_path / "one")), "its own place by its path is its own"
+
+
+@pytest.mark.parametrize(
+    "mark", ["", "null", "[]", "{}", '{"folder": 3, "id": "x"}', "[" * 5000, "x" * 20000, '{"folder": "/a\\n", "id": "x"}']
+)
+def test_an_odd_mark_is_none_and_is_replaced(mark: str, tmp_path: Path) -> None:
+    first = config({"checkpoint": {"dir": str(tmp_path / "ck")}, "run": {"stop_after_steps": 2}})
+    run(first, tmp_path / "one")
+    (tmp_path / "ck" / MARK).write_text(mark)
+    assert "resumed" in codes(run(first, tmp_path / "one"))
+    assert json.loads((tmp_path / "ck" / MARK).read_text())["folder"] == str(tmp_path / "one")
 
 
 def test_what_is_deleted_is_chosen_among_the_own(tmp_path: Path) -> None:

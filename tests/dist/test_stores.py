@@ -4,9 +4,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from harness.checkpoint.reader import newest
 from harness.checkpoint.storage import RemoteStore
@@ -44,13 +46,13 @@ def test_a_run_saves_to_a_url_and_goes_on_from_it(served: tuple[str, Path], tmp_
     data = bytearray(tensors.read_bytes())
     data[-1] ^= 1
     tensors.write_bytes(data)
-    events = run(config(far), tmp_path / "elsewhere")
+    events = run(config(far), tmp_path / "run")
     assert codes(events)[:2] == ["damaged_checkpoint", "resumed"]
     assert sum(isinstance(e, Stepped) for e in events) == 50, "from the one before"
     assert "samples-000000000160: tensors-0000-of-0001.safetensors is not what was written" in next(
         e.message for e in events if isinstance(e, Noticed) and e.code == "damaged_checkpoint"
     )
-    assert sorted(p.name for p in folder.iterdir()) == ["samples-000000000400", "samples-000000000480"]
+    assert sorted(p.name for p in folder.iterdir()) == ["owner.json", "samples-000000000400", "samples-000000000480"]
 
 
 def test_a_launcher_sees_and_copies_what_lies_at_a_url(served: tuple[str, Path], tmp_path: Path) -> None:
@@ -117,3 +119,47 @@ def test_a_launcher_looks_for_progress_where_the_checkpoints_lie(tmp_path: Path,
     for samples in (64, 128):
         save(seen[0], samples)
     assert launched_newest(seen[0]) == "samples-000000000128"
+
+
+class LibraryError(Exception):
+    """As botocore's, which is no OSError."""
+
+
+class AsS3(LocalFileSystem):  # type: ignore[misc]
+    """A file system as s3fs is one: what comes second in cat_file is a version, and its errors are its library's own."""
+
+    protocol = "s3"
+    refuses = False
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return str(path).removeprefix("s3:/").rstrip("/")
+
+    def cat_file(
+        self, path: str, version: int | None = None, start: int | None = None, end: int | None = None, **kwargs: Any
+    ) -> Any:
+        assert version is None
+        return super().cat_file(path, start=start, end=end, **kwargs)
+
+    def info(self, path: str, **kwargs: Any) -> Any:
+        if AsS3.refuses:
+            raise LibraryError("Could not connect to the endpoint")
+        return super().info(path, **kwargs)
+
+
+@pytest.fixture
+def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setitem(vars(sys.modules["fsspec.registry"])["_registry"], "s3", AsS3)  # `fsspec.registry` is a view of it
+    return f"s3:/{tmp_path}/bucket/run"
+
+
+def test_parts_of_a_file_are_asked_for_as_every_file_system_understands_it(bucket: str) -> None:
+    store = RemoteStore(bucket)
+    store.replace("small.json", b"hello world")
+    assert store.read("", "small.json", 3, 8) == b"lo wo"
+
+
+def test_what_a_store_s_library_raises_is_one_line(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(AsS3, "refuses", True)
+    with pytest.raises(UserError, match=r"checkpoint\.dir: .* cannot be used: LibraryError: Could not connect to the endpoint"):
+        run(config({"checkpoint": {"dir": bucket}}), tmp_path / "run")
