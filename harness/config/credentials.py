@@ -6,18 +6,13 @@ last words, and only where its value is text. Messages show no value.
 
 import re
 
-from harness.config.errors import UserError
+from harness.config.errors import KEY_FORMS, UserError
 
 _NAMES = re.compile(
     r"(.*_)?(pass(word|wd|phrase)|pwd|secrets?|credentials?|api_?keys?|(access|secret|private|account|auth|license)_?key)"
     r"|(.*_)?(access|api|app|auth|bearer|client|git(hub|lab)?|hf|hub|hugging_?face|jwt|personal|refresh|session|wandb)_?token",
 )
 """Matches names (in lower case, with _ between words) of settings whose text is a credential."""
-_FORMS = re.compile(
-    r"\b(hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|(AKIA|ASIA)[0-9A-Z]{16}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}"
-    r"|glpat-[\w-]{16,}|xox[abprs]-[\w-]{10,}|AIza[\w-]{30,})(?![A-Za-z0-9])|-----BEGIN [A-Z ]*PRIVATE KEY-----"
-)
-"""What services write their keys as: Hugging Face, OpenAI, AWS, GitHub, GitLab, Slack, Google; and keys in PEM."""
 _LIKE_A_TOKEN = re.compile(r"(hf_|sk-|gh[pousr]_|github_pat_|glpat-|xox[abprs]-)\S*|(?=\S*[0-9])(?=\S*[A-Za-z])[\w.+/=-]{16,}")
 """What the value of a setting named only `token` or `key` looks like if it is a credential; <pad> and byte-level do not."""
 
@@ -26,7 +21,7 @@ def check_no_credential(setting: str, text: str) -> None:
     """Raise UserError where `text`, which the run file gives to `setting`, is a credential by its form or by the setting's name."""
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|[-\s]", "_", setting.rpartition(".")[2]).lower()
     alone = words in ("token", "key") and _LIKE_A_TOKEN.fullmatch(text.strip())
-    if not (_FORMS.search(text) or alone or (text and _NAMES.fullmatch(words))):
+    if not (KEY_FORMS.search(text) or alone or (text and _NAMES.fullmatch(words))):
         return
     what = f"looks like a credential ({len(text)} characters), which would be written to the run folder"
     variable = re.sub(r"\W", "", words).upper() or "TOKEN"

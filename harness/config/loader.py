@@ -12,7 +12,7 @@ from typing import Any, get_type_hints
 
 import msgspec
 
-from harness.config.allowed_names import PROJECT, checked, checked_folder
+from harness.config.allowed_names import PROJECT, check_locale, checked, checked_folder
 from harness.config.amounts import spelled_out
 from harness.config.credentials import check_no_credential
 from harness.config.errors import UserError, did_you_mean
@@ -164,6 +164,7 @@ def _refuse_strangers(path: str, value: Any) -> None:
     """Raise UserError at values without a JSON form (dates and bytes that YAML read), and at credentials."""
     if isinstance(value, Mapping):
         for name, part in value.items():
+            check_no_credential(path or "run file", str(name))
             _refuse_strangers(f"{path}.{name}" if path else str(name), part)
     elif isinstance(value, list | tuple):
         for part in value:
@@ -177,6 +178,7 @@ def _refuse_strangers(path: str, value: Any) -> None:
 
 def _scalar(dotted: str, text: str) -> Any:
     """What a flag's text stands for. Raises UserError, also where YAML would leave a part of it out, or fold its lines."""
+    check_locale(f"--{dotted}", text)
     try:
         value = from_yaml(text)
     except ValueError as e:

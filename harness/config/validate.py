@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import msgspec
 
-from harness.config.errors import UserError, did_you_mean, nearest
+from harness.config.errors import UserError, did_you_mean, nearest, redacted
 
 T = TypeVar("T")
 _PLACE = re.compile(r" - at `(?:key` in `)?\$([^`]*)`$")
@@ -57,8 +57,8 @@ def strip_caches(kind: type) -> None:
 
 
 def show(value: object) -> str:
-    """A value as an error message shows it, cut to 60 characters."""
-    text = "none" if value is None else repr(value)
+    """A value as an error message shows it, cut to 60 characters, and no part of a credential."""
+    text = redacted("none" if value is None else repr(value))
     return text if len(text) <= 60 else text[:57] + "..."
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import final
 
 from harness.config.allowed_names import PROJECT, checked
+from harness.config.credentials import check_no_credential
 from harness.config.schema import WatchConfig
 from harness.watch.wandb_mode import SWEEP
 
@@ -39,6 +40,8 @@ def run_names(watch: WatchConfig, environ: Mapping[str, str], folder: Path) -> R
     project, entity = environ.get("WANDB_PROJECT") or None, environ.get("WANDB_ENTITY") or None
     first, second = (project, watch.project) if swept else (watch.project, project)
     words = environ.get("WANDB_TAGS", "").split(",")
+    for name in ("WANDB_NOTES", "WANDB_TAGS", "WANDB_NAME", "WANDB_RUN_GROUP", "WANDB_JOB_TYPE"):
+        check_no_credential(name, environ.get(name, ""))
     own_dir = "" if swept else environ.get("WANDB_DIR", "")  # under an agent WANDB_DIR is the folder where the agent was started
     return RunNames(
         project=_project(first or second or DEFAULT_PROJECT),

@@ -1,14 +1,18 @@
 """Credentials that a recipe's knob, or any other setting, holds: refused in words that show none, and no file is written."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from harness.config.errors import UserError
-from harness.config.loader import decode
+from harness.config.loader import decode, load
+from harness.config.schema import WatchConfig
+from harness.watch.wandb_names import run_names
 from launch.cli import main
+from tests.support.processes import ROOT
 
 RANDOM = "Q9x7Lm2Zt5Rk8Wb3Nc6Vd1Ff4"
 """No credential of anyone's."""
@@ -28,6 +32,12 @@ FOUND: list[tuple[str, str]] = [
     ("root", f"xoxb-1234-{RANDOM}"),
     ("root", "-----BEGIN RSA PRIVATE " + "KEY-----\nabc"),
 ]
+TOLD = [
+    f"see hf_{RANDOM}", f"ya29.{RANDOM}", f"GOCSPX-{RANDOM}", f"nvapi-{RANDOM}", f"wandb_v1_{RANDOM}", f"npm_{RANDOM}{RANDOM}",
+    f"pypi-AgE{RANDOM}{RANDOM}", f"sk_live_{RANDOM}", f"SG.{RANDOM}.{RANDOM}", "dapi" + "0123456789abcdef" * 2,
+    f"eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.{RANDOM}", f"AccountKey={RANDOM}{RANDOM}==", f"AWS_SECRET_ACCESS_KEY={RANDOM}{'x' * 15}",
+]  # fmt: skip
+"""Free text with keys of known forms in it."""
 FINE: list[tuple[str, Any]] = [
     ("item", "token"),
     ("token_budget", 4096),
@@ -93,6 +103,22 @@ def test_other_settings_are_looked_at_as_well(section: str) -> None:
     over: Any = {"deepspeed": {"comet": {"api_key": "x9"}}} if section == "backend" else {"project": f"hf_{RANDOM}"}
     with pytest.raises(UserError, match="looks like a credential"):
         decode(tree("width", 4) | {section: f"/data/hf_{RANDOM}" if section == "init_from" else over})
+
+
+@pytest.mark.parametrize("text", TOLD)
+@pytest.mark.parametrize("where", ["notes", "tags", "name", "knob's name", "WANDB_NOTES", "WANDB_TAGS", "flag that is no YAML"])
+def test_free_text_with_a_key_in_it_is_refused_and_not_shown(where: str, text: str) -> None:
+    tried: Callable[[], Any]
+    if where.startswith("WANDB"):
+        tried = lambda: run_names(WatchConfig(), {where: text}, Path("run"))  # noqa: E731
+    elif where.startswith("flag"):
+        tried = lambda: load(ROOT / "configs" / "digits.yaml", {"watch.notes": f"a: {text}: [b"})  # noqa: E731
+    else:
+        given = {where: [text] if where == "tags" else text}
+        tried = lambda: decode(tree(text, 3) if "knob" in where else tree("width", 4) | {"watch": given})  # noqa: E731
+    with pytest.raises(UserError) as caught:
+        tried()
+    assert not any(part in str(caught.value) for part in (RANDOM, "0123456789abcdef"))
 
 
 @pytest.mark.parametrize("by", ["flag", "file"])
