@@ -1,6 +1,5 @@
 """widebatch COMMAND: only the module of the command asked for is imported. Planning imports no torch and starts nothing."""
 
-import os
 import select
 import sys
 from collections.abc import Sequence
@@ -8,10 +7,11 @@ from importlib import import_module
 from types import TracebackType
 
 from harness.config.errors import UserError, did_you_mean
-from harness.supervision.output_redirect import echo, open_missing, say
+from harness.supervision.output_redirect import OutputError, drop_output, echo, end_on_lost_output, open_missing, say
 from launch.options.commands import COMMANDS, MODULES
 
 UNREAD = 141
+FAILED = 1
 OVERVIEW = """usage: widebatch COMMAND RUN.yaml [--section.setting VALUE ...]
 
 Take a training recipe tuned at one batch to any number of GPUs.
@@ -24,10 +24,12 @@ widebatch COMMAND --help explains its flags and the settings used most, --help-a
 def main(argv: Sequence[str] | None = None) -> int:
     """The console script. Status 0, or 2 for a mistake of the user, 3 where the guard stopped a run, else the workers'.
 
-    141 (128 + SIGPIPE), without a word, where whoever read the output has gone, as in `widebatch report RUN --json | head`.
+    141 (128 + SIGPIPE), without a word, where whoever read the output has gone, as in `widebatch report RUN --json | head`; 1, with
+    one line, where the output's disk is full.
     """
     sys.excepthook = _show
     open_missing()
+    end_on_lost_output()
     try:
         try:
             return _command(list(sys.argv[1:] if argv is None else argv) or ["--help"])
@@ -36,8 +38,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         if not _reader_gone():
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes standard output once more at exit
+        drop_output()
         return UNREAD
+    except OutputError as e:
+        drop_output()
+        say(f"error: {e.strerror}")
+        return FAILED
 
 
 def _show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

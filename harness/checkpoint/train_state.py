@@ -27,6 +27,7 @@ class State:
     counts from was at `best_at` samples, eval.metric then `best_then` (None: as in `best`).
     `noise` was measured by the estimator `noise_by`, which is unknown in checkpoints of earlier versions.
     `lineage` is drawn when a run starts from nothing and stays with its checkpoints: by it a run knows the saves it may delete.
+    `evaluation_due`: an evaluation of this state has yet to be made.
     `bad_samples` are the ids of training samples that cannot be read, `bad_valid` those of the validation split.
     """
 
@@ -53,6 +54,7 @@ class State:
     norms: Spikes = field(default_factory=Spikes)
     health: Health = field(default_factory=Health)
     guard: GuardState = field(default_factory=GuardState)
+    evaluation_due: bool = False
     best_at: int = 0
     best_then: float | None = None
     bad_samples: tuple[int, ...] = ()

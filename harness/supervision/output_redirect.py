@@ -93,7 +93,9 @@ class _Dropped:
     def __call__(self, error: OSError) -> bool:
         if not self._said:
             self._said = True
-            say(f"warn   output cannot be written ({error.strerror}) and is lost; training continues, and the journal has it all")
+            text = f"warn   output cannot be written ({error.strerror}) and is lost; training continues, and the journal has it all"
+            with suppress(OSError):  # not by `say`: it may be standard error itself that fails, in the midst of a write
+                os.write(2, f"{coloured(text, sys.stderr)}\n".encode())
         return False
 
 
@@ -116,12 +118,35 @@ def open_missing() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+class OutputError(OSError):
+    """Standard output cannot be written: its disk is full, or broken."""
+
+
+def _refused(error: OSError) -> bool:
+    if isinstance(error, BrokenPipeError):
+        raise error
+    raise OutputError(error.errno, f"standard output cannot be written ({error.strerror})") from error
+
+
+def end_on_lost_output() -> None:
+    """From here on what standard output does not take raises OutputError, or BrokenPipeError where nobody reads it any more."""
+    if sys.stdout is sys.__stdout__:  # else somebody has put another in its place
+        sys.stdout = _text(1, _refused, vars(sys)["stdout"].encoding)
+
+
+def drop_output() -> None:
+    """Whatever is still to be written goes nowhere: Python flushes once more when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
 def outlive_readers() -> None:
     """From here on no output ends this process: what is printed when nobody reads (`| head`) or a disk is full is lost."""
     dropped = _Dropped()
     for fd, name in ((1, "stdout"), (2, "stderr")):
         stream = vars(sys)[name]
-        if stream is vars(sys)[f"__{name}__"]:  # else the stream has been replaced
+        buffer = stream.buffer if isinstance(stream, io.TextIOWrapper) else None
+        ours = isinstance(buffer, io.BufferedWriter) and isinstance(buffer.raw, Stream)
+        if ours or stream is vars(sys)[f"__{name}__"]:  # else somebody has put another in its place
             setattr(sys, name, _text(fd, dropped, stream.encoding))
 
 

@@ -14,7 +14,12 @@ SECOND_S = 2.0
 """A signal this long after the first is a second one. A signal that arrives sooner counts as the same request, delivered twice:
 schedulers signal every process, and launchers pass on what they get."""
 
-STOPPING = "stopping: the run is saved after the current step; press Ctrl-C again to stop now"
+_STOPPING = "stopping: the run is saved after the current step; "
+
+
+def stopping(number: int) -> str:
+    """What a person at the terminal is told when signal `number` asks for a stop."""
+    return _STOPPING + ("press Ctrl-C again to stop now" if number == signal.SIGINT else "a second signal stops it now")
 
 
 @final
@@ -33,7 +38,7 @@ class StopFlag:
         self._asked_s = 0.0
         self._over = False
         self.answers = False
-        """Whether a person is at this process's terminal, and is to be told that Ctrl-C was heard."""
+        """Whether a person may be at this process's terminal, and is to be told that the signal was heard."""
 
     def __enter__(self) -> "StopFlag":
         self._before = {n: signal.signal(n, self._raise) for n in ASKING}
@@ -53,8 +58,8 @@ class StopFlag:
             return
         if not self._asked:
             self._asked, self._asked_s = number, time.monotonic()
-            if self.answers and number == signal.SIGINT:
-                answer(STOPPING)
+            if self.answers:
+                answer(stopping(number))
             if self._pulse is not None:
                 self._pulse.stopping(number)
         elif time.monotonic() - self._asked_s > SECOND_S:

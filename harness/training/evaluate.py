@@ -1,6 +1,6 @@
 """Validation, exact over ranks: each sample once, also where the data does not divide."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -19,20 +19,23 @@ from harness.modeling.hessian import largest_eigenvalue
 from harness.recipes.base import Recipe, Sum
 from harness.recipes.contract import check_metrics, check_outputs
 from harness.training.scoring import Rows, TooFewError, score
+from harness.training.stop_look import StopLook
 
 
-def evaluate(engine: Engine, recipe: Recipe, config: Config, feed: Feed) -> tuple[dict[str, float], list[dict[str, Any]]]:
+def evaluate(
+    engine: Engine, recipe: Recipe, config: Config, feed: Feed, look: Callable[[], None] = lambda: None
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """(the means of the recipe's metrics over the whole data set, as `eval/NAME`, equal on every rank; examples of this rank's).
 
     Of several named sets the means of each follow as `eval/SET/NAME`. Where the plan keeps a running average of the weights, its
-    means follow with `ema_` before their names.
+    means follow with `ema_` before their names. `look` is called after each pass, and may raise to end it, on all ranks alike.
     """
     with engine.evaluated():
-        means, examples = _all_sets(engine, recipe, config, feed)
+        means, examples = _all_sets(engine, recipe, config, feed, look)
     told = {f"eval/{name}": mean for name, mean in means.items()}
     if engine.plan.ema is not None:
         with engine.averaged():
-            averaged, _ = _all_sets(engine, recipe, config, feed)
+            averaged, _ = _all_sets(engine, recipe, config, feed, look)
         told |= {f"eval/{_of_average(name)}": mean for name, mean in averaged.items()}
     return told, examples
 
@@ -44,7 +47,7 @@ def evaluate_one(engine: Engine, recipe: Recipe, config: Config, feed: Feed) -> 
     """
     try:
         with engine.evaluated():
-            means, _ = _all_sets(engine, recipe, config, feed, most=engine.processes * engine.plan.micro_batch)
+            means, _ = _all_sets(engine, recipe, config, feed, lambda: None, most=engine.processes * engine.plan.micro_batch)
     except TooFewError:
         return None
     names = [*means, *(map(_of_average, means) if engine.plan.ema is not None else ())]
@@ -58,14 +61,14 @@ def _of_average(name: str) -> str:
 
 
 def _all_sets(
-    engine: Engine, recipe: Recipe, config: Config, feed: Feed, most: int | None = None
+    engine: Engine, recipe: Recipe, config: Config, feed: Feed, look: Callable[[], None], most: int | None = None
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """(means over all of the data, and over each of its named sets; examples). `most`: of each set only so many samples."""
     sets = list(feed.data.spans()) if isinstance(feed.data, Joined) else [("", 0, len(feed.data))]
     measured, means = [], dict[str, float]()
     for name, start, stop in sets:
         last = stop if most is None else min(start + most, stop)
-        found = _measure(engine, recipe, config, _passes(engine, recipe, feed, start, last, few=most is not None))
+        found = _measure(engine, recipe, config, _passes(engine, recipe, feed, start, last, few=most is not None), look)
         measured.append(found)
         if name:
             means |= {f"{name}/{metric}": mean for metric, mean in _means(engine, recipe, [found], whole=last == stop).items()}
@@ -74,8 +77,11 @@ def _all_sets(
     return means, next((found.examples for found in measured if found.examples), [])
 
 
-def sharpness(engine: Engine, recipe: Recipe, feed: Feed, samples: int) -> float:
-    """The largest eigenvalue of the Hessian of the mean loss over the first `samples` of the shuffled training data."""
+def sharpness(engine: Engine, recipe: Recipe, feed: Feed, samples: int, look: StopLook) -> float:
+    """The largest eigenvalue of the Hessian of the mean loss over the first `samples` of the shuffled training data.
+
+    Raises AbandonedError.
+    """
     engine.sync_buffers()
     engine.model.eval()
     size, ranks, micro = min(samples, len(feed.data)), engine.processes, engine.plan.micro_batch
@@ -86,7 +92,7 @@ def sharpness(engine: Engine, recipe: Recipe, feed: Feed, samples: int) -> float
     count = engine.reduce(torch.stack([*counts, torch.zeros((), dtype=torch.float64, device=engine.device)]).sum())
     losses = [partial(_mean_loss, engine, recipe, one, float(count)) for one in held]
     with engine.evaluated():
-        return largest_eigenvalue(losses, [p for p in engine.model.parameters() if p.requires_grad], engine.reduce)
+        return largest_eigenvalue(losses, [p for p in engine.model.parameters() if p.requires_grad], look.reduce)
 
 
 def _loss(engine: Engine, recipe: Recipe, micro: Micro) -> Sum:
@@ -119,7 +125,7 @@ class _Measured:
     examples: list[dict[str, Any]] | None = None
 
 
-def _measure(engine: Engine, recipe: Recipe, config: Config, passes: Iterable[list[Micro]]) -> _Measured:
+def _measure(engine: Engine, recipe: Recipe, config: Config, passes: Iterable[list[Micro]], look: Callable[[], None]) -> _Measured:
     """The recipe's metrics on these passes."""
     engine.sync_buffers()
     engine.model.eval()
@@ -139,6 +145,7 @@ def _measure(engine: Engine, recipe: Recipe, config: Config, passes: Iterable[li
                     found.totals[name] = had + (torch.zeros_like(parts) if one.chunk.ghost else parts)
                 if outputs and not one.chunk.ghost:
                     found.rows.append((one.chunk.start, {name: t.detach().cpu() for name, t in outputs.items()}))
+            look()
     return found
 
 

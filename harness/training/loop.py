@@ -50,6 +50,7 @@ from harness.training.guard import StopError, act, limit, suspicion
 from harness.training.resume import aged, facts_of, fresh_state, resume, same_scale
 from harness.training.saves import Saves, Unsaved
 from harness.training.step_rate import StepRate, StepRecord, pace
+from harness.training.stop_look import AbandonedError, StopLook
 from harness.training.window_report import WindowReporter
 
 
@@ -203,6 +204,10 @@ class Loop:
         if not self.saver.saved and "roll_back" in policy(self.config.guard).values():
             yield from self._save()
         self.reporter.clock.discard("start")
+        if self.valid is not None and self.state.evaluation_due:  # a stop or a kill came before it was made
+            yield from self._evaluate()
+            if self.state.evaluation_due:
+                yield from self._abandon()
         while self.ended is None:
             yield from self._segment()
         yield from self.saver.settle()
@@ -338,12 +343,21 @@ class Loop:
         return reading, wrong
 
     def _finish(self, before: State, reading: Reading, up: Due) -> Iterator[Event]:
-        """Evaluate, save and end, as is due after a window. `before`: the state at its start."""
+        """Evaluate, save and end, as is due after a window. `before`: the state at its start.
+
+        An evaluation that a stop cuts short is due again where the run resumes.
+        """
         last = end_reason(up, reading)
+        due = self.valid is not None and (up.evaluate or up.over)
+        if due != self.state.evaluation_due:  # it may have come with the checkpoint that the guard went back to
+            self.state = replace(self.state, evaluation_due=due)
         if last:  # saved before the evaluation, which may fail
             yield from self._save()
-        if up.evaluate or up.over:
+        if last != "stop_requested":
             yield from self._evaluate()
+        if self.state.evaluation_due:
+            yield from self._abandon()
+            return
         stale = up.evaluate and self._stale()
         if last:
             yield from self._add_evaluation()
@@ -353,6 +367,13 @@ class Loop:
             self.ended = ended(self.state, last)
         elif stale:
             self.ended = self._early_stop()
+
+    def _abandon(self) -> Iterator[Event]:
+        """End the run, whose evaluation has to wait for the next start."""
+        yield from self._save()
+        text = "a stop was asked for: the evaluation that is due here is made when the run resumes"
+        yield Noticed(self.state.step, self.state.samples, "evaluation_abandoned", text)
+        self.ended = ended(self.state, "stop_requested")
 
     def _early_stop(self) -> Ended:
         """The end of a run that does not improve any more."""
@@ -401,12 +422,17 @@ class Loop:
         return Noticed(self.state.step, self.state.samples, "out_of_memory", f"{text} of {smaller.micro_batch}")
 
     def _evaluate(self) -> Iterator[Event]:
-        if self.valid is None or self.evaluated_at == self.state.samples:
+        """The evaluation that is due, if one is; where a stop is asked for meanwhile, it stays due."""
+        if self.valid is None or not self.state.evaluation_due:
             return
-        with self.reporter.clock.pause("eval"):
-            found, examples = evaluate(self.engine, self.recipe, self.config, self.valid)
-            if self.config.eval.sharpness:
-                found["eval/sharpness"] = sharpness(self.engine, self.recipe, self.feed, self.config.eval.sharpness)
+        look = StopLook(self.engine, lambda: self.asked or self.stop())
+        try:
+            with self.reporter.clock.pause("eval"):
+                found, examples = evaluate(self.engine, self.recipe, self.config, self.valid, look)
+                if self.config.eval.sharpness:
+                    found["eval/sharpness"] = sharpness(self.engine, self.recipe, self.feed, self.config.eval.sharpness, look)
+        except AbandonedError:
+            return
         if self.engine.any_rank(bool(self.valid.troubles)):
             self.state, notices = meet(self.state, self.valid, (self.state.step, self.state.samples), valid=True)
             yield from notices
@@ -418,7 +444,9 @@ class Loop:
         check_metric(self.config, list(metrics))
         s = self.evaluated_at = self.state.samples
         best, again = better(self.config, self.state, metrics), patience_again(self.config, self.state, metrics)
-        self.state = replace(self.state, last=dict(metrics), health=self.state.health.after_validation(found["eval/loss"]))
+        self.state = replace(
+            self.state, evaluation_due=False, last=dict(metrics), health=self.state.health.after_validation(found["eval/loss"])
+        )
         if best:
             self.state = replace(self.state, best=dict(metrics))
         if again:

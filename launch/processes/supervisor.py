@@ -21,7 +21,7 @@ from harness.supervision.held import HeldFolder
 from harness.supervision.launch_env import Launched, memory_files
 from harness.supervision.output_redirect import answer, say
 from harness.supervision.resume_command import after_renaming
-from harness.supervision.stop_signals import STOPPING
+from harness.supervision.stop_signals import stopping
 from harness.supervision.temporary_folders import remove_dead
 from launch.processes.checkpoints import newest
 from launch.processes.command import Command
@@ -63,8 +63,8 @@ class Stop:
     def _hear(self, number: int, frame: FrameType | None) -> None:
         if not self.asked:
             self.asked, self._at_s = number, time.monotonic()
-            if number == signal.SIGINT:
-                answer(STOPPING)
+            if number != signal.SIGHUP:  # the terminal is gone
+                answer(stopping(number))
         elif time.monotonic() - self._at_s > SECOND_S:
             self.twice = number
 

@@ -233,6 +233,17 @@ def test_a_reader_that_leaves_early_ends_a_command_without_a_word(argv: list[str
     assert ("Traceback" in done.stderr, bool(done.stderr)) == (False, status == 2)
 
 
+@pytest.mark.parametrize(
+    "argv", [["plan", DIGITS], ["plan", DIGITS, "--json"], ["launch", DIGITS, "--gpus", "0", "--dry-run"], ["--help"]]
+)
+def test_an_output_that_cannot_be_written_is_one_line(argv: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "launch", *argv]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=environ(), cwd=ROOT, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "error: standard output cannot be written (No space left on device)\n"
+
+
 @pytest.mark.parametrize("command", [["train"], ["launch", "--gpus", "0"]])
 def test_a_run_folder_that_cannot_be_written_is_one_line(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """As a volume of a container that belongs to another user."""

@@ -141,11 +141,28 @@ def test_a_terminal_of_ascii_alone_gets_text_and_no_traceback(flags: str, variab
     assert (done.stdout + done.stderr).isascii()
 
 
+@pytest.mark.parametrize("how", ["flag", "run file", "folder"])
+@pytest.mark.parametrize("command", ["plan", "launch --gpus 0", "train"])
+def test_a_name_that_the_locale_cannot_write_is_one_line(command: str, how: str, tmp_path: Path) -> None:
+    name, *others = command.split()
+    text, here = (ROOT / "configs" / "digits.yaml").read_text(), tmp_path / (ALPHA if how == "folder" else "here")
+    here.mkdir()
+    (here / "run.yaml").write_text(text + (f"run: {{dir: runs/{ALPHA}}}\n" if how == "run file" else ""))
+    flags = {"flag": ["--run.dir", f"runs/{ALPHA}"], "folder": ["--run.dir", str(here / "run")]}.get(how, [])
+    argv = [sys.executable, "-m", "launch", name, "run.yaml", *others, *flags]
+    done = subprocess.run(argv, cwd=here, env=environ() | C, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.endswith("which is no name in ascii, as this process writes names; set LC_ALL=C.UTF-8 or PYTHONUTF8=1\n")
+    assert [p.name for p in here.iterdir()] == ["run.yaml"]
+
+
 @pytest.mark.parametrize(
     ("how", "variables"),
     [
         ("| head -c 1", {}),
         (">/dev/full", {}),
+        (">/dev/full 2>/dev/full", {}),
         (">&-", {}),
         ("<&- >&- 2>&-", {}),
         ("2>&1 | head -c 1", LATIN),

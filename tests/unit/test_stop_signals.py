@@ -1,4 +1,4 @@
-"""Ctrl-C at a terminal is answered before anything else happens."""
+"""A signal that asks for a stop is answered at a terminal before anything else happens."""
 
 import os
 import signal
@@ -20,9 +20,18 @@ with StopFlag() as stop:
 """
 
 
-@pytest.mark.parametrize(("answers", "number"), [(True, signal.SIGINT), (True, signal.SIGTERM), (False, signal.SIGINT)])
-def test_a_person_who_presses_ctrl_c_hears_what_happens(answers: bool, number: signal.Signals) -> None:
-    """A scheduler's SIGTERM is not answered, nor is the signal of a rank whose launcher has answered."""
+ANSWERS = {
+    signal.SIGINT: "stopping: the run is saved after the current step; press Ctrl-C again to stop now",
+    signal.SIGTERM: "stopping: the run is saved after the current step; a second signal stops it now",
+    signal.SIGUSR1: "stopping: the run is saved after the current step; a second signal stops it now",
+}
+
+
+@pytest.mark.parametrize(
+    ("answers", "number"), [(True, signal.SIGINT), (True, signal.SIGTERM), (True, signal.SIGUSR1), (False, signal.SIGINT)]
+)
+def test_a_person_at_the_terminal_hears_what_happens(answers: bool, number: signal.Signals) -> None:
+    """The signal of a rank whose launcher has answered is not answered again."""
     terminal, end = os.openpty()
     argv = [sys.executable, "-c", PROGRAM, str(answers)]
     with subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, stderr=end) as process:
@@ -36,4 +45,4 @@ def test_a_person_who_presses_ctrl_c_hears_what_happens(answers: bool, number: s
     except OSError:  # nothing was said, and nobody has the other end any more
         said = ""
     os.close(terminal)
-    assert ("press Ctrl-C again to stop now" in said) == (answers and number == signal.SIGINT)
+    assert said.strip() == (ANSWERS[number] if answers else "")
