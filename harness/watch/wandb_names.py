@@ -40,8 +40,7 @@ def run_names(watch: WatchConfig, environ: Mapping[str, str], folder: Path) -> R
     project, entity = environ.get("WANDB_PROJECT") or None, environ.get("WANDB_ENTITY") or None
     first, second = (project, watch.project) if swept else (watch.project, project)
     words = environ.get("WANDB_TAGS", "").split(",")
-    for name in ("WANDB_NOTES", "WANDB_TAGS", "WANDB_NAME", "WANDB_RUN_GROUP", "WANDB_JOB_TYPE"):
-        check_no_credential(name, environ.get(name, ""))
+    _check_no_credential(environ)
     own_dir = "" if swept else environ.get("WANDB_DIR", "")  # under an agent WANDB_DIR is the folder where the agent was started
     return RunNames(
         project=_project(first or second or DEFAULT_PROJECT),
@@ -54,6 +53,11 @@ def run_names(watch: WatchConfig, environ: Mapping[str, str], folder: Path) -> R
         id=_id(environ.get("WANDB_RUN_ID", "")),
         dir=Path(own_dir) if own_dir else folder,
     )
+
+
+def _check_no_credential(environ: Mapping[str, str]) -> None:
+    for name in ("WANDB_NOTES", "WANDB_TAGS", "WANDB_NAME", "WANDB_RUN_GROUP", "WANDB_JOB_TYPE"):
+        check_no_credential(name, environ.get(name, ""))
 
 
 def _project(value: str) -> str:
