@@ -6,13 +6,14 @@ staging.py and writer_process.py how it is written.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from harness.checkpoint.manifest import EVALUATED, STATE, DamagedError, seal
+from harness.checkpoint.moments_check import check_type, odd_numbers
 from harness.checkpoint.safetensors_io import Entry, read_header
 from harness.checkpoint.staging import NAMES
 from harness.checkpoint.state_check import read_state
@@ -35,6 +36,8 @@ class Checkpoint:
     state: State
     about: dict[str, Any]
     tensors: SliceReader
+    odd: list[str] = field(default_factory=list)
+    """What is wrong with numbers that this rank has read so far, see moments_check.py."""
 
 
 def store_at(where: str) -> Store:
@@ -112,26 +115,30 @@ def _load(store: Store, name: str) -> Checkpoint:
         if file == STATE or number % ranks == rank:
             check_file(store, name, file, digest)
     state, about = read_state(store, name, files)
+    odd = list[str]()
     tensors = SliceReader(
-        part for file, digest in files.items() if file != STATE for part in _parts(store, name, file, digest.bytes)
+        part for file, digest in files.items() if file != STATE for part in _parts(store, name, file, digest.bytes, odd)
     )
-    return Checkpoint(name, state, about, tensors)
+    return Checkpoint(name, state, about, tensors, odd)
 
 
-def _parts(store: Store, name: str, file: str, size: int) -> Iterator[Part]:
-    """The entries of a file as Parts, without reading their data."""
+def _parts(store: Store, name: str, file: str, size: int, odd: list[str]) -> Iterator[Part]:
+    """What a file holds, without reading it. Raises ValueError. What is wrong with what is read is added to `odd`."""
     entries, begin = read_header(size, lambda first, last: store.read(name, file, first, last))
     for e in entries:
-        yield Part(e.name, e.shape, e.start, e.count, _fetch(store, name, file, begin, e))
+        check_type(e.name, _TYPES[e.dtype])
+        yield Part(e.name, e.shape, e.start, e.count, _fetch(store, name, file, begin, e, odd), _TYPES[e.dtype])
 
 
-def _fetch(store: Store, name: str, file: str, begin: int, entry: Entry) -> Callable[[int, int], Tensor]:
+def _fetch(store: Store, name: str, file: str, begin: int, entry: Entry, odd: list[str]) -> Callable[[int, int], Tensor]:
     """Reads elements [low, high) of an entry."""
 
     def fetch(low: int, high: int) -> Tensor:
         out = torch.empty(high - low, dtype=_TYPES[entry.dtype])
         first = begin + entry.first + low * out.element_size()
         store.read_into(name, file, first, out.view(torch.uint8).numpy().data)
+        if problem := odd_numbers(entry.name, out):
+            odd.append(problem)
         return out
 
     return fetch

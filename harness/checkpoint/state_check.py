@@ -1,6 +1,7 @@
 """Whether a state from a checkpoint is possible: a digest shows that it is unchanged, not that it was right."""
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -8,7 +9,17 @@ from harness.checkpoint.manifest import DamagedError, Digest
 from harness.checkpoint.storage import Store
 from harness.checkpoint.train_state import State
 from harness.checkpoint.verified import ODD, check_file, read_document, read_manifest
+from harness.plan.guard_policy import GuardState
+from harness.telemetry.spikes import MEMORY
 
+ESTIMATORS = ("", "passes", "ranks", "moments", "none")
+"""Of the noise scale, see harness/engine/interface.py; none in checkpoints of earlier versions."""
+LINEAGE = re.compile(r"[0-9a-f]{0,64}")
+LONGEST_S = 1e12
+"""Seconds that a run may have trained, or that its begin may lie after 1970."""
+FARTHEST = 1e12
+"""What a grown batch may multiply or divide lr by."""
+MOST_METRICS = 10_000
 MOST = 1 << 53
 """The largest value of any count: past it a float64 no longer counts by one."""
 
@@ -40,23 +51,45 @@ def check_state(state: State) -> State:
 
 def _checks(s: State) -> Iterator[tuple[str, bool]]:
     """(field, whether its value is possible)."""
-    for name in ("step", "samples", "skipped_steps", "nonfinite_steps", "restarts", "best_at", "discarded_samples"):
+    for name in ("step", "samples", "restarts", "discarded_samples"):
         yield name, 0 <= getattr(s, name) <= MOST
-    for name in ("items", "scheduled", "trained_s", "lost_s", "rolled_back_s"):
-        yield name, 0 <= getattr(s, name) < math.inf
-    yield "step", s.step <= s.samples or s.samples == 0
+    trained = s.samples + s.discarded_samples  # a step takes one at least
+    for name in ("skipped_steps", "nonfinite_steps", "empty_steps", "best_at"):
+        yield name, 0 <= getattr(s, name) <= trained
+    yield "items", 0 <= s.items < math.inf
+    for name, most in (("scheduled", MOST), ("trained_s", LONGEST_S), ("lost_s", LONGEST_S), ("rolled_back_s", LONGEST_S)):
+        yield name, 0 <= getattr(s, name) <= most
+    yield "step", s.step <= s.samples and (s.step > 0 or s.samples == 0)
     yield "growth", 1 <= s.growth <= MOST
-    yield "growth_lr", 0 < s.growth_lr < math.inf
+    yield "growth_lr", 1 / FARTHEST <= s.growth_lr <= FARTHEST
     yield "micro", s.micro is None or 1 <= s.micro <= MOST
-    yield "began", s.began is None or math.isfinite(s.began)
+    yield "began", s.began is None or 0 <= s.began <= LONGEST_S
     yield "best_then", s.best_then is None or math.isfinite(s.best_then)
+    yield "noise_by", s.noise_by in ESTIMATORS
+    yield "lineage", LINEAGE.fullmatch(s.lineage) is not None
+    yield "bad_samples", all(n >= 0 for n in (*s.bad_samples, *s.bad_valid))
+    yield from _measured(s)
+    yield from _guarded(s.guard)
+
+
+def _measured(s: State) -> Iterator[tuple[str, bool]]:
+    """The same of what was measured."""
     yield "plateau", 0 <= s.plateau.factor <= 1 and s.plateau.drops >= 0
     yield "noise", all(map(math.isfinite, (s.noise.square, s.noise.trace, s.noise.weight)))
     for name, spikes in (("losses", s.losses), ("norms", s.norms), ("health.ratios", s.health.ratios)):
-        yield name, all(map(math.isfinite, spikes.memory)) and spikes.count >= 0 and spikes.running >= 0
+        yield (
+            name,
+            len(spikes.memory) <= MEMORY and all(map(math.isfinite, spikes.memory)) and min(spikes.count, spikes.running) >= 0,
+        )
     yield "health", all(map(math.isfinite, (*s.health.start, *s.health.recent, s.health.scatter, s.health.steady)))
-    brake, guard = s.guard.brake, s.guard
+    yield "best", len(s.best) <= MOST_METRICS
+    yield "last", len(s.last) <= MOST_METRICS
+
+
+def _guarded(guard: GuardState) -> Iterator[tuple[str, bool]]:
+    """The same of the guard."""
+    brake = guard.brake
     yield "guard.brake", 0 < brake.factor <= 1 and 0 <= brake.since <= MOST and 0 <= brake.over <= MOST
-    yield "guard", min(guard.interventions, guard.rollbacks, guard.in_vain) >= 0
-    yield "guard.gaps", all(0 <= start < stop <= MOST for start, stop in guard.gaps)
-    yield "bad_samples", all(n >= 0 for n in (*s.bad_samples, *s.bad_valid))
+    yield "guard", 0 <= guard.rollbacks <= guard.interventions <= MOST and 0 <= guard.in_vain <= MOST
+    ordered = list(guard.gaps) == sorted(guard.gaps) and len(guard.gaps) <= guard.rollbacks
+    yield "guard.gaps", ordered and all(0 <= start < stop <= MOST for start, stop in guard.gaps)

@@ -62,6 +62,8 @@ class Part:
     start: int
     count: int
     fetch: Callable[[int, int], Tensor]
+    dtype: torch.dtype | None = None
+    """The type of the elements, where it is known before they are fetched."""
 
 
 @final
@@ -96,6 +98,10 @@ class SliceReader:
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor."""
         return self._parts[name][0].shape
+
+    def dtype(self, name: str) -> torch.dtype | None:
+        """The type of a tensor, None if it is not known."""
+        return self._parts[name][0].dtype
 
     def read(self, name: str, start: int, stop: int) -> Tensor:
         """Elements [start, stop) of a tensor, [stop - start], on the host."""

@@ -196,6 +196,7 @@ def load_optimizer(model: nn.Module, optimizer: Optimizer, own: OwnNumbers, tens
     if unknown:
         at = f"the checkpoint has optimizer state for {unknown[0]}, a parameter that the model does not have"
         raise UserError("recipe", at, "use the recipe it was trained with, or start a new run in another place")
+    _check_whole(optimizer, by_name)
     held = {parameters[name]: found for name, found in by_name.items()}
     _load_states(optimizer, {p: {k: v for k, v in found.items() if not _shared(k)} for p, found in held.items()})
     own.reset()
@@ -204,6 +205,16 @@ def load_optimizer(model: nn.Module, optimizer: Optimizer, own: OwnNumbers, tens
         for key, value in found.items():
             if _shared(key) and id(parameter) in homes:
                 own.set(homes[id(parameter)], key, value)
+
+
+def _check_whole(optimizer: Optimizer, by_name: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raises UserError where torch's optimizer would have the same entries for every parameter, and one lacks some."""
+    entries = {name: {key for key in found if not _shared(key)} for name, found in by_name.items()}
+    every = set().union(*entries.values())
+    for name, found in entries.items():
+        if of_torch(optimizer) and found and found != every:
+            at = f"the checkpoint's optimizer state of {name} has no {', '.join(sorted(every - found))}"
+            raise UserError("recipe", at, "remove that checkpoint: the run then resumes from the one before")
 
 
 def _shared(key: str) -> bool:

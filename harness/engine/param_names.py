@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from harness.checkpoint.tensor_slices import SliceReader
@@ -29,6 +30,19 @@ def check_fit(mine: Mapping[str, tuple[int, ...]], frozen: Mapping[str, tuple[in
         if here != there:
             at = f"the checkpoint's weights do not fit this model: {name} is {there or 'missing'} there, {here or 'missing'} here"
             raise UserError("recipe", at, "use the recipe and settings it was trained with, or start a new run in another place")
+
+
+def check_kinds(mine: Mapping[str, Tensor], source: SliceReader) -> None:
+    """Raises UserError if a checkpoint has whole numbers where this model has others, or the reverse."""
+    for name, tensor in mine.items():
+        there = source.dtype(f"model/{name}")
+        if there is not None and _is_whole(there) != _is_whole(tensor.dtype):
+            at = f"the checkpoint's weights do not fit this model: {name} is {there} there, {tensor.dtype} here"
+            raise UserError("recipe", at, "use the recipe and settings it was trained with, or start a new run in another place")
+
+
+def _is_whole(dtype: torch.dtype) -> bool:
+    return not dtype.is_floating_point and not dtype.is_complex
 
 
 def layer_label(name: str) -> str:

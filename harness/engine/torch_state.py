@@ -15,7 +15,7 @@ from harness.engine.layout import Layout
 from harness.engine.loss_scale import LossScale
 from harness.engine.model_setup import ModelSetup
 from harness.engine.optimizer_state import is_text, load_optimizer, name_optimizer
-from harness.engine.param_names import check_fit, persistent
+from harness.engine.param_names import check_fit, check_kinds, persistent
 from harness.engine.process import Process
 from harness.engine.state import State
 from harness.engine.update_norms import View
@@ -106,6 +106,7 @@ class TorchState(State):
         for name in [name for name in frozen if f"model/{name}" in source]:
             mine[name] = frozen[name]
             setup.frozen.loaded(name)
+        check_kinds(mine, source)
         with torch.no_grad():
             for name, tensor in mine.items():
                 tensor.copy_(self._layout.read(source, f"model/{name}", tensor))

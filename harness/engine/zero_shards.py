@@ -21,7 +21,7 @@ from harness.engine.loss_scale import SCALE
 from harness.engine.model_setup import ModelSetup
 from harness.engine.nvme_swap import in_memory, swaps
 from harness.engine.optimizer_state import GROUP, SELF, tagged, untagged
-from harness.engine.param_names import check_fit, persistent, whole_shape
+from harness.engine.param_names import check_fit, check_kinds, persistent, whole_shape
 from harness.engine.process import Process
 from harness.engine.state import State
 from harness.engine.trained import listed
@@ -127,6 +127,7 @@ class ZeroState(State):
         buffers = persistent(self._model)
         frozen = {} if self._stage3 else {name: tuple(p.shape) for name, p in self._frozen.weights.items()}
         check_fit(shapes | {name: tuple(b.shape) for name, b in buffers.items()}, frozen, source)
+        check_kinds(dict(self._trained) | buffers, source)
         for name, buffer in buffers.items():
             buffer.copy_(source.whole(f"model/{name}"))
         for name in [name for name in frozen if f"model/{name}" in source]:

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from harness.analysis.journal_lines import MOST, finite
 from harness.analysis.journal_tail import began, last_window, starts
 from harness.checkpoint import reader as checkpoint
@@ -101,7 +103,7 @@ def resume(engine: Engine, config: Config, facts: Facts, folder: Path) -> tuple[
     before, warned = _facts_before(found, facts, where)
     _check_growth(found.state, config, where)
     engine.load(found.tensors)
-    _check_finite(engine, found.name, where)
+    _check_numbers(engine, found, where)
     recalled, problem = recall(folder, found.state)
     state = _again(recalled, folder)
     text = f"resuming from {found.name} at step {state.step}: {before.world_size} -> {facts.world_size} ranks, "
@@ -117,11 +119,13 @@ def resume(engine: Engine, config: Config, facts: Facts, folder: Path) -> tuple[
 def _facts_before(found: checkpoint.Checkpoint, facts: Facts, where: _Place) -> tuple[Facts, list[str]]:
     """(the facts that a checkpoint holds, what has changed since that a person should know). Raises UserError."""
     try:
-        before = Facts(**{key: value for key, value in found.about.items() if key in Facts.__dataclass_fields__})
+        before = msgspec.convert(found.about, Facts)
         warned = _compared(before, facts, where)
         _check_base(before, facts, {name.removeprefix("model/") for name in found.tensors}, where)
-    except (TypeError, AttributeError) as e:
-        raise UserError(where.setting, f"{found.name} in {where} was written by another version ({e})", where.another) from e
+    except (TypeError, AttributeError, ValueError) as e:
+        at = f"{found.name} in {where} was written by another version or is damaged ({e})"
+        remedy = f"remove that checkpoint: the run then resumes from the one before; or {where.another}"
+        raise UserError(where.setting, at, remedy) from e
     return before, warned
 
 
@@ -158,11 +162,12 @@ def _check_base(before: Facts, now: Facts, saved: Set[str], where: _Place) -> No
             raise UserError("recipe.use", at, f"use that base model again, or {where.another}")
 
 
-def _check_finite(engine: Engine, name: str, where: _Place) -> None:
-    """Raises UserError, on every rank, where a weight that was loaded is not finite: every step from there would be skipped."""
+def _check_numbers(engine: Engine, found: checkpoint.Checkpoint, where: _Place) -> None:
+    """Raises UserError, on every rank, where a number that was loaded makes no sense: the next steps would ruin the weights."""
     bad = engine.not_finite()
-    if engine.any_rank(bool(bad)):
-        at = f"{name} in {where} holds weights that are not finite{f' ({bad})' if bad else ''}"
+    odd = f"weights that are not finite ({bad})" if bad else next(iter(found.odd), "")
+    if engine.any_rank(bool(odd)):
+        at = f"{found.name} in {where} holds {odd or 'numbers on another rank that are not possible'}"
         raise UserError(where.setting, at, "remove that checkpoint: the run then resumes from the one before")
 
 

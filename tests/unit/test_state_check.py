@@ -1,6 +1,8 @@
 """A checkpoint whose digests are right and whose state makes no sense is refused by name, and the one before it is taken."""
 
 import json
+import math
+import struct
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +24,12 @@ NONSENSE: list[dict[str, Any]] = [
     {"plateau": {"factor": 7.0}}, {"plateau": None}, {"guard": {"brake": {"factor": 0.0}}}, {"guard": {"gaps": [[5, 5]]}},
     {"guard": {"gaps": [[9, 3]]}}, {"guard": {"rollbacks": -1}}, {"losses": {"memory": [float("nan")]}},
     {"losses": {"memory": "x"}}, {"noise": {"square": float("inf")}}, {"bad_samples": [-1]},
-    {"began": float("nan")}, {"last": [1]}, {"step": 10**7},
+    {"began": float("nan")}, {"last": [1]}, {"step": 10**7}, {"step": 0}, {"began": 1e18}, {"began": -1e18}, {"scheduled": 1e300},
+    {"trained_s": 1e300}, {"growth_lr": 1e308}, {"growth_lr": 1e-320}, {"best_at": 10**9}, {"nonfinite_steps": 10**9},
+    {"skipped_steps": 10**9}, {"empty_steps": -5}, {"empty_steps": 10**9}, {"noise_by": "\x1b]0;x"}, {"lineage": "x" * 10**6},
+    {"lineage": "a\nb"}, {"losses": {"memory": [1.0] * 10**5}}, {"guard": {"gaps": [[300, 400], [170, 200]], "rollbacks": 2}},
+    {"guard": {"gaps": [[n, n + 1] for n in range(10**5)], "rollbacks": 2, "interventions": 2}}, {"guard": {"rollbacks": 3}},
+    {"guard": {"interventions": 2**60}}, {"best": {f"eval/{n}": 1.0 for n in range(10**5)}}, {"evaluation_due": "x"},
 ]  # fmt: skip
 
 
@@ -48,7 +55,7 @@ def saved(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-@pytest.mark.parametrize("nonsense", NONSENSE, ids=str)
+@pytest.mark.parametrize("nonsense", NONSENSE, ids=lambda nonsense: str(nonsense)[:60])
 def test_a_state_out_of_its_bounds_is_not_taken(nonsense: dict[str, Any]) -> None:
     if nonsense != {"growth": 10**9}:  # possible at some batch: held against the run file below
         with pytest.raises(ValueError, match=r"."):
@@ -83,6 +90,75 @@ def test_a_batch_that_grew_past_the_run_file_and_weights_that_are_no_numbers_are
         run(config({}), saved)
 
 
+def changed(folder: Path, change: Callable[[dict[str, Any], bytearray], Any]) -> None:
+    """Change the header or the data of a checkpoint's tensors, and seal it again."""
+    file = next(folder.glob("tensors-*"))
+    data = file.read_bytes()
+    begin = 8 + int.from_bytes(data[:8], "little")
+    tree, numbers = json.loads(data[8:begin]), bytearray(data[begin:])
+    change(tree, numbers)
+    text = json.dumps(tree).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + numbers)
+    (folder / EVALUATED).unlink(missing_ok=True)
+    seal(folder)
+
+
+def filled(name: str, value: float) -> Callable[[dict[str, Any], bytearray], Any]:
+    """All numbers of a tensor are this one."""
+
+    def fill(tree: dict[str, Any], numbers: bytearray) -> None:
+        first, last = tree[f"0:{name}"]["data_offsets"]
+        numbers[first:last] = struct.pack("<f", value) * ((last - first) // 4)
+
+    return fill
+
+
+def renamed(tree: dict[str, Any], _numbers: bytearray) -> None:
+    """A moment of one of two weights goes by another name."""
+    tree["0:optimizer/weight/other"] = tree.pop("0:optimizer/weight/exp_avg")
+    shapes = tree["__metadata__"]["shapes"]
+    tree["__metadata__"]["shapes"] = shapes.replace('optimizer/weight/exp_avg"', 'optimizer/weight/other"')
+
+
+MOMENTS: list[tuple[Callable[[dict[str, Any], bytearray], Any], str]] = [
+    (filled("optimizer/weight/exp_avg", math.nan), "holds optimizer/weight/exp_avg that is not finite"),
+    (filled("optimizer/weight/exp_avg_sq", -1.0), "holds optimizer/weight/exp_avg_sq that is negative"),
+    (filled("optimizer/weight/step", math.inf), "holds optimizer/weight/step that is not finite"),
+    (filled("optimizer/weight/step", -7.0), "holds optimizer/weight/step that is negative"),
+    (lambda tree, _: tree["0:model/weight"].update(dtype="I32"), "weight is torch.int32 there, torch.float32 here"),
+    (renamed, "state of weight has no exp_avg"),
+]
+
+
+@pytest.mark.parametrize(("change", "told"), MOMENTS, ids=[told for _, told in MOMENTS])
+def test_numbers_that_would_ruin_the_weights_are_refused(
+    change: Callable[[dict[str, Any], bytearray], Any], told: str, saved: Path
+) -> None:
+    changed(saved / "checkpoints" / "samples-000000000160", change)
+    with pytest.raises(UserError) as caught:
+        run(config({}), saved)
+    assert told in str(caught.value)
+
+
+def test_a_moment_of_whole_numbers_costs_that_checkpoint_alone(saved: Path) -> None:
+    newest = saved / "checkpoints" / "samples-000000000160"
+    changed(newest, lambda tree, _: tree["0:optimizer/weight/exp_avg"].update(dtype="I32"))
+    events = run(config({"run": {"stop_after_steps": 1}}), saved)
+    assert codes(events)[:2] == ["damaged_checkpoint", "resumed"]
+
+
+FACTS: list[dict[str, Any]] = [
+    {"lr": "x"}, {"lr": None}, {"dataset": "40"}, {"world_size": "\x1b[31m"}, {"global_batch": [1]}, {"warned": [1]},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("fact", FACTS, ids=str)
+def test_facts_of_another_type_are_refused(fact: dict[str, Any], saved: Path) -> None:
+    sealed(saved / "checkpoints" / "samples-000000000160", lambda d: d["about"].update(fact))
+    with pytest.raises(UserError, match=r"samples-000000000160 in .* was written by another version or is damaged .*; remove that"):
+        run(config({}), saved)
+
+
 @pytest.mark.parametrize("text", ["", "null", "{", "[]", '{"gaps": 5}', '{"interventions": -3, "rollbacks": -1}', "[" * 9000])
 def test_an_odd_memory_of_the_guard_is_said_and_does_not_end_the_run(text: str, tmp_path: Path) -> None:
     (tmp_path / REMEMBERED).write_text(text)
@@ -93,7 +169,7 @@ def test_an_odd_memory_of_the_guard_is_said_and_does_not_end_the_run(text: str, 
 
 
 def test_what_the_guard_did_comes_back(tmp_path: Path) -> None:
-    did = {"interventions": 2, "gaps": [[3, 5]], "suspect": [1, 2]}
+    did = {"interventions": 2, "rollbacks": 1, "gaps": [[3, 5]], "suspect": [1, 2]}
     (tmp_path / REMEMBERED).write_text(json.dumps(asdict(State().guard) | did))
     state, problem = recall(tmp_path, State())
     assert problem == ""
