@@ -67,6 +67,8 @@ def check_store(setting: str, where: str) -> None:
         raise UserError(setting, f"is {shown!r}, and {scheme!r} is not a known store", f"known: {', '.join(sorted(SCHEMES))}")
     if scheme == "file" and not rest.startswith("/"):
         raise UserError(setting, f"is {shown!r}, which names a host", "give a path, or file:/// and a path from the root")
+    if rest.startswith("/") and scheme not in ("file", "hdfs"):
+        raise UserError(setting, f"is {shown!r}, which names no bucket or host", f"write {scheme}://BUCKET/FOLDER")
     if not _ALLOWED.fullmatch(rest) or ".." in rest.split("/"):
         raise UserError(setting, f"is {shown!r}", "give a URL such as s3://bucket/run, without query, blanks or ..")
 

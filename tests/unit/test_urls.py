@@ -96,6 +96,8 @@ def test_stores_that_hold_checkpoints(where: str) -> None:
         ("http://host/x", "not a known store"),
         ("simplecache::s3://bucket/x", "chain"),
         ("s3://bucket/x::file:///y", "chain"),
+        ("s3:///run", "names no bucket"),
+        ("sftp:///run", "names no bucket or host"),
         ("s3://bucket/run?versionId=3", "query"),
         ("s3://bucket/../other", r"\.\."),
         ("s3://bucket/a\nb", "blanks"),
