@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from harness.checkpoint.manifest import DamagedError, Digest
+from harness.checkpoint.manifest import DamagedError, Digest, place_of
 from harness.checkpoint.storage import Store
 from harness.checkpoint.train_state import State
 from harness.checkpoint.verified import ODD, check_file, read_document, read_manifest
@@ -27,7 +27,10 @@ MOST = 1 << 53
 def read_state(store: Store, name: str, files: Mapping[str, Digest]) -> tuple[State, dict[str, Any]]:
     """(where the run stood, facts of the run). Raises DamagedError, or one of ODD."""
     document = read_document(store, name, files)
-    return check_state(State.from_json(document["state"])), document["about"]
+    state = check_state(State.from_json(document["state"]))
+    if (place_of(name) or (0, 0))[0] != state.samples:
+        raise DamagedError(f"its state is at {state.samples:,} samples, which is not its name's place")
+    return state, document["about"]
 
 
 def check_checkpoint(store: Store, name: str) -> None:

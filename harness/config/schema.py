@@ -279,7 +279,8 @@ class CheckpointConfig:
     """Mean time between failures: save every sqrt(2 x cost x mtbf), the cost as measured. Unset, with every_epochs, every_samples
     and every_minutes: 24."""
     dir: str | None = None
-    """Where checkpoints lie: a path, or a URL that fsspec knows (s3://bucket/run). Unset: in the run folder."""
+    """Where checkpoints lie: a path, or a URL that fsspec knows (s3://bucket/run). Those of another run are not continued.
+    Unset: in the run folder."""
     keep: Count = 2
     """How many of the newest checkpoints are kept."""
     keep_best: Annotated[int, Meta(ge=0)] = 0

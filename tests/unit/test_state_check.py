@@ -74,6 +74,13 @@ def test_nonsense_behind_a_good_seal_costs_that_checkpoint_alone(saved: Path) ->
     assert notice.samples == 80
 
 
+@pytest.mark.parametrize("samples", [80, 481, 2**53])
+def test_a_state_of_another_place_costs_that_checkpoint_alone(samples: int, saved: Path) -> None:
+    sealed(saved / "checkpoints" / "samples-000000000160", lambda d: d["state"].update(samples=samples))
+    events = run(config({"run": {"stop_after_steps": 1}}), saved)
+    assert codes(events)[:2] == ["damaged_checkpoint", "resumed"]
+
+
 def test_a_batch_that_grew_past_the_run_file_and_weights_that_are_no_numbers_are_refused(saved: Path) -> None:
     newest = saved / "checkpoints" / "samples-000000000160"
     sealed(newest, lambda d: d["state"].update(growth=10**9))
