@@ -43,7 +43,7 @@ class _FolderPlace(PlaceLock):
             self._lock.take("trainer", "a run")
             if not own:
                 take_over(store, str(store.root), folder)
-        except UserError:
+        except (UserError, OSError):
             self._lock.close()
             raise
 
@@ -131,10 +131,8 @@ def hold(where: str, folder: Path) -> PlaceLock:
     Raises UserError, which names the run that holds it, or the one in another folder whose checkpoints lie there.
     """
     store = store_at(where)
-    if isinstance(store, LocalStore):
-        return _FolderPlace(store, folder)
     try:
-        return _StorePlace(store, where, folder)
+        return _FolderPlace(store, folder) if isinstance(store, LocalStore) else _StorePlace(store, where, folder)
     except OSError as e:
         raise UserError("checkpoint.dir", f"{where!r} cannot be used: {e}", "give a place where files can be written") from e
 

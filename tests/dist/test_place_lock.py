@@ -1,6 +1,7 @@
 """A place of checkpoints belongs to one run at a time, on a disk and on a store; only what a run owns is ever deleted."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from harness.checkpoint.manifest import RankedCheckpoint, to_delete
 from harness.checkpoint.place_lock import LEASE, hold
 from harness.checkpoint.place_owner import MARK
 from harness.config.errors import UserError
+from harness.config.run_folder import LOCK
 from harness.telemetry.events import Saved
 from tests.dist.test_saving import codes, config, run
 from tests.dist.test_stores import served
@@ -128,6 +130,11 @@ def saves(place: Path) -> list[str]:
     return [p.name[-3:] for p in sorted(place.glob("samples-*"))]
 
 
+def contents(place: Path) -> dict[Path, bytes]:
+    """All files but the lock, which says who took it last."""
+    return {p: p.read_bytes() for p in place.rglob("*") if p.is_file() and p.name != LOCK}
+
+
 def test_a_run_that_goes_on_owns_the_saves_of_before(tmp_path: Path) -> None:
     place = str(tmp_path / "ck")
     first = config({"checkpoint": {"every_samples": 80, "keep": 1, "dir": place}, "run": {"stop_after_steps": 20}})
@@ -147,7 +154,7 @@ def test_another_run_folder_neither_continues_nor_prunes_what_a_run_saved(where:
     first = config({"checkpoint": {"every_samples": 80, "keep": 1, "dir": where}, "run": {"stop_after_steps": 20}})
     run(first, tmp_path / "one")
     place = tmp_path / "ck" if "://" not in where else tmp_path / "served" / "runs" / "a"
-    before = {p: p.read_bytes() for p in place.rglob("*") if p.is_file()}
+    before = contents(place)
     shutil.copytree(tmp_path / "one", tmp_path / "copied")
     for other in ("two", "copied"):
         with pytest.raises(UserError) as caught:
@@ -157,7 +164,7 @@ def test_another_run_folder_neither_continues_nor_prunes_what_a_run_saved(where:
             f"give another checkpoint.dir, or --run.dir {tmp_path / 'one'} to continue that run; "
             "`widebatch branch` starts from its weights"
         )
-        assert {p: p.read_bytes() for p in place.rglob("*") if p.is_file()} == before
+        assert contents(place) == before
     assert "resumed" in codes(run(first, tmp_path / "one"))
 
 
@@ -199,3 +206,20 @@ def test_what_is_deleted_is_chosen_among_the_own(tmp_path: Path) -> None:
 def test_without_a_lineage_what_is_deleted_is_as_in_version_0_1() -> None:
     found = [RankedCheckpoint(f"samples-{n:012d}") for n in (64, 128, 192)]
     assert to_delete(found, found[-1].name, keep=1, keep_best=0) == [found[0].name, found[1].name]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "link"])
+def test_a_mark_that_is_no_plain_file_is_one_line_and_is_not_followed(kind: str, tmp_path: Path) -> None:
+    first, mark = config({"checkpoint": {"dir": str(tmp_path / "ck")}, "run": {"stop_after_steps": 2}}), tmp_path / "ck" / MARK
+    run(first, tmp_path / "one")
+    mark.unlink()
+    (tmp_path / "victim").write_text("kept")
+    if kind == "pipe":
+        os.mkfifo(mark)
+    elif kind == "folder":
+        mark.mkdir()
+    else:
+        mark.symlink_to(tmp_path / "victim")
+    with pytest.raises(UserError, match=r"checkpoint\.dir: '.*' cannot be used: owner\.json is not a plain file; give"):
+        run(first, tmp_path / "one")
+    assert (tmp_path / "victim").read_text() == "kept"
