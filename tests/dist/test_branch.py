@@ -97,6 +97,11 @@ def hostile(folder: Path, kind: str) -> None:
             os.truncate(manifest, 1 << 40)
         case "a manifest of a manifest":
             manifest.write_text("[" * 200_000)
+        case "damaged weights":
+            tensors = next(folder.glob("tensors-*"))
+            data = bytearray(tensors.read_bytes())
+            data[-1] ^= 1
+            tensors.write_bytes(data)
         case "a linked file":
             state.rename(folder.parent / "elsewhere")
             state.symlink_to(folder.parent / "elsewhere")
@@ -117,7 +122,15 @@ def hostile(folder: Path, kind: str) -> None:
             manifest.write_bytes(encode(files))
 
 
-KINDS = ["a damaged file", "no manifest", "an endless manifest", "a manifest of a manifest", "a linked file", "a pipe"]
+KINDS = [
+    "a damaged file",
+    "damaged weights",
+    "no manifest",
+    "an endless manifest",
+    "a manifest of a manifest",
+    "a linked file",
+    "a pipe",
+]
 KINDS += ["a folder for a file", "a linked folder", "a state that makes no sense"]
 
 
