@@ -19,7 +19,6 @@ from typing_extensions import override
 
 from harness.checkpoint import direct_io as past
 from harness.checkpoint.manifest import EVALUATED, LARGEST_JSON, MANIFEST, Digest, free_name, newest_first, unseal
-from harness.supervision.safe_files import write_own
 
 BLOCK = 8 << 20
 """Bytes that are written and read at a time."""
@@ -204,6 +203,8 @@ class LocalStore(Store):
 
     @override
     def replace(self, file: str, data: bytes) -> None:
+        from harness.supervision.safe_files import write_own  # which the writer process does without
+
         write_own(self._root / file, data)
 
     @override
