@@ -19,6 +19,7 @@ from typing_extensions import override
 
 from harness.checkpoint import direct_io as past
 from harness.checkpoint.manifest import EVALUATED, LARGEST_JSON, MANIFEST, Digest, free_name, newest_first, unseal
+from harness.config.urls import OBJECT_STORES
 
 BLOCK = 8 << 20
 """Bytes that are written and read at a time."""
@@ -220,6 +221,7 @@ class RemoteStore(Store):
         import fsspec
 
         self._url = url.rstrip("/")
+        self._has_folders = url.partition("://")[0] not in OBJECT_STORES
         with _as_os_error():
             found: tuple[Any, str] = fsspec.core.url_to_fs(self._url, use_listings_cache=False, skip_instance_cache=True)
         self._fs, self._root = found
@@ -232,8 +234,7 @@ class RemoteStore(Store):
     def begin(self, name: str, job: str) -> str:
         """The manifest of this save is written last, so all ranks see the same names until then."""
         folder = free_name(name, self.names())
-        with _as_os_error():
-            self._fs.makedirs(self._at(folder), exist_ok=True)
+        self._make(folder)
         return folder
 
     @override
@@ -285,8 +286,8 @@ class RemoteStore(Store):
 
     @override
     def replace(self, file: str, data: bytes) -> None:
+        self._make("")
         with _as_os_error():
-            self._fs.makedirs(self._root, exist_ok=True)
             self._fs.pipe_file(self._at(file), data)
 
     @override
@@ -302,6 +303,11 @@ class RemoteStore(Store):
         except FileNotFoundError:
             return []
         return newest_first(path.rstrip("/").rpartition("/")[2] for path in found)
+
+    def _make(self, folder: str) -> None:
+        if self._has_folders:
+            with _as_os_error():
+                self._fs.makedirs(self._at(folder), exist_ok=True)
 
     def _delete(self, folder: str) -> None:
         with _as_os_error():

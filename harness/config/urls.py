@@ -36,6 +36,8 @@ SCHEMES = frozenset(
 """Where fsspec can write files and list them. Others (http, zip, memory, the caching layers) cannot hold a checkpoint."""
 NO_NAME = frozenset({"adl", "az", "gcs", "gs", "http", "https", "oci", "oss", "r2", "s3", "s3a", "tos"})
 """Schemes in which text before an @ is a key or a token. In other schemes it is a user or Azure's container."""
+OBJECT_STORES = (NO_NAME | {"abfs", "abfss"}) - {"http", "https"}
+"""Schemes of stores without folders. To make one there would make a bucket, where its name is not known."""
 _ALLOWED = re.compile(r"[\w.~@:/%+=,&()'\-]+")
 _NEARLY = re.compile(rf"(?<!\w)({'|'.join(sorted(SCHEMES))})(:/?(?!/)|//)")
 """Matches the start of a URL in which a character of :// is missing."""

@@ -126,10 +126,14 @@ class LibraryError(Exception):
 
 
 class AsS3(LocalFileSystem):  # type: ignore[misc]
-    """A file system as s3fs is one: what comes second in cat_file is a version, and its errors are its library's own."""
+    """A file system as s3fs is one: what comes second in cat_file is a version, to make a folder makes its bucket, and its errors are
+    its library's own."""
 
     protocol = "s3"
     refuses = False
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(auto_mkdir=True, **kwargs)
 
     @classmethod
     def _strip_protocol(cls, path: str) -> str:
