@@ -126,7 +126,7 @@ class LibraryError(Exception):
 
 
 class AsS3(LocalFileSystem):  # type: ignore[misc]
-    """A file system as s3fs is one: what comes second in cat_file is a version, to make a folder makes its bucket, and its errors are
+    """A file system as s3fs is one: what comes second in cat_file is a version, a new folder makes its bucket, and its errors are
     its library's own."""
 
     protocol = "s3"
