@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from harness.config.errors import UserError
 from harness.config.loader import decode
+from harness.config.schema import RecipeConfig
 from harness.data.columns import Table
 from harness.data.feed import Data
 from harness.data.joined import joined, mixture
@@ -22,7 +24,7 @@ from harness.data.sample_order import Order, step_shards
 from harness.data.training_order import training_order
 from harness.plan.plan import plan
 from harness.plan.world import World
-from harness.recipes.base import Recipe, Split, Sum
+from harness.recipes.base import Recipe, Split, Sum, load_recipe
 from harness.recipes.fingerprint import fingerprint
 from harness.telemetry.events import Evaluated, Event, Stepped, Windowed
 from harness.training.loop import train
@@ -111,6 +113,29 @@ def test_a_mixture_is_the_same_on_every_world_and_over_resumes() -> None:
     alone = taken([(0, 500, 1)])
     assert all(taken([(0, 500, world)]) == alone for world in (2, 3, 4))
     assert taken([(0, 96, 2), (96, 240, 4), (240, 500, 1)]) == alone
+
+
+@pytest.mark.parametrize(
+    ("then", "said"),
+    [
+        (
+            "20k 1, 1",
+            "recipe.weights_then: holds '20k 1, 1'; write .* a weight for each of the 2 sources",
+        ),
+        ("20: 1", "holds '20: 1'"),
+        ("2.5: 1, 1", "holds '2.5: 1, 1'"),
+        ("0.0001k: 1, 1", "is '0.0001k', which is 0.1; give a whole number"),
+        ("20: 1, 0", "recipe.weights: holds 0"),
+    ],
+)
+def test_changes_of_weights_that_make_no_sense_are_one_line(then: str, said: str, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    for name in "ab":
+        np.arange(100, dtype=np.uint16).tofile(tmp_path / f"{name}.bin")
+    files = [f"{name}={tmp_path}/{name}.bin" for name in "ab"]
+    knobs: dict[str, Any] = {"kind": "gpt2", "data": files, "weights": [1, 1], "weights_then": ["10: 1, 2", then]}
+    with pytest.raises(UserError, match=said):
+        load_recipe(RecipeConfig(use="tokens", knobs=knobs)).data("train")
 
 
 @dataclass(frozen=True)
