@@ -23,6 +23,7 @@ from launch.cluster.slurm_submit import add_slurm, check_slurm
 from launch.lab.results import LabResults
 from launch.lab.slurm_sweep import submit_trials
 from launch.lab.trials import Trial, one_device, run_trials, trial, write
+from launch.lab.wandb_sweep import check_places, wandb_sweep
 from launch.options.commands import COMMANDS
 from launch.options.run_argument import read_run
 from launch.options.run_options import counts, dataset, run_parser
@@ -61,6 +62,11 @@ def main(argv: Sequence[str]) -> int:
     slurm = check_slurm(parser, args)
     out = args.out or Path("runs") / f"{args.run.stem}-sweep"
     grid = _grid(args, config)
+    if args.wandb_sweep:
+        metric = args.metric or (read_target(args.target).metric if args.target else "eval/loss")
+        check_places(config)
+        echo(wandb_sweep(args.run, settings, [p.settings() for p in grid], metric, args.target).rstrip())
+        return 0
     samples = dataset(config)
     runs = {p: trial(args.run, settings | p.settings(), p.name, out) for p in grid}
     plans = {p: plan(one.config, one_device(), samples) for p, one in runs.items()}
@@ -97,6 +103,8 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, help="folder of the sweep (default runs/NAME-sweep); trials done there before are reused"
     )
+    agents = "print the grid as a file for `wandb sweep`, whose agents start the runs; start nothing"
+    parser.add_argument("--wandb-sweep", action="store_true", help=agents)
     parser.add_argument("--list", action="store_true", help="print the command of each run not done yet, start nothing")
     parser.add_argument("--gpus", type=counts, metavar="N", help="GPUs of each run in a Slurm job: 1, or 0 for the CPU")
 

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from launch.cli import main
 from tests.dist.workers import patient
 from tests.dist.workers.wandb_run import POINTS
 from tests.support.processes import LIMIT_S, environ
@@ -191,6 +193,50 @@ def test_a_trial_of_an_agent_is_the_agent_s_run_in_the_sweep_s_project(server: S
     sent = server.upserts["trial1"]
     assert (sent["entity"], sent["project"], sent["sweep"], sent["displayName"]) == ("lab", "theirs", "sweep1", "run")
     assert server.rows("trial1")
+
+
+def test_an_agent_runs_the_grid_that_sweep_writes(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tree = json.loads(run_file(tmp_path, stop_after_steps=5).read_text())
+    tree["watch"] = {"every_steps": 5}
+    tree["run"].pop("dir", None)
+    path = tmp_path / "run.yaml"
+    path.write_text(json.dumps(tree))
+    grid = ["--batches", "8..16", "--rules", "none,sqrt", "--seeds", "2", "--wandb-sweep", "--optim.weight_decay", "0.01"]
+    assert main(["sweep", str(path), *grid]) == 0
+    sweep = yaml.safe_load(capsys.readouterr().out)
+    assert sweep["metric"] == {"name": "eval/loss", "goal": "minimize"}
+    values = {name: one["values"] for name, one in sweep["parameters"].items()}
+    assert values == {"scaling.rule": ["none", "sqrt"], "batch.total": [8, 16], "run.seed": [0, 1]}
+    assert sweep["command"][:2] == ["widebatch", "train"]
+    server.sweep = {"command": [sys.executable, "-m", "tests.dist.workers.patient", *sweep["command"][2:]]}
+    trial = {"scaling.rule": "sqrt", "batch.total": 16, "run.seed": 1}
+    server.trials = [{"type": "run", "run_id": "t1", "program": "", "args": {name: {"value": v} for name, v in trial.items()}}]
+    argv = [str(Path(sys.executable).parent / "wandb"), "agent", "--count", "1", "lab/theirs/sweep1"]
+    done = subprocess.run(argv, cwd=tmp_path, env=env(server.url), capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = server.config["t1"]["run"]["value"]
+    assert (run["batch"]["total"], run["scaling"]["rule"], run["run"]["seed"]) == (16, "sqrt", 1)
+    assert run["optim"]["weight_decay"] == 0.01
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--rules", "none,sqrt+optim.clip=1"], "--rules: has a rule with a setting of its own (optim.clip)"),
+        (["--run.dir", "one"], "run.dir: is one, which all runs of the sweep would share"),
+        (["--checkpoint.dir", "one"], "checkpoint.dir: is one, which all runs of the sweep would share"),
+        (["--metric", "eval/score"], "--metric: eval/score does not say which way is better"),
+    ],
+)
+def test_what_a_grid_of_w_and_b_cannot_hold_is_said(
+    argv: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree = json.loads(run_file(tmp_path, stop_after_steps=5).read_text())
+    tree["run"].pop("dir", None)
+    path = tmp_path / "run.yaml"
+    path.write_text(json.dumps(tree))
+    assert main(["sweep", str(path), "--batches", "8..16", "--wandb-sweep", *argv]) == 2
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.slow  # wandb asks every 15 s
