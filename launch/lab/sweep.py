@@ -63,10 +63,7 @@ def main(argv: Sequence[str]) -> int:
     out = args.out or Path("runs") / f"{args.run.stem}-sweep"
     grid = _grid(args, config)
     if args.wandb_sweep:
-        metric = args.metric or (read_target(args.target).metric if args.target else "eval/loss")
-        check_places(config)
-        echo(wandb_sweep(args.run, settings, [p.settings() for p in grid], metric, args.target).rstrip())
-        return 0
+        return _print_wandb_sweep(args, settings, config, grid)
     samples = dataset(config)
     runs = {p: trial(args.run, settings | p.settings(), p.name, out) for p in grid}
     plans = {p: plan(one.config, one_device(), samples) for p, one in runs.items()}
@@ -87,6 +84,14 @@ def main(argv: Sequence[str]) -> int:
         return 1
     results = _results(args, config, told)
     _finish(results, config, runs, out, " ".join(["widebatch sweep", *(shlex.quote(a) for a in argv)]))
+    return 0
+
+
+def _print_wandb_sweep(args: argparse.Namespace, settings: Mapping[str, str], config: Config, grid: Sequence[Point]) -> int:
+    """For --wandb-sweep. Raises UserError."""
+    metric = args.metric or (read_target(args.target).metric if args.target else "eval/loss")
+    check_places(config)
+    echo(wandb_sweep(args.run, settings, [p.settings() for p in grid], metric, args.target).rstrip())
     return 0
 
 
