@@ -268,7 +268,7 @@ def test_a_spent_budget_of_interventions_stops_with_the_cause(monkeypatch: pytes
     guard = {"divergence": "back_off", "factor": 0.9, "interventions": 1, "budget": 1000}
     events = run(config({"guard": guard, "optim": {"lr": 0.02, "momentum": 0.9}}))
     assert end(events).reason == "guard"
-    assert "guard.interventions 1 are spent" in end(events).message
+    assert "guard.interventions 1 are used up" in end(events).message
     assert codes(events).count("back_off") == 1
 
 
