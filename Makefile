@@ -67,9 +67,10 @@ bench-rules: .venv/.base  ## Digits at k = 1, 4, 16 with and without the linear 
 lab: .venv/.base  ## Sweeps on real data, three seeds, about an hour of one core; rewrites configs/results/sweep_*.json.
 	$(BIN)/python -m tests.bench.lab
 
-soak: .venv/.ops  ## The long counts: 1,000 damaged checkpoints, 100 full disks, 200 killed saves, 200 kills, 100 SIGTERMs, lost hosts; rewrites their records.
+soak: .venv/.ops  ## The long counts: 1,000 damaged checkpoints, 100 full disks, 200 killed saves, 200 kills, 50 recoveries, 100 SIGTERMs, lost hosts; rewrites their records.
 	$(BIN)/python -m tests.soak.checkpoints
 	$(BIN)/python -m tests.soak.kills
+	$(BIN)/python -m tests.soak.survivors
 	$(BIN)/python -m tests.soak.sigterm
 	$(BIN)/python -m tests.bench.signals
 	$(BIN)/python -m tests.soak.hosts --write

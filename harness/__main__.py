@@ -13,8 +13,10 @@ from harness.config.user_errors import show
 from harness.plan.rank_env import settle
 from harness.plan.world import check_world
 from harness.supervision.exit_codes import USER, run_rank
+from harness.supervision.launch_env import launched
 from harness.supervision.output_redirect import say
 from harness.supervision.rank_monitor import present
+from harness.supervision.seat import take_seat
 
 
 def main(argv: Sequence[str]) -> int:
@@ -29,6 +31,9 @@ def main(argv: Sequence[str]) -> int:
     try:
         started = "RANK" in os.environ
         here = settle(os.environ)
+        told = launched(os.environ)
+        if told is not None and told.in_place and here.size > 1:
+            take_seat(told, here.rank, here.size)
     except UserError as e:
         say(f"error: {e}")
         return USER

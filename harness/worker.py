@@ -14,6 +14,7 @@ from harness.config.allowed_names import new_folder
 from harness.config.errors import UserError
 from harness.config.schema import Config, RestartConfig
 from harness.config.user_errors import as_error, explain, summary
+from harness.distributed.peers import Peers
 from harness.distributed.process_group import agree, first_here_first, join, leave, on_rank_0, out_of_memory, set_limit
 from harness.distributed.rendezvous import StoppedError
 from harness.distributed.shared_folder import check_shared
@@ -96,7 +97,8 @@ def _work(
         lock = FolderLock(folder)
         stack.callback(lock.close)
         _take(lock, folder, presence, own_checkpoints=config.checkpoint.dir is None)
-        events = train(config, planned, cpu=cpu, folder=folder, stop=presence.stop, heartbeat=presence.heartbeat)
+        beats, peers = presence.heartbeat, _peers(here, presence)
+        events = train(config, planned, cpu=cpu, folder=folder, stop=presence.stop, heartbeat=beats, peers=peers)
         told = _told(events, here, planned, presence)
         reported = _Reported(config, planned, folder, watching, show_plan)
         try:
@@ -111,6 +113,14 @@ def _work(
         status = _end(ended, after_renaming(again, folder, lock.now), presence)
     leave()
     return status
+
+
+def _peers(here: Place, presence: Presence) -> Peers | None:
+    """The other ranks' processes, where the launcher is to leave the ranks be that survive one of them."""
+    told = presence.launched
+    if told is None or not told.in_place or here.size == 1:
+        return None
+    return Peers(here.rank, [told.heartbeat(rank) for rank in range(here.size)], presence.heartbeat)
 
 
 def _join(cpu: bool, limits: RestartConfig, presence: Presence) -> bool:

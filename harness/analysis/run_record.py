@@ -23,6 +23,7 @@ TROUBLES = (
     "back_off",
     "erratic",
     "out_of_memory",
+    "rank_lost",
     "data_worker",
     "bad_samples",
 )
@@ -38,6 +39,7 @@ PARTS = {
     "eval": "evaluations",
     "checkpoint": "checkpoints",
     "count_flops": "counting operations",
+    "recovery": "ranks lost, until the others could train again",
 }
 """Where the time of a run goes, and what it is called."""
 

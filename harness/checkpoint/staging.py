@@ -121,6 +121,12 @@ class Staging:
             except OSError:
                 return  # the writer is gone: `told` reports it
 
+    def drop(self) -> None:
+        """End the writer, whatever it is at. The next save starts another."""
+        if self._writer is not None:
+            self._writer.kill()
+            self._stop()
+
     def close(self, busy: bool) -> None:
         """End the writer; one that is `busy` gets GRACE_S to finish."""
         self._wait_ready()

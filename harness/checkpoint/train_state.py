@@ -42,6 +42,7 @@ class State:
     nonfinite_steps: int = 0
     empty_steps: int = 0
     restarts: int = 0
+    recoveries: int = 0
     trained_s: float = 0.0
     lost_s: float = 0.0
     rolled_back_s: float = 0.0

@@ -352,6 +352,9 @@ class RestartConfig:
     third step on."""
     start_s: Seconds = 600.0
     """As restart.hang_s, for phases that may take longer: the start with the first steps, a checkpoint, the end."""
+    in_place: bool = False
+    """A rank that is killed (not rank 0) is done without: the others continue in their processes, with their weights and the same
+    global batch, and the lost rank's passes are theirs. For ddp on CPU ranks of one machine, under `widebatch launch`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,10 @@ import torch
 import torch.distributed as dist
 import torch.distributed.distributed_c10d as c10d
 from accelerate import PartialState
+from accelerate.state import AcceleratorState
 
 from harness.config.errors import UserError
+from harness.distributed.group import make_again
 from harness.distributed.network_interface import VARIABLE, interface
 from harness.distributed.rendezvous import meet
 
@@ -43,6 +45,14 @@ def join(cpu: bool, limit_s: float = LIMIT_S, stop: Callable[[], bool] = lambda:
     meet("gloo" if cpu else "nccl", limit_s, stop)
     device: torch.device = PartialState(cpu=cpu, timeout=timedelta(seconds=limit_s)).device
     return device
+
+
+def join_again(name: str, rank: int, size: int, limit_s: float) -> None:
+    """Leave the group, and be `rank` in another one of `size`, which meets by a `name` that is new. Raises RuntimeError."""
+    make_again(name, rank, size, timedelta(seconds=limit_s))
+    known = PartialState()
+    known.num_processes, known.process_index = size, rank
+    AcceleratorState._reset_state()  # it has copied them
 
 
 def set_limit(limit_s: float) -> None:

@@ -13,6 +13,7 @@ from typing import Any, final
 import torch.distributed as dist
 
 from harness.config.errors import UserError
+from harness.distributed.group import make_group
 from harness.plan.world import place
 from harness.supervision.output_redirect import say
 
@@ -71,7 +72,7 @@ def meet(backend: str, limit_s: float, stop: Callable[[], bool] = _never, enviro
             store.add(_SEEN, 1)
         at = f"{alike} of {here.size} ranks use {backend}, as this one on {os.uname().nodename} does; the others use another device"
         raise UserError("world", at, "give every rank a GPU that torch can use, or ask all for the CPU: ACCELERATE_USE_CPU=true")
-    dist.init_process_group(backend, store=store, rank=here.rank, world_size=here.size, timeout=limit)
+    make_group(backend, store, here.rank, here.size, limit)
 
 
 @final

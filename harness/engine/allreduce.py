@@ -49,7 +49,12 @@ class Carried:
 
     def __init__(self, unit: Unit, process: Process, fp16: LossScale | None, *, added: bool = False, rounds: bool = False) -> None:
         self._carrier, self._process, self._fp16, self._rounds = unit.carrier, process, fp16, rounds
-        self.parts = 1 if added else process.ranks
+        self._added = added
+        self.regroup()
+
+    def regroup(self) -> None:
+        """The ranks are others."""
+        self.parts = 1 if self._added else self._process.ranks
         """The factor from every gradient to the sum over ranks."""
 
     def take(self, local: Sums) -> Sums:

@@ -53,7 +53,7 @@ class DdpAllReduce(Gradients):
         rounds = config.backend.compress != "none"
         # a static graph's first pass is reduced too: only means may be reduced twice
         self._added = not rounds and not config.backend.static_graph
-        self._unit = open_unit(replica, recipe)
+        self._unit, self._cpu = open_unit(replica, recipe), cpu
         self._carried = Carried(self._unit, process, replica.fp16, added=self._added, rounds=rounds)
         self._fresh = True
         self._powersgd: PowerSGDState | None = None
@@ -64,6 +64,17 @@ class DdpAllReduce(Gradients):
         self._meters.waits_known = True
         self._every = 1 if plan.rule == "adascale" or config.batch.grow == "noise" else MEASURED_EVERY
         self._measuring = False
+        self._hook(self._wrapped)
+
+    @override
+    def regroup(self) -> None:
+        """The reducer, a C++ object, goes at once, and its hooks on the parameters with it; its wrapper waits for Python."""
+        for name in ("reducer", "logger"):
+            vars(self._wrapped).pop(name, None)  # a second rank may be lost while there is none
+        self._carried.regroup()
+        self._unit.carrier.grad = None
+        self._fresh, self._sent, self._squares = True, True, []
+        self._wrapped = wrap(self._unit, self.process.config, cpu=self._cpu, again=True)
         self._hook(self._wrapped)
 
     def _hook(self, wrapped: nn.parallel.DistributedDataParallel) -> None:
@@ -146,12 +157,13 @@ class DdpAllReduce(Gradients):
                 memory.clear()
 
 
-def wrap(unit: Unit, config: Config, *, cpu: bool) -> nn.parallel.DistributedDataParallel:
-    """The unit wrapped in DDP; raises if Accelerate gives anything else."""
+def wrap(unit: Unit, config: Config, *, cpu: bool, again: bool = False) -> nn.parallel.DistributedDataParallel:
+    """The unit wrapped in DDP; raises if Accelerate gives anything else. `again`: each rank's buffers stay as they are."""
     accelerator = Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=[ddp_options(config.backend)])
     # frozen weights are known to be equal on all ranks, and may be of a type that gloo and NCCL cannot send (uint16, float8)
-    frozen = [name for name, weight in unit.named_parameters() if not weight.requires_grad]
-    nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(unit, frozen)  # type: ignore[no-untyped-call]
+    ignored = [name for name, weight in unit.named_parameters() if not weight.requires_grad]
+    ignored += [name for name, _ in unit.named_buffers()] if again else []
+    nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(unit, ignored)  # type: ignore[no-untyped-call]
     with warnings.catch_warnings():
         # torch 2.13 renames broadcast_buffers; the older versions that we support know the old name only
         warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)

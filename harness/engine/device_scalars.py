@@ -16,19 +16,20 @@ class DeferredScalars:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._rows: list[Sequence[Number]] = []
+        self.rows: list[Sequence[Number]] = []
+        """Those since `take` was called last."""
 
     def add(self, row: Sequence[Number]) -> None:
         """One more row. Its tensors must not change any more."""
-        self._rows.append(row)
+        self.rows.append(row)
 
     def last(self) -> Sequence[Number]:
         """The newest row; it is not removed."""
-        return self._rows[-1]
+        return self.rows[-1]
 
     def take(self) -> list[Sequence[Number]]:
         """The rows since the last call; they are removed."""
-        rows, self._rows = self._rows, []
+        rows, self.rows = self.rows, []
         return rows
 
     def cells(self, rows: Sequence[Sequence[Number]]) -> Tensor:

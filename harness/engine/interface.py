@@ -77,6 +77,14 @@ class Engine(ABC):
         or gradient is not finite on any rank moves nothing on any rank. `stop` asks all ranks to stop.
         """
 
+    def regroup(self, plan: Plan) -> None:
+        """From here on the ranks are those of a new default process group, and the steps are of this plan for them.
+
+        A step in which the old group failed is undone. To be called on all of them. Raises RuntimeError where weights may have
+        moved in that step, and where this backend cannot do without a rank.
+        """
+        raise RuntimeError(f"backend {self.plan.backend} needs all of its ranks")
+
     @abstractmethod
     def begin(self) -> None:
         """Restart the window timer: what was done since the last reading is not part of the window."""

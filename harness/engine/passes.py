@@ -44,6 +44,10 @@ class Passes(ABC):
         """Follow this plan from the next step on."""
         self.plan = plan
 
+    def regroup(self) -> None:
+        """The ranks are others: `process` says which. Raises RuntimeError where this backend cannot do without a rank."""
+        raise RuntimeError(f"backend {self.plan.backend} needs all of its ranks")
+
     def kept(self, buffers: Buffers) -> Kept:
         """The buffers as they were before the step's passes; called as the step begins."""
         return buffers.keep()

@@ -15,9 +15,9 @@ from harness.plan.plan import Plan
 
 
 @final
-@dataclass(frozen=True)
+@dataclass
 class Process:
-    """One rank of `ranks`. `dtype` is the type of the weights and of the data."""
+    """One rank of `ranks`, both of which change where others are lost. `dtype` is the type of the weights and of the data."""
 
     config: Config
     device: torch.device

@@ -18,7 +18,7 @@ from harness.checkpoint.tensor_slices import SliceReader, TensorSlice
 from harness.data.feed import Micro
 from harness.data.sample_order import derive
 from harness.data.seeding import PASS, seed_all, seed_host
-from harness.distributed.process_group import out_of_memory
+from harness.distributed.process_group import out_of_memory, peers
 from harness.engine.buffers import Buffers, Kept
 from harness.engine.evaluation_weights import averaged, evaluated
 from harness.engine.interface import Engine, Limit, StepTooLargeError
@@ -49,6 +49,7 @@ class TrainingEngine(Engine):
         self.notes = []
         self._pass_seed = derive(process.config.run.seed, PASS)
         self._seed_pass = seed_all if process.device.type == "cuda" else seed_host
+        self._torn: Kept | None = None  # the buffers from before a step that has failed
         self._entered = False  # whether the model is in a mode that this engine has put it in
 
     @property
@@ -80,11 +81,26 @@ class TrainingEngine(Engine):
             self.meters.step_done(local)
         except Exception as e:
             if not out_of_memory(e):
+                self._torn = kept
                 raise
             self._forget(kept)
             if self.owner.moving:
                 raise
             raise StepTooLargeError(str(e)) from e
+
+    @override
+    def regroup(self, plan: Plan) -> None:
+        if self._torn is not None:
+            if self.owner.moving:
+                raise RuntimeError("weights may have moved in the step in which the rank was lost")
+            self._forget(self._torn)
+            self._torn = None
+        process = self.process
+        process.rank, process.ranks = self.rank, self.processes = peers()
+        self.state.copies = self.processes
+        self.meters.regroup(self.rank, self.processes)
+        self.passes.regroup()
+        self.adopt(plan)
 
     def _run(self, micros: Sequence[Micro], stop: float) -> tuple[Sums, int, int]:
         """All passes of a step: (this rank's sums, its samples, the samples of its padding passes)."""
@@ -117,7 +133,7 @@ class TrainingEngine(Engine):
         if self.average is not None and self.plan.ema is not None:
             self.average.take(self.plan.ema, bad == 0)
         small, self.passes.small = self.passes.small, None
-        if small is not None and real == self.plan.global_batch // self.processes:
+        if small is not None and real == self.plan.share:
             meters.add_noise(small, count, norm, bad)
         if updates is not None:
             moments, decay = self._moments()

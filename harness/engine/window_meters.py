@@ -58,6 +58,12 @@ class Meters:
         """The window's time begins now."""
         self._stamps = [stamp(self.device)]
 
+    def regroup(self, rank: int, processes: int) -> None:
+        """The ranks are others. Steps that are not read yet stay; noise that was measured over the old ranks is dropped."""
+        self.rank, self.processes = rank, processes
+        self._noise.take()
+        self._waits = []
+
     def step_done(self, local: Sequence[Number]) -> None:
         """A step is over; `local` begins with this rank's own loss and count. Alone, the rows hold them."""
         if self.processes > 1:
@@ -110,7 +116,7 @@ class Meters:
 
         `copies` ranks hold the same of weights and moments.
         """
-        host, rows = self._host(data_wait_s, troubles, flags), self.rows.take()
+        host, rows = self._host(data_wait_s, troubles, flags), self.rows.rows
         cells = self.rows.cells(rows)
         numbers = [self._noise_sums(), self._squares]
         told, highs = self._alone(host, cells, numbers) if self.processes == 1 else self._met(host, rows, [cells, *numbers])
@@ -136,7 +142,7 @@ class Meters:
         A rank that counted nothing is left out; NaN if all did.
         """
         good = self.rows.whole([row[:1] for row in rows]).isfinite()
-        loss, count = torch.where(good, self._local.whole(self._local.take()), 0.0).sum(0).unbind()
+        loss, count = torch.where(good, self._local.whole(self._local.rows), 0.0).sum(0).unbind()
         mean = loss / count
         own = torch.tensor(sums_of(host) + highs_of(host, self.rank), dtype=torch.float64).to(self.device, non_blocking=True)
         cells, *numbers = numbers
@@ -153,7 +159,7 @@ class Meters:
 
     def _noise_sums(self) -> Tensor:
         """NoiseSums' small_square, share_square, big_square and steps, summed over the finite steps: float64 [4]."""
-        rows = self._noise.take()
+        rows = self._noise.rows
         if not rows:
             return self._no_noise
         small, items, count, norm, bad = self._noise.whole(rows).unbind(1)
@@ -188,6 +194,9 @@ class Meters:
         )
 
     def _reset(self) -> None:
+        """Only now: ranks that lose one in the reduction read again."""
+        for kept in (self.rows, self._local, self._noise):
+            kept.take()
         self._squares = self._unmeasured
         self.syncs, self.computed = 0, 0
         self._stamps, self._waits = [stamp(self.device)], []

@@ -47,8 +47,27 @@ def check_backend(config: Config, facts: OptimizerFacts, world: World) -> None:
         at = f"is true, but {name} cuts or sends weights row by row"
         raise UserError("compute.channels_last", at, "leave it out, or use backend.name: ddp")
     _check_sharpness(config)
+    _check_in_place(config, world)
     if backend.shard == "node" and world.nodes == 1:
         raise UserError("backend.shard", "is node, but the plan has one node", "leave it out, or plan for more --nodes")
+
+
+def _check_in_place(config: Config, world: World) -> None:
+    """A rank can be done without where all others have everything, and no weight moves before the host knows that it is lost."""
+    if not config.restart.in_place:
+        return
+    why = {
+        config.backend.name != "ddp": f"{config.backend.name} has no whole copy of weights and moments on each rank",
+        world.device == "gpu": "a GPU is given the optimizer's step before the host can know that a rank is lost",
+        world.nodes > 1: "hosts that are lost meet again by torchrun",
+        config.backend.compress == "powersgd": "each rank has a remainder of its own under backend.compress: powersgd",
+        config.scaling.rule == "adascale": "adascale measures the noise over ranks of equal shares",
+        config.batch.grow == "noise": "the noise scale that the batch follows is measured over ranks of equal shares",
+    }
+    if reason := why.get(True):
+        raise UserError(
+            "restart.in_place", f"is true, but {reason}", "leave it out: all ranks start again from the newest checkpoint"
+        )
 
 
 def _check_sharpness(config: Config) -> None:

@@ -78,6 +78,8 @@ class Plan:
     precision: str
     warnings: tuple[Caution, ...]
     sources: dict[str, str] = field(compare=False)
+    lost: int = 0
+    """Ranks of the planned world that were lost since. The same passes are dealt over the others, who may have different many."""
 
     def lr(self, step: int) -> float:
         """The learning rate of optimizer step `step` (the first is 0), if all steps before it were of this plan's batch."""
@@ -102,10 +104,23 @@ class Plan:
 
     def at_batch(self, batch: int, micro: int | None = None) -> "Plan":
         """The plan of a stretch of the run with another global batch, by accumulation, in passes of at most `micro` samples."""
-        size, accumulate = resplit(batch // self.world_size, micro or self.micro_batch)
+        size, accumulate = resplit(batch // (self.world_size + self.lost), micro or self.micro_batch)
+        if self.lost:
+            accumulate = -(-batch // (size * self.world_size))
         ema = self.ema and scale_beta(self.ema, batch / self.global_batch, "half_life")
         ratio = batch / self.reference_batch
         return replace(self, global_batch=batch, micro_batch=size, accumulate=accumulate, ratio=ratio, ema=ema)
+
+    def on_ranks(self, ranks: int) -> "Plan":
+        """The plan of a stretch of the run on other ranks: the same global batches, in the same passes, dealt over these."""
+        lost, accumulate = self.world_size + self.lost - ranks, -(-self.global_batch // (self.micro_batch * ranks))
+        return replace(self, world_size=ranks, processes=ranks, accumulate=accumulate, lost=lost)
+
+    @property
+    def share(self) -> int | None:
+        """Samples of one process in a full optimizer step; None where processes have different many."""
+        even = not self.lost or self.global_batch == self.micro_batch * self.accumulate * self.world_size
+        return self.global_batch // self.processes if even else None
 
     @property
     def passes(self) -> int:

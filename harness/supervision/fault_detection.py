@@ -23,6 +23,7 @@ _DOING: dict[Phase, str] = {
     "eval": "in an evaluation",
     "checkpoint": "at a checkpoint",
     "end": "while ending",
+    "recover": "while the ranks that are left come together",
 }
 
 
@@ -51,6 +52,16 @@ class Fault:
         return f"{who}{self.text} at step {self.step}" if self.step else f"{who}{self.text} before the first step"
 
 
+def lost_a_peer(text: str) -> bool:
+    """Whether an error's text is that of a rank that only lost another one."""
+    return bool(_LOST_PEER.search(text))
+
+
+def vanished(look: RankStatus) -> bool:
+    """Whether a rank is gone without a word: it was killed, or aborted."""
+    return look.beat is not None and look.beat.status is None and not look.alive and not look.beat.stopping
+
+
 def first_failure(looks: Sequence[RankStatus]) -> Fault | None:
     """The rank that failed, or vanished without a report, before the others did. A rank that only lost another one comes last."""
     found: list[tuple[bool, float, Fault]] = []
@@ -58,14 +69,14 @@ def first_failure(looks: Sequence[RankStatus]) -> Fault | None:
         beat = look.beat
         if beat is None:
             continue
-        if beat.status is None and not look.alive and not beat.stopping:
+        if vanished(look):
             aborted = signal.SIGABRT in beat.signals  # NCCL's watchdog aborts a process whose collective timed out
             words = "aborted (SIGABRT), as happens when a rank loses its peers," if aborted else "was killed"
             found.append((aborted, beat.beat_s, Fault("lost" if aborted else "killed", look.rank, beat.step, words)))
         elif beat.status is not None and beat.status not in _ENDED_WELL:
             kind = _KINDS.get(beat.status, "failed")
             words = beat.text if kind in ("user", "guard", "memory", "unsaved") else f"failed: {beat.text}"
-            late = kind == "failed" and bool(_LOST_PEER.search(beat.text.partition(' (File "')[0]))
+            late = kind == "failed" and lost_a_peer(beat.text.partition(' (File "')[0])
             found.append((late, beat.ended_s, Fault("lost" if late else kind, look.rank, beat.step, words)))
     return min(found, key=lambda f: f[:2])[2] if found else None
 

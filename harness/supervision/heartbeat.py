@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, final
 
-Phase = Literal["start", "train", "eval", "checkpoint", "end", "data"]
-PHASES: tuple[Phase, ...] = ("start", "train", "eval", "checkpoint", "end", "data")
+Phase = Literal["start", "train", "eval", "checkpoint", "end", "data", "recover"]
+PHASES: tuple[Phase, ...] = ("start", "train", "eval", "checkpoint", "end", "data", "recover")
 _START, _TRAIN, _END_PHASE = 0, 1, 4
 WARM_TICKS = 3
 """Ticks after which a phase is warm: its first ones compile, allocate and connect."""
@@ -26,7 +26,8 @@ _MAGIC = b"WBP1"
 _LOOP = struct.Struct("<dqqBB")
 """moved_s, ticks, step, phase, warm: the loop's part."""
 _BEAT, _STOP, _END = struct.Struct("<d"), struct.Struct("<B"), struct.Struct("<idH1000s")
-_AT_PID, _AT_BEAT, _AT_STOP, _AT_LOOP, _AT_END, _SIZE = 4, 16, 24, 32, 64, 64 + _END.size
+_GROUP = struct.Struct("<H")
+_AT_PID, _AT_BEAT, _AT_STOP, _AT_LOOP, _AT_GROUP, _AT_END, _SIZE = 4, 16, 24, 32, 60, 64, 64 + _END.size
 _RUNNING = -1
 
 
@@ -34,7 +35,8 @@ _RUNNING = -1
 class Beat:
     """What a heartbeat says. `step` counts optimizer steps that were begun; `status` is None until the rank has reported its end.
 
-    `stopping` is the number of the signal that asked for a stop, 0 where none did; `signals` are all that arrived.
+    `stopping` is the number of the signal that asked for a stop, 0 where none did; `signals` are all that arrived. `group` counts
+    the process groups that the rank has trained in; 0 where it cannot do without a rank that is lost.
     """
 
     pid: int
@@ -49,6 +51,7 @@ class Beat:
     ended_s: float = 0.0
     text: str = ""
     signals: tuple[int, ...] = ()
+    group: int = 0
 
 
 @final
@@ -115,6 +118,10 @@ class Heartbeat:
         finally:
             self._set(before, warm)
 
+    def in_group(self, number: int) -> None:
+        """The rank trains in its process group of this number, the first is 1; 0: from here on it needs all of its peers."""
+        self._put(_AT_GROUP, _GROUP.pack(number))
+
     def ending(self) -> None:
         """Record that the loop is over and the run is closing."""
         self._set(_END_PHASE, False)
@@ -159,4 +166,5 @@ def read(path: Path) -> Beat | None:
         ended_s=ended,
         text=text[:length].decode(errors="replace"),
         signals=tuple(raw[_SIZE:]),
+        group=_GROUP.unpack_from(raw, _AT_GROUP)[0],
     )

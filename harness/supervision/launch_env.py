@@ -19,6 +19,7 @@ class Launched:
 
     `cause` says why the ranks were started again; empty at the first start. `several`: this is one of several launchers, each of
     which knows the ranks of its own host, by their rank on it. `pulses` and `errors` are descriptors of the launcher, one a rank.
+    `in_place`: a rank that is killed is to be done without.
     """
 
     launcher: int
@@ -28,6 +29,7 @@ class Launched:
     several: bool = False
     pulses: list[int] = field(default_factory=list)
     errors: list[int] = field(default_factory=list)
+    in_place: bool = False
 
     def own(self, here: Place) -> int:
         """The rank by which this launcher knows a process."""

@@ -99,6 +99,19 @@ class Noticed:
 
 
 @dataclass(frozen=True)
+class RanksLost(Noticed):
+    """Ranks were killed, and the others, `world_size` of them, continue without a restart.
+
+    `lost`: their numbers among the ranks that the run was started with. `seconds`: from when the others noticed to when they could
+    train again.
+    """
+
+    lost: tuple[int, ...]
+    world_size: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Ended:
     """The run is over. `reason`: complete, stop_after_steps, stop_requested, guard or failed."""
 
@@ -119,5 +132,6 @@ NAMES: dict[type[Event], str] = {
     Shown: "examples",
     Saved: "checkpoint",
     Noticed: "notice",
+    RanksLost: "notice",
     Ended: "end",
 }

@@ -56,6 +56,7 @@ METRICS = [
         ("eval_s", "evaluations", "rank 0", "this process"),
         ("checkpoint_s", "checkpoints", "rank 0", "this process"),
         ("count_flops_s", "counting operations on shapes", "rank 0", "this process"),
+        ("recovery_s", "ranks that were lost: until the others could train again", "rank 0", "this process"),
     ),
     *_group(
         "train",
@@ -184,6 +185,7 @@ METRICS = [
     *_group(
         "reliability",
         ("restarts", "times the run was started again", "rank 0", "run"),
+        ("recoveries", "times ranks were lost and the others continued without a restart", "all", "run"),
         (
             "goodput_pct",
             "training time that counted / time since the run first began, restarts included; null where clocks do not agree",

@@ -90,7 +90,7 @@ class AlertTracker:
         shared = is_shared(self.engine.device.type, reading.ranks, seconds)
         found["slow"] = "" if shared else self._slow(metrics["throughput/samples_per_s"])
         after = self._straggler.after(reading.ranks, len(reading.steps), seconds)
-        self._straggler, slow = (Straggler(), "") if shared else after
+        self._straggler, slow = (Straggler(), "") if shared or plan.share is None else after
         if slow and (code := f"straggler {self._straggler.rank}") not in self._said:
             self._said.add(code)
             yield Noticed(state.step, state.samples, "straggler", slow + _where(plan, self._straggler.rank))
@@ -118,6 +118,11 @@ class AlertTracker:
         if rate >= SLOW * usual:
             return ""
         return f"throughput dropped by {100 * (1 - rate / usual):.0f} %: {rate:,.0f} samples/s, and {usual:,.0f} before"
+
+    def regroup(self) -> None:
+        """The ranks are others: what is usual is to be learnt anew."""
+        self._rates.clear()
+        self._straggler = Straggler()
 
     def forget(self) -> None:
         """Call after the guard has acted: trouble that comes back is reported again."""

@@ -38,6 +38,7 @@ ROUND_S = 5.0
 
 UNSEEN_ROUNDS = 12
 """For how many rounds rank 0 looks for the files of other ranks after all of them have written."""
+_LOST = "a rank was lost while it was being written"
 _ABANDONED = "another rank could not write"
 _UNSEEN = "the files of other ranks are not visible here: checkpoint.dir must be shared by all nodes"
 
@@ -176,9 +177,9 @@ class Saver(Saves):
         if self._saved_at == _moment(state):
             return
         yield from self.settle()
-        self._saved_at = _moment(state)
         with self._teller.clock.pause("checkpoint"), self._engine.heartbeat.phase("checkpoint"):
             self._begin(state, self._facts | dict(judged))
+        self._saved_at = _moment(state)
         if self._staging.problem and not self._complained:
             self._complained = True
             yield Noticed(state.step, state.samples, "checkpoint_memory", self._staging.problem)
@@ -204,6 +205,23 @@ class Saver(Saves):
             events = self._settle()
         self._waited_s = time.monotonic() - begin
         return events
+
+    @override
+    def regroup(self, state: State) -> tuple[bool, list[Event]]:
+        """Rank 0 knows whether the last one is committed. One that is not lacks the part of a lost rank, or may."""
+        self._listen(0.0)
+        job, self._job = self._job, None
+        committed = job is None or bool(job.path)
+        committed, saved_at = json.loads(agree(json.dumps((committed, self._saved_at if committed else None))))
+        self._saved_at = None if saved_at is None else (saved_at[0], saved_at[1])
+        self._token = agree(f"{time.time_ns():x}")
+        self._facts["world_size"] = self._engine.processes
+        if job is not None and not (committed and job.done):
+            self._staging.drop()
+        if committed:
+            return False, [] if job is None or job.told or not job.path else self._told(job)
+        self._problem = _LOST
+        return True, [Noticed(state.step, state.samples, "checkpoint_failed", f"checkpoint not written: {_LOST}")]
 
     @override
     def close(self) -> None:

@@ -8,7 +8,6 @@ import secrets
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, dataclass, field, replace
-from enum import Enum, auto
 from itertools import islice
 from pathlib import Path
 from socket import gethostname
@@ -19,14 +18,15 @@ from harness.checkpoint.train_state import State
 from harness.config.loader import encode
 from harness.config.run_folder import RunFolder
 from harness.config.schema import Config
-from harness.data.feed import Feed, Micro
+from harness.data.feed import Feed
 from harness.data.sample_order import StepShards, step_shards
 from harness.data.training_order import training_order
+from harness.distributed.peers import Peers
 from harness.distributed.process_group import agree, first_here_first, gather, on_rank_0
 from harness.engine.data_agreement import check_data, check_size
 from harness.engine.device import device_name
 from harness.engine.factory import open_engine
-from harness.engine.interface import Engine, Limit, StepTooLargeError
+from harness.engine.interface import Engine, StepTooLargeError
 from harness.plan.guard_policy import Trouble, policy
 from harness.plan.plan import Plan
 from harness.plan.plan_warnings import SHOWN
@@ -36,7 +36,7 @@ from harness.recipes.contract import train_split, valid_split
 from harness.recipes.gathers import check_gathers
 from harness.supervision.heartbeat import Heartbeat
 from harness.telemetry.environment import environment
-from harness.telemetry.events import Ended, Evaluated, Event, Metrics, Noticed, Shown, Started
+from harness.telemetry.events import Ended, Evaluated, Event, Metrics, Noticed, RanksLost, Shown, Started
 from harness.telemetry.measurements import Reading
 from harness.training.adaptive_batch import better, follow_noise, on_plateau, patience_again
 from harness.training.bad_samples import meet, spent, take_up
@@ -47,14 +47,16 @@ from harness.training.evaluate import evaluate, sharpness
 from harness.training.feeds import open_feed
 from harness.training.first_batch import check_metric, try_recipe
 from harness.training.guard import StopError, act, limit, suspicion
+from harness.training.open_window import Outcome, Passes, Window
+from harness.training.recovery import recover
 from harness.training.resume import aged, facts_of, fresh_state, resume, same_scale
 from harness.training.saves import Saves, Unsaved
-from harness.training.step_rate import StepRate, StepRecord, pace
+from harness.training.step_rate import pace
 from harness.training.stop_look import AbandonedError, StopLook
 from harness.training.window_report import WindowReporter
 
 
-def train(
+def train(  # noqa: PLR0913  what surrounds a run, each given by its name
     config: Config,
     plan: Plan,
     *,
@@ -63,13 +65,15 @@ def train(
     stop: Callable[[], bool] = lambda: False,
     engine: Engine | None = None,
     heartbeat: Heartbeat | None = None,
+    peers: Peers | None = None,
 ) -> Iterator[Event]:
     """Train `config` by `plan` on the ranks that have joined, and yield the run's events.
 
     `cpu`: compute on the CPU. `folder` is the run folder: with one, checkpoints are written there, and a run that has some resumes.
     `stop` is called once a step; when it returns True on any rank, all ranks save and end after the same step. `engine`: one that
-    was opened for this plan; None: that of the run file's backend. `heartbeat` records progress. Raises UserError, before the first
-    step, for a mistake in the run file, the recipe or its data.
+    was opened for this plan; None: that of the run file's backend. `heartbeat` records progress. `peers`: the other ranks'
+    processes, of which some may be lost. Raises UserError, before the first step, for a mistake in the run file, the recipe or its
+    data.
     """
     recipe = load_recipe(config.recipe)
     heartbeat = heartbeat or Heartbeat()
@@ -78,7 +82,7 @@ def train(
     check_size(plan, len(data))
     run = Loop(config, plan, recipe, engine or open_engine(config, plan, recipe, cpu=cpu), folder, stop)
     engine = run.engine
-    engine.heartbeat = heartbeat
+    engine.heartbeat, run.peers = heartbeat, None if recipe.gathers else peers
     run.feed = open_feed(engine, recipe, config, data, order=training_order(data, config))
     with heartbeat.phase("data"):
         valid = first_here_first(lambda: valid_split(recipe, config.run.seed), config.restart.start_s)
@@ -100,41 +104,6 @@ def train(
         yield from (told for told in run.steps() if not isinstance(told, Passes))
     finally:
         run.close()
-
-
-@dataclass(frozen=True)
-class Passes:
-    """The next step of a script that owns its loop: the script runs these passes, and the loop then ends the step."""
-
-    shards: StepShards
-    micros: list[Micro]
-
-
-class Outcome(Enum):
-    """How a run continues after a window."""
-
-    CONTINUES = auto()
-    ROLLED_BACK = auto()
-    BATCH_CHANGED = auto()
-    ENDED = auto()
-
-
-@dataclass
-class _Window:
-    """The current window: its steps' settings, and its progress. Positions are in samples, of the stream and of the schedule."""
-
-    rate: StepRate
-    limit: Limit | None
-    position: int
-    schedule_position: float
-    trigger: int
-    taken: list[StepRecord] = field(default_factory=list)
-    waited_s: float = 0.0
-
-    def take(self, step: StepRecord, after: int) -> None:
-        """A step was taken, and ended at `after` in the stream."""
-        self.taken.append(step)
-        self.position, self.schedule_position = after, self.schedule_position + step.advance
 
 
 @dataclass
@@ -163,6 +132,11 @@ class Loop:
     resumed: bool = False
     ended: Ended | None = None
     hold: PlaceLock | None = None
+    peers: Peers | None = None
+    window: Window | None = None
+    """The window whose steps are not reported yet."""
+    closing: tuple[State, Reading, Due] | None = None
+    """What `_finish` is at."""
 
     def resume(self) -> Iterator[Event]:
         """Take over the newest good checkpoint of the run, if there is one, and be ready to write the next."""
@@ -208,12 +182,54 @@ class Loop:
             yield from self._evaluate()
             if self.state.evaluation_due:
                 yield from self._abandon()
-        while self.ended is None:
-            yield from self._segment()
+        yield from self._segments()
+        assert self.ended is not None  # noqa: S101  that is where they end
         yield from self.saver.settle()
         yield from self._notes()
         lacks = "" if self.ended.reason == "guard" else self.saver.missing(self.state)
         yield unsaved(self.ended, lacks) if lacks else self.ended
+
+    def _segments(self) -> Iterator[Event | Passes]:
+        """All segments to the end; where ranks are lost in one, the others continue if they can."""
+        if self.peers is not None and not self.peers.watch():
+            self.peers = None
+        error: RuntimeError | None = None
+        while self.ended is None:
+            try:
+                yield from self._segment() if error is None else self._recover(self.peers, error)
+                error = None
+            except RuntimeError as e:
+                error = e
+                if self.peers is None or (self.window is None and self.closing is None):
+                    raise
+        if self.peers is not None:
+            self.peers.rely()
+
+    def _recover(self, peers: Peers | None, error: RuntimeError) -> Iterator[Event]:
+        """Continue without ranks that are lost; raises `error` where that is not why a collective failed.
+
+        The steps that are taken stay, and are reported; the one in which it happened is taken again.
+        """
+        assert peers is not None  # noqa: S101  it was asked for
+        window, closing, engine = self.window, self.closing, self.engine
+        stand = f"{self.state.step} {'closing' if window is None else (len(window.taken), window.due)}"
+        limit_s = self.config.restart.start_s if self.state.step == self.first else self.config.restart.hang_s
+        with self.reporter.clock.pause("recovery"), engine.heartbeat.phase("recover"):
+            done = recover(engine, peers, self.plan, stand, limit_s, error)
+            abandoned, events = self.saver.regroup(self.state)
+        self.plan, self.state = done.plan, replace(self.state, recoveries=self.state.recoveries + 1)
+        at = self.state.step + (0 if window is None else len(window.taken))
+        engine.heartbeat.at(at)
+        self.reporter.noticer.regroup()
+        yield RanksLost(at, self.state.samples, "rank_lost", str(done), done.lost, done.plan.world_size, done.seconds)
+        yield from events
+        if window is not None and window.taken:
+            yield from self._close(window, window.due or Due())
+        elif closing is not None:
+            yield from self._finish(*closing, evaluated=self.evaluated_at == self.state.samples)
+        self.window = self.closing = None
+        if abandoned and self.ended is None:
+            yield from self._save()
 
     def _notes(self) -> Iterator[Event]:
         """The engine's notices, as events."""
@@ -264,14 +280,16 @@ class Loop:
                     return
                 window = self._open_window(plan)
 
-    def _open_window(self, plan: Plan) -> _Window:
+    def _open_window(self, plan: Plan) -> Window:
         """The window that begins at the current state."""
         state = self.state
         position = state.guard.past(state.samples)
         self.engine.begin()
-        return _Window(pace(plan, state), limit(self.config, state), position, state.scheduled, next_trigger(self.plan, position))
+        trigger = next_trigger(self.plan, position)
+        self.window = Window(pace(plan, state), limit(self.config, state), position, state.scheduled, trigger)
+        return self.window
 
-    def _due(self, window: _Window, after: int, advance: float) -> Due:
+    def _due(self, window: Window, after: int, advance: float) -> Due:
         """What is due after the window's next step, which ends at `after` in the stream."""
         taken = len(window.taken) + 1
         count = self.state.step + taken - self.first
@@ -301,9 +319,9 @@ class Loop:
             )
             position = guard.past(stop)
 
-    def _close(self, window: _Window, up: Due) -> Generator[Event, None, Outcome]:
+    def _close(self, window: Window, up: Due) -> Generator[Event, None, Outcome]:
         """The end of a window: read and report it, guard the run, and do what is due."""
-        before = self.state
+        before, window.due = self.state, up
         reading, wrong = yield from self._report(window)
         try:
             yield from self._guard(wrong)
@@ -313,15 +331,18 @@ class Loop:
         if self.state.guard.rollbacks > before.guard.rollbacks:
             return Outcome.ROLLED_BACK
         check_counted(self.state, over=up.over)
-        yield from self._finish(before, reading, up)
+        self.closing = before, reading, up
+        yield from self._finish(*self.closing)
+        self.closing = None
         if self.ended is not None:
             return Outcome.ENDED
         return Outcome.CONTINUES if self.state.growth == before.growth else Outcome.BATCH_CHANGED
 
-    def _report(self, window: _Window) -> Generator[Event, None, tuple[Reading, dict[Trouble, str]]]:
+    def _report(self, window: Window) -> Generator[Event, None, tuple[Reading, dict[Trouble, str]]]:
         """Read the window's numbers and tell them: (what was read, what is wrong)."""
         saver, before = self.saver, self.state
         reading = self.engine.read(window.waited_s, len(self.feed.troubles), save_due=saver.due, save_failed=saver.failed)
+        self.window = None
         self.stop_check = stop_check_steps(len(reading.steps), reading.ranks.longest_s)
         if reading.ranks.troubles:
             before, notices = meet(before, self.feed, (before.step + len(window.taken), window.position))
@@ -342,13 +363,13 @@ class Loop:
         yield from self._notes()
         return reading, wrong
 
-    def _finish(self, before: State, reading: Reading, up: Due) -> Iterator[Event]:
-        """Evaluate, save and end, as is due after a window. `before`: the state at its start.
+    def _finish(self, before: State, reading: Reading, up: Due, *, evaluated: bool = False) -> Iterator[Event]:
+        """Evaluate, save and end, as is due after a window. `before`: the state at its start. `evaluated`: that is done.
 
         An evaluation that a stop cuts short is due again where the run resumes.
         """
         last = end_reason(up, reading)
-        due = self.valid is not None and (up.evaluate or up.over)
+        due = self.valid is not None and (up.evaluate or up.over) and not evaluated
         if due != self.state.evaluation_due:  # it may have come with the checkpoint that the guard went back to
             self.state = replace(self.state, evaluation_due=due)
         if last:  # saved before the evaluation, which may fail

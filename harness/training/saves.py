@@ -76,6 +76,10 @@ class Saves(ABC):
         """Wait until all ranks are through with the checkpoint in progress; what became of it."""
 
     @abstractmethod
+    def regroup(self, state: State) -> tuple[bool, list[Event]]:
+        """The ranks are others: (whether a checkpoint in progress is given up, the events). `state` is the current one."""
+
+    @abstractmethod
     def close(self) -> None:
         """End the writer, when the run is over or has failed."""
 
@@ -110,6 +114,10 @@ class Unsaved(Saves):
     @override
     def settle(self) -> list[Event]:
         return []
+
+    @override
+    def regroup(self, state: State) -> tuple[bool, list[Event]]:
+        return False, []
 
     @override
     def close(self) -> None:

@@ -8,7 +8,8 @@ from harness.checkpoint.train_state import State
 from harness.distributed.process_group import agree
 from harness.telemetry.events import Event
 from harness.telemetry.measurements import Reading
-from harness.training.loop import Loop, Passes
+from harness.training.loop import Loop
+from harness.training.open_window import Passes
 
 
 @final

@@ -30,7 +30,7 @@ from harness.supervision.safe_files import check_folders
 from harness.supervision.stop_signals import StopFlag
 from harness.telemetry.events import Ended, Event, Noticed
 from harness.training.ending import ended
-from harness.training.loop import Passes
+from harness.training.open_window import Passes
 from harness.training.run_files import write_run_files
 from harness.training.script_loop import ScriptLoop
 from harness.training.script_settings import ScriptLoader, Settings, script_config

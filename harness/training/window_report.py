@@ -256,6 +256,7 @@ class WindowReporter:
         age_s = self.age.seconds
         return {
             "reliability/restarts": float(state.restarts),
+            "reliability/recoveries": float(state.recoveries),
             "reliability/goodput_pct": 100 * state.trained_s / age_s if age_s else None,
             "reliability/lost_s": state.lost_s,
             "reliability/rolled_back_s": state.rolled_back_s,

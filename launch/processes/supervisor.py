@@ -21,6 +21,7 @@ from harness.supervision.held import HeldFolder
 from harness.supervision.launch_env import Launched, memory_files
 from harness.supervision.output_redirect import answer, say
 from harness.supervision.resume_command import after_renaming
+from harness.supervision.seat import can_watch
 from harness.supervision.stop_signals import stopping
 from harness.supervision.temporary_folders import remove_dead
 from launch.processes.checkpoints import newest
@@ -29,6 +30,7 @@ from launch.processes.output_relay import Output, plain
 from launch.processes.proc_table import kill, look, members, there
 from launch.processes.restart_policy import Restarts
 from launch.processes.spawn import Child, start
+from launch.processes.survivors import Survivors
 
 LOOK_S = 0.1
 LAST_WORDS_S = 5.0
@@ -87,12 +89,16 @@ def supervise(command: Command, folder: Path, place: str, ranks: int, micro: int
     pulses, errors = memory_files(ranks), memory_files(ranks)
     with Output(logs / "rank-0.log") as output, Stop() as stop:
         while True:
-            told = Launched(os.getpid(), str(logs), output.path, cause, pulses=pulses, errors=errors)
+            told = Launched(
+                os.getpid(), str(logs), output.path, cause, pulses=pulses, errors=errors, in_place=restart.in_place and can_watch()
+            )
             argv = command.argv if restarts.micro == micro else (*command.argv, "--batch.micro", str(restarts.micro))
             before = log_sizes(told, ranks)
-            end = _attempt(replace(command, argv=argv), told, ranks, restart, output, stop)
+            survivors = Survivors(restarts, lambda: newest(place))
+            end = _attempt(replace(command, argv=argv), told, survivors, restart, output, stop)
             if isinstance(end, int):
                 return end
+            restarts = survivors.restarts
             after = held.moved() or restarts.after(end, newest(place))
             if isinstance(after, str) or stop.asked:
                 why = "a stop was requested" if stop.asked else str(after)
@@ -102,13 +108,15 @@ def supervise(command: Command, folder: Path, place: str, ranks: int, micro: int
             said = words
 
 
-def _attempt(command: Command, told: Launched, ranks: int, restart: RestartConfig, output: Output, stop: Stop) -> int | Fault:
+def _attempt(
+    command: Command, told: Launched, survivors: Survivors, restart: RestartConfig, output: Output, stop: Stop
+) -> int | Fault:
     """One start of the ranks: their exit status, or what went wrong. No process of it is left."""
     told.clear()
     child = start(command, told.environ(), Path(told.logs) / "launcher.log")
     end: int | Fault = FAILED
     try:
-        end = _watch(child, told, ranks, restart, output, stop)
+        end = _watch(child, told, survivors, restart, output, stop)
     finally:
         well = isinstance(end, int) and not stop.twice
         sweep(child, output, LAST_WORDS_S if well else 0.0)
@@ -116,17 +124,17 @@ def _attempt(command: Command, told: Launched, ranks: int, restart: RestartConfi
     return end
 
 
-def _watch(child: Child, told: Launched, ranks: int, restart: RestartConfig, output: Output, stop: Stop) -> int | Fault:
+def _watch(child: Child, told: Launched, survivors: Survivors, restart: RestartConfig, output: Output, stop: Stop) -> int | Fault:
     """Look until all ranks have reported their end, or one of them went wrong."""
     began_s = time.monotonic()
     while True:
         output.pump(LOOK_S)
         gone = child.poll()  # read before the ranks are looked at: whoever ended until then has reported it
-        looks = look(told, ranks)
+        looks = survivors.among(look(told, len(told.pulses)))
         stop.pass_on([x.beat.pid for x in looks if x.beat and x.alive and x.beat.status is None])
         ended = _ended(looks, gone, stop)
         if ended is None:
-            ended = _fault(looks, told, output, restart, began_s)
+            ended = _fault(survivors.answerable(looks) if told.in_place else looks, told, output, restart, began_s)
         if ended is not None:
             return ended
         if gone is not None and not any(x.alive for x in looks):
@@ -150,18 +158,24 @@ def _fault(looks: Sequence[RankStatus], told: Launched, output: Output, restart:
     limits, now_s = (restart.hang_s, restart.start_s), time.monotonic()
     failed = first_failure(looks)
     if failed is not None:
-        _last_words(told, len(looks), output)
-        return first_failure(look(told, len(looks))) or failed
+        _last_words(told, looks, output)
+        return first_failure(_again(looks, told)) or failed
     if hung(looks, now_s, began_s, *limits) is None:
         return None
-    again = look(told, len(looks))
+    again = _again(looks, told)
     return first_failure(again) or hung(again, now_s, began_s, *limits)
 
 
-def _last_words(told: Launched, ranks: int, output: Output) -> None:
+def _again(looks: Sequence[RankStatus], told: Launched) -> list[RankStatus]:
+    """The same ranks, as they stand now."""
+    ranks = {x.rank for x in looks}
+    return [x for x in look(told, len(told.pulses)) if x.rank in ranks]
+
+
+def _last_words(told: Launched, looks: Sequence[RankStatus], output: Output) -> None:
     """Give the other ranks time to report that one of them failed."""
     deadline = time.monotonic() + LAST_WORDS_S
-    while time.monotonic() < deadline and any(x.alive for x in look(told, ranks)):
+    while time.monotonic() < deadline and any(x.alive for x in _again(looks, told)):
         output.pump(LOOK_S)
 
 

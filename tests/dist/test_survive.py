@@ -17,6 +17,7 @@ from harness.supervision.launch_env import Launched, launched
 from harness.supervision.run_lock import FolderLock
 from launch.processes.output_relay import plain
 from launch.processes.restart_policy import Restarts
+from launch.processes.survivors import Survivors
 from tests.support.processes import LIMIT_S, environ
 from tests.support.readmes import TEXT
 
@@ -34,6 +35,7 @@ def test_a_pulse_tells_phase_step_and_end(tmp_path: Path) -> None:
     told = read(tmp_path / "rank-0.pulse")
     assert told is not None
     assert (told.pid, told.phase, told.warm, told.status) == (os.getpid(), "start", False, None)
+    heartbeat.in_group(3)
     heartbeat.at(40)
     for _ in range(WARM_TICKS):
         heartbeat.tick()
@@ -51,7 +53,7 @@ def test_a_pulse_tells_phase_step_and_end(tmp_path: Path) -> None:
     heartbeat.ended(0, "later")
     told = read(tmp_path / "rank-0.pulse")
     assert told is not None
-    assert (told.phase, told.stopping, told.status) == ("train", 15, 1)
+    assert (told.phase, told.stopping, told.status, told.group) == ("train", 15, 1, 3)
     assert told.text.startswith("ValueError: größer xxx"), "the first word counts, and fits"
 
 
@@ -169,6 +171,35 @@ def test_out_of_memory_halves_the_micro_batch_until_it_is_one() -> None:
     assert after.micro == 1
     assert "micro-batch 1, more passes a step, the same global batch" in after.words(fault)
     assert "recompute" in str(after.after(fault, ""))
+
+
+def test_the_launcher_leaves_ranks_be_that_continue_without_a_lost_one_and_no_others() -> None:
+    def left(*looks: RankStatus, budget: int = 2) -> list[int]:
+        survivors = Survivors(Restarts(budget, micro=4), lambda: "")
+        return [look.rank for look in survivors.answerable(looks)]
+
+    gone = rank(2, alive=False, group=1)
+    assert left(rank(0, group=1), rank(1, group=1), gone) == [0, 1], "about to continue"
+    assert left(rank(0, phase="start"), rank(1, group=1), gone) == [0, 1], "about to train, and to notice"
+    assert left(rank(0, group=1), rank(1), gone) == [0, 1, 2], "rank 1 trains, and needs all ranks"
+    assert left(rank(0, group=1), rank(1, group=1), replace(gone, beat=BEAT)) == [0, 1, 2], "it was lost before it trained"
+    assert left(replace(gone, rank=0), rank(1, group=1)) == [0, 1], "rank 0 has the journal"
+    assert left(rank(0, group=1, status=1, text="ValueError"), gone) == [0, 2], "another one has failed"
+    assert left(rank(0, group=1), gone, budget=0) == [0, 2]
+    assert left(rank(0, group=1), rank(1, group=1)) == [0, 1]
+
+
+def test_each_recovery_is_a_fault_of_the_budget(capsys: pytest.CaptureFixture[str]) -> None:
+    survivors = Survivors(Restarts(budget=2, micro=4), lambda: "")
+    looks = [rank(0, group=2), rank(1, group=2), rank(2, alive=False, group=1)]
+    assert [look.rank for look in survivors.answerable(looks)] == [0, 1]
+    assert survivors.lost == {2}
+    assert capsys.readouterr().err == "note: rank 2 was killed at step 7; 2 ranks continue without a restart, fault 1 of 2\n"
+    assert [look.rank for look in survivors.among(looks)] == [0, 1]
+    later = [rank(0, group=3, step=9), rank(1, alive=False, group=2, step=9)]
+    assert [look.rank for look in survivors.answerable(later)] == [0]
+    assert survivors.restarts.used == 2
+    assert "1 rank continues" in capsys.readouterr().err
 
 
 def test_what_the_launcher_says_reaches_the_ranks() -> None:

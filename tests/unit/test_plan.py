@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from harness.config.errors import UserError
 from harness.config.loader import decode
 from harness.config.schema import EXCLUSIVE, Config
+from harness.data.sample_order import Chunk, shard_step
 from harness.plan.plan import Plan, plan
 from harness.plan.plan_warnings import Facts, cautions
 from harness.plan.world import Place, World, place
@@ -235,6 +236,43 @@ def test_a_simulated_world_has_the_same_numbers_as_the_real_one() -> None:
     for key in ("global_batch", "micro_batch", "accumulate", "target_lr", "total_steps", "schedule", "betas", "warnings"):
         assert getattr(real, key) == getattr(simulated, key)
     assert "simulated by 2 processes" in simulated.sources["world_size"]
+
+
+@pytest.mark.parametrize(("batch", "micro"), [(96, 8), (96, 6), (32, 8), (8, 1)])
+@pytest.mark.parametrize("left", [1, 2, 3])
+def test_ranks_that_are_left_take_the_same_passes(batch: int, micro: int, left: int) -> None:
+    """Whether or not the batch splits over them; a step of another batch, too."""
+    whole = made(World(4), batch={"reference": 8, "total": batch, "micro": micro})
+    for planned_now, now in ((whole, whole.on_ranks(left)), (whole.at_batch(2 * batch), whole.on_ranks(left).at_batch(2 * batch))):
+        assert (now.world_size, now.global_batch, now.micro_batch) == (left, planned_now.global_batch, planned_now.micro_batch)
+
+        def chunks(p: Plan) -> list[Chunk]:
+            args = p.global_batch, p.micro_batch, p.world_size
+            shards = [shard_step(0, *args, rank, p.processes) for rank in range(p.world_size)]
+            assert {len(each.chunks) for each in shards} == {p.passes}
+            return sorted((c for each in shards for c in each.chunks if not c.ghost), key=lambda c: c.start)
+
+        assert chunks(now) == chunks(planned_now)
+        shares = {
+            sum(c.count for c in shard_step(0, batch, now.micro_batch, left, r, left).chunks if not c.ghost) for r in range(left)
+        }
+        assert (now.at_batch(batch).share is not None) == (len(shares) == 1)
+
+
+@pytest.mark.parametrize(
+    ("sections", "world"),
+    [
+        ({"backend": {"name": "fsdp"}}, World(4, device="cpu")),
+        ({"backend": {"name": "zero2"}}, World(4, device="cpu")),
+        ({}, World(4, device="gpu")),
+        ({}, World(4, nodes=2, device="cpu")),
+        ({"backend": {"compress": "powersgd"}}, World(4, device="cpu")),
+        ({"scaling": {"rule": "adascale"}}, World(4, device="cpu")),
+    ],
+)
+def test_what_cannot_do_without_a_rank_is_refused_in_one_line(sections: dict[str, Any], world: World) -> None:
+    with pytest.raises(UserError, match=r"restart\.in_place: is true, but .*: all ranks start again from the newest checkpoint"):
+        made(world, restart={"in_place": True}, **sections)
 
 
 def test_the_optimizers_own_defaults_fill_what_the_run_file_leaves_out() -> None:

@@ -51,7 +51,7 @@ def run_file(folder: Path, *, epochs: int = 6, size: int = 64, faults: str = "",
     return path
 
 
-def _told(pid: int) -> Launched | None:
+def told(pid: int) -> Launched | None:
     """What its launcher told a process."""
     try:
         environ = dict(v.partition("=")[::2] for v in Path(f"/proc/{pid}/environ").read_text(errors="replace").split("\0"))
@@ -77,8 +77,8 @@ class Launch:
     def beat(self, rank: int) -> Beat | None:
         """The pulse of a rank that is alive, of this launch."""
         for pid in self.left():
-            told = _told(pid)
-            beat = read(told.heartbeat(rank)) if told else None
+            by = told(pid)
+            beat = read(by.heartbeat(rank)) if by else None
             if beat and beat.pid == pid and process_state(pid) not in ("", "Z"):
                 return beat
         return None
@@ -95,8 +95,10 @@ class Launch:
         return pids
 
     def agent(self, pid: int) -> int:
-        """The process that started a rank."""
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        """The process that starts the ranks, of which this is one."""
+        while (parent := int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])) != self.process.pid:
+            pid = parent
+        return pid
 
     def wait(self, limit_s: float = LIMIT_S) -> int:
         """The launcher's exit status."""

@@ -15,7 +15,15 @@ from harness.data.feed import Table
 from harness.recipes.base import Recipe, Split, Sum
 from tests.support.faults.clock import began_s
 
-PARENT = os.getppid()
+
+def _agent() -> int:
+    """The process that starts the ranks; where ranks are to be done without, there is a seat between them."""
+    parent = os.getppid()
+    seat, own = (Path(f"/proc/{pid}/cmdline").read_bytes() for pid in (parent, os.getpid()))
+    return int(Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[1]) if seat == own else parent
+
+
+PARENT = _agent()
 """As it was at the start: a rank whose launching process is killed gets another parent, and continues for a few steps."""
 TIMES_S = (began_s(PARENT), began_s(os.getpid()), time.monotonic())
 """When that was started, when this, and when everything heavy was imported: the recipe comes after it."""
@@ -28,7 +36,7 @@ class Traced(Recipe):
     """Linear regression on numbered samples. The ids of each pass are a line of `LOG/PARENT-RANK.ids`.
 
     `faults` is a list of KIND@PASS:RANK, separated by spaces, each done once in the life of `log` unless it ends in `!`: kill, stop
-    (SIGSTOP), hang (a sleep), raise, memory (a real allocation that fails, at micro-batches larger than 2).
+    (SIGSTOP), hang (a sleep), raise, memory (a real allocation that fails, at micro-batches larger than 2). PASS may be `eval`.
     """
 
     log: str
@@ -55,9 +63,12 @@ class Traced(Recipe):
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Sum:
         """Squared error; in training the ids are written down, before the pass."""
+        rank = os.environ.get("RANK", "0")
+        path = Path(self.log) / f"{PARENT}-{rank}.ids"
+        for fault in self.faults.split() if path.exists() and not torch.is_grad_enabled() else ():
+            if fault.endswith(f"@eval:{rank}"):
+                self._do(fault.partition("@")[0], fault, len(batch["id"]))
         if model.training:
-            rank = os.environ.get("RANK", "0")
-            path = Path(self.log) / f"{PARENT}-{rank}.ids"
             with path.open("a") as f:
                 f.write(" ".join(str(i) for i in batch["id"].tolist()) + "\n")
             if self.faults:
