@@ -22,7 +22,11 @@ def odd_numbers(name: str, read: Tensor) -> str:
         return ""
     if not torch.isfinite(read).all():
         return f"{name} that is not finite"
-    return f"{name} that is negative" if key in _POSITIVE and bool((read < 0).any()) else ""
+    return (
+        f"{name} that is negative"
+        if key in _POSITIVE and bool((torch.view_as_real(read) if read.is_complex() else read).lt(0).any())
+        else ""
+    )
 
 
 def _key(name: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import Adafactor, Optimizer
 
 from harness.config.errors import UserError
 from harness.distributed.process_group import gather
@@ -196,7 +196,7 @@ def load_optimizer(model: nn.Module, optimizer: Optimizer, own: OwnNumbers, tens
     if unknown:
         at = f"the checkpoint has optimizer state for {unknown[0]}, a parameter that the model does not have"
         raise UserError("recipe", at, "use the recipe it was trained with, or start a new run in another place")
-    _check_whole(optimizer, by_name)
+    _check_whole(parameters, optimizer, by_name)
     held = {parameters[name]: found for name, found in by_name.items()}
     _load_states(optimizer, {p: {k: v for k, v in found.items() if not _shared(k)} for p, found in held.items()})
     own.reset()
@@ -207,14 +207,24 @@ def load_optimizer(model: nn.Module, optimizer: Optimizer, own: OwnNumbers, tens
                 own.set(homes[id(parameter)], key, value)
 
 
-def _check_whole(optimizer: Optimizer, by_name: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raises UserError where torch's optimizer would have the same entries for every parameter, and one lacks some."""
-    entries = {name: {key for key in found if not _shared(key)} for name, found in by_name.items()}
-    every = set().union(*entries.values())
-    for name, found in entries.items():
-        if of_torch(optimizer) and found and found != every:
-            at = f"the checkpoint's optimizer state of {name} has no {', '.join(sorted(every - found))}"
-            raise UserError("recipe", at, "remove that checkpoint: the run then resumes from the one before")
+def _check_whole(parameters: Mapping[str, nn.Parameter], optimizer: Optimizer, by_name: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raises UserError where torch's optimizer would have the same entries for parameters, and one lacks some.
+
+    Adafactor's differ between matrices and vectors.
+    """
+    if not of_torch(optimizer):
+        return
+    alike: dict[bool, dict[str, set[str]]] = {}
+    for name, held in by_name.items():
+        found = {key for key in held if not _shared(key)}
+        if found:
+            alike.setdefault(isinstance(optimizer, Adafactor) and parameters[name].ndim > 1, {})[name] = found
+    for entries in alike.values():
+        every = set().union(*entries.values())
+        for name, found in entries.items():
+            if found != every:
+                at = f"the checkpoint's optimizer state of {name} has no {', '.join(sorted(every - found))}"
+                raise UserError("recipe", at, "remove that checkpoint: the run then resumes from the one before")
 
 
 def _shared(key: str) -> bool:

@@ -93,6 +93,9 @@ def renew_own(path: Path, text: str) -> None:
 
 def write_once(path: Path, text: str) -> str:
     """Write a file whole unless there is one; what it then holds. Of several processes that do so at once, one wins."""
+    found = read_own(path)
+    if found is not None:  # a full disk takes no draft
+        return found
     draft = _draft(path, text)
     try:
         os.link(draft, path, follow_symlinks=False)

@@ -165,7 +165,9 @@ def test_a_window_s_mean_is_that_of_its_finite_steps_and_the_sample_is_named() -
 def test_a_run_whose_loss_counts_nothing_in_any_step_is_not_complete() -> None:
     wrong = tree()
     wrong["recipe"]["use"] = f"{__file__}:Uncounted"
-    with pytest.raises(UserError, match=rf"recipe\.use: loss\(\) has counted nothing in any of {ROWS} steps, so that"):
+    with pytest.raises(
+        UserError, match=rf"recipe\.use: loss\(\) has counted nothing in any of {ROWS} steps, so no weight has changed"
+    ):
         run(wrong)
 
 

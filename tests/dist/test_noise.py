@@ -81,7 +81,7 @@ def test_before_the_first_window_nothing_is_claimed() -> None:
 
 
 def test_a_batch_that_is_not_smaller_is_refused() -> None:
-    with pytest.raises(ValueError, match="batches 64 and 64 tell nothing"):
+    with pytest.raises(ValueError, match="batches 64 and 64 give no noise scale"):
         NoiseScale().after(1.0, 64, 1.0, 64)
 
 

@@ -44,8 +44,8 @@ MORE = {
     "find-batch": ["--gpus", "0"],
     "plan": ["--gpus", "1"],
 }
-NO_CODE = {"fit", "configs", "demo", "doctor", "report", "schema", "dashboard", "tokenize"}
-"""Commands that run nothing of a run folder."""
+NO_CODE = {"fit", "configs", "demo", "doctor", "report", "schema", "dashboard", "tokenize", "completion", "init"}
+"""Commands that run nothing of a run folder; init reads the recipe that it is given."""
 
 
 @pytest.fixture(scope="module")
