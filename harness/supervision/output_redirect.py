@@ -7,10 +7,12 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TextIO, final
+from typing import TYPE_CHECKING, TextIO, final
 
 from harness.config.errors import printable
-from harness.supervision.launch_env import Launched
+
+if TYPE_CHECKING:
+    from harness.supervision.launch_env import Launched
 
 _COLOURS = {"error:": "31", "fail ": "31", "warn ": "33", "ok ": "32"}
 """Colours (terminal codes) of the words that a line may begin with."""
@@ -150,7 +152,7 @@ def outlive_readers() -> None:
             setattr(sys, name, _text(fd, dropped, stream.encoding))
 
 
-def redirect(told: Launched, rank: int) -> None:
+def redirect(told: "Launched", rank: int) -> None:
     """Point this process's output, that of C libraries too, to where the launcher wants it."""
     log = told.log(rank)
     for path in (log, Path(os.devnull)) if rank else (Path(told.output), log, Path(os.devnull)):
