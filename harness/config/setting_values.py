@@ -1,6 +1,7 @@
 """What each setting of the run file may be, and what it is by default, in short: for --help and configs/README.md."""
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 from harness.config.json_schema import json_schema
@@ -8,27 +9,25 @@ from harness.config.json_schema import json_schema
 
 def setting_values() -> dict[str, str]:
     """By dotted name: `[ddp, fsdp, ...; default: ddp]`, without a default where a setting is unset or must be given. In ASCII."""
-    schema = json_schema()
-    kinds, found = schema["$defs"], dict[str, str]()
-    for section, part in schema["properties"].items():
-        kind = part.get("$ref", "").rpartition("/")[2]
-        for name, field in kinds[kind]["properties"].items() if kind else [("", part)]:
-            needed = name in kinds[kind].get("required", ()) if kind else section in schema.get("required", ())
-            found[f"{section}.{name}".rstrip(".")] = f"[{_plain(allowed(field))}{_default(field, needed=needed)}]"
-    return found
+    return {name: f"[{_plain(allowed(field))}{_default(field, needed=needed)}]" for name, field, needed in _fields()}
 
 
 def choices() -> dict[str, list[str]]:
     """The settings that take one of a few words, by dotted name, and those words."""
+    words = {name: [word for one in field.get("anyOf", [field]) for word in _words(one)] for name, field, _ in _fields()}
+    return {name: found for name, found in words.items() if found}
+
+
+def _fields() -> Iterator[tuple[str, dict[str, Any], bool]]:
+    """(dotted name, JSON schema, whether it must be given) of each setting."""
     schema = json_schema()
-    found = dict[str, list[str]]()
     for section, part in schema["properties"].items():
-        kind = part.get("$ref", "").rpartition("/")[2]
-        for name, field in schema["$defs"][kind]["properties"].items() if kind else [("", part)]:
-            words = [word for one in field.get("anyOf", [field]) for word in _words(one)]
-            if words:
-                found[f"{section}.{name}".rstrip(".")] = words
-    return found
+        kind = schema["$defs"].get(part.get("$ref", "").rpartition("/")[2])
+        if kind is None:
+            yield section, part, section in schema.get("required", ())
+            continue
+        for name, field in kind["properties"].items():
+            yield f"{section}.{name}", field, name in kind.get("required", ())
 
 
 def _words(field: dict[str, Any]) -> list[str]:

@@ -10,7 +10,6 @@ from types import CodeType, FrameType
 from typing import Any
 
 import torch.distributed as dist
-import torch.distributed._functional_collectives as functional
 
 from harness.config.user_errors import is_own
 
@@ -20,7 +19,8 @@ _COLLECTIVES = (
     *("scatter", "scatter_object_list", "send", "recv", "isend", "irecv", "batch_isend_irecv"),
 )
 _FUNCTIONAL = ("all_gather_tensor", "all_reduce", "all_to_all_single", "broadcast", "reduce_scatter_tensor")
-"""The collectives of torch.distributed._functional_collectives, which compiled code uses."""
+_FUNCTIONAL_FILE = "/torch/distributed/_functional_collectives.py"
+"""Collectives that compiled code uses, known by their file: most runs never import it."""
 _QUESTIONS = ("get_rank", "get_world_size", "is_initialized")
 _BACKENDS = ("/torch/distributed/fsdp/", "/torch/distributed/_composable/", "/torch/distributed/tensor/", "/deepspeed/")
 """Modules whose collectives belong to the backend and not to the recipe."""
@@ -33,10 +33,10 @@ def watched_calls(begun: set[str]) -> Iterator[None]:
     """Inside the context, `begun` gets the names of the collectives that the recipe's code or its model begins; not those of a
     backend."""
 
-    codes = _codes(dist, _COLLECTIVES) | _codes(functional, _FUNCTIONAL)
+    codes = _codes(dist, _COLLECTIVES)
 
     def seen(frame: FrameType, event: str, _: Any) -> None:
-        if event == "call" and frame.f_code in codes and not _by_backend(frame):
+        if event == "call" and (frame.f_code in codes or _functional(frame.f_code)) and not _by_backend(frame):
             begun.add(frame.f_code.co_name)
 
     with _profiled(seen):
@@ -46,12 +46,12 @@ def watched_calls(begun: set[str]) -> Iterator[None]:
 @contextmanager
 def watched_questions(asked: set[str]) -> Iterator[None]:
     """Inside the context, `asked` gets the names of the functions that users' code calls to gather over ranks or to count them."""
-    codes = _codes(dist, (*_COLLECTIVES, *_QUESTIONS)) | _codes(functional, _FUNCTIONAL)
+    codes = _codes(dist, (*_COLLECTIVES, *_QUESTIONS))
 
     def seen(frame: FrameType, event: str, _: Any) -> None:
         code = frame.f_code
         accelerate = code.co_name in _COLLECTIVES and code.co_filename.endswith("/accelerate/utils/operations.py")
-        if event == "call" and (accelerate or code in codes) and _asked_by_user(frame):
+        if event == "call" and (accelerate or code in codes or _functional(code)) and _asked_by_user(frame):
             asked.add(code.co_name)
 
     with _profiled(seen):
@@ -72,6 +72,11 @@ def _profiled(hook: Any) -> Iterator[None]:
 def _codes(module: Any, names: tuple[str, ...]) -> frozenset[CodeType]:
     """The code of functions of a module, without what they are wrapped in."""
     return frozenset(inspect.unwrap(getattr(module, name)).__code__ for name in names)
+
+
+def _functional(code: CodeType) -> bool:
+    """Whether this is one of the functional collectives."""
+    return code.co_name in _FUNCTIONAL and code.co_filename.endswith(_FUNCTIONAL_FILE)
 
 
 def _by_backend(frame: FrameType) -> bool:

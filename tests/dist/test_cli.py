@@ -76,7 +76,16 @@ def test_planning_needs_neither_processes_nor_the_words_about_settings() -> None
 
 def test_training_in_one_process_imports_neither_torch_s_compiler_nor_scikit_learn(tmp_path: Path) -> None:
     """A CPU second each: torch._dynamo, which torch's optimizers load, and scikit-learn, which brings the file of digits."""
-    heavy = ["torch._dynamo", "torch.distributed.tensor", "sympy", "scipy", "deepspeed", "wandb", "transformers"]
+    heavy = [
+        "torch._dynamo",
+        "torch.distributed.tensor",
+        "torch.distributed._functional_collectives",
+        "sympy",
+        "scipy",
+        "deepspeed",
+        "wandb",
+        "transformers",
+    ]
     argv = ["train", DIGITS, "--run.stop_after_steps", "12", "--run.dir", "run", "--watch.wandb", "off"]
     assert "stop_after_steps after 12 steps" in run_without(heavy, argv, tmp_path)
 
