@@ -158,7 +158,11 @@ class DdpAllReduce(Gradients):
 
 
 def wrap(unit: Unit, config: Config, *, cpu: bool, again: bool = False) -> nn.parallel.DistributedDataParallel:
-    """The unit wrapped in DDP; raises if Accelerate gives anything else. `again`: each rank's buffers stay as they are."""
+    """The unit wrapped in DDP; raises if Accelerate gives anything else.
+
+    `again`: the weights stay in the tensors that others have views of (Accelerate's move from cpu to cpu:0 copies them), and each
+    rank's buffers stay as they are.
+    """
     accelerator = Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=[ddp_options(config.backend)])
     # frozen weights are known to be equal on all ranks, and may be of a type that gloo and NCCL cannot send (uint16, float8)
     ignored = [name for name, weight in unit.named_parameters() if not weight.requires_grad]
@@ -167,7 +171,7 @@ def wrap(unit: Unit, config: Config, *, cpu: bool, again: bool = False) -> nn.pa
     with warnings.catch_warnings():
         # torch 2.13 renames broadcast_buffers; the older versions that we support know the old name only
         warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
-        wrapped = accelerator.prepare_model(unit)
+        wrapped = accelerator.prepare_model(unit, device_placement=not again)
     if not isinstance(wrapped, nn.parallel.DistributedDataParallel):
         raise UserError("backend.name", f"ddp asked for, Accelerate gave {type(wrapped).__name__}", f"check {ACCELERATE}")
     return wrapped

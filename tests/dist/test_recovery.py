@@ -57,6 +57,7 @@ def test_three_kills_cost_two_recoveries_and_a_restart_and_no_sample(tmp_path: P
     assert [s["plan"]["world_size"] for s in starts] == [4, 4]
     worlds = [w["batch/world_size"] for w in windows]
     assert [world for world, before in zip(worlds, [0, *worlds], strict=False) if world != before] == [3, 2, 4]
+    assert all(w["train/update_to_param_ratio"] > 0 for w in windows), "the weights whose norms are measured are those that move"
     first = windows[worlds.index(2) + 1]
     assert first["reliability/recoveries"] == 2
     assert first["pause/recovery_s"] == pytest.approx(sum(n["seconds"] for n in lost), abs=5)
