@@ -5,10 +5,10 @@ These are the names to write against; each is imported when it is first used, so
 
 import sys
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
 from harness.config.old_paths import OldPaths
 
+TYPE_CHECKING = False  # as type checkers read it; typing itself would cost `widebatch --help` 5 ms
 if TYPE_CHECKING:
     from harness.config.errors import UserError
     from harness.config.loader import load
@@ -62,7 +62,7 @@ _HOMES = {
 sys.meta_path.append(OldPaths())
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """A public name, from the module where it lives. Raises AttributeError."""
     if name not in _HOMES:
         raise AttributeError(f"module 'harness' has no attribute {name!r}")

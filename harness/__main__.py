@@ -13,6 +13,7 @@ from harness.config.user_errors import show
 from harness.plan.rank_env import settle
 from harness.plan.world import check_world
 from harness.supervision.exit_codes import USER, run_rank
+from harness.supervision.imports import uncollected
 from harness.supervision.launch_env import launched
 from harness.supervision.output_redirect import say
 from harness.supervision.rank_monitor import present
@@ -43,7 +44,8 @@ def main(argv: Sequence[str]) -> int:
             if args.ranks:
                 check_world(here, args.ranks)
             config = load(args.run, settings)
-            from harness.worker import work
+            with uncollected():
+                from harness.worker import work
 
             return work(config, args.run.stem, os.environ, presence, show_plan=not args.no_plan)
         except UserError as e:

@@ -7,6 +7,7 @@ from importlib import import_module
 from types import TracebackType
 
 from harness.config.errors import UserError, did_you_mean
+from harness.supervision.imports import uncollected
 from harness.supervision.output_redirect import OutputError, drop_output, echo, end_on_lost_output, open_missing, say
 from launch.options.commands import COMMANDS, MODULES
 
@@ -65,7 +66,9 @@ def _command(argv: Sequence[str]) -> int:
             return 0
         if name not in COMMANDS:
             raise UserError("widebatch", f"unknown command {name!r}", did_you_mean(name, list(COMMANDS)))
-        return int(import_module(MODULES[name]).main(rest))
+        with uncollected():
+            command = import_module(MODULES[name])
+        return int(command.main(rest))
     except UserError as e:
         say(f"error: {e}")
         return 2

@@ -21,7 +21,7 @@ def check_no_credential(setting: str, text: str) -> None:
     """Raise UserError where `text`, which the run file gives to `setting`, is a credential by its form or by the setting's name."""
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|[-\s]", "_", setting.rpartition(".")[2]).lower()
     alone = words in ("token", "key") and _LIKE_A_TOKEN.fullmatch(text.strip())
-    if not (KEY_FORMS.search(text) or alone or (text and _NAMES.fullmatch(words))):
+    if not (re.search(KEY_FORMS, text) or alone or (text and _NAMES.fullmatch(words))):
         return
     what = f"looks like a credential ({len(text)} characters), which would be written to the run folder"
     variable = re.sub(r"\W", "", words).upper() or "TOKEN"

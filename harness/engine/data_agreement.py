@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 import xxhash
 from torch.utils.data import Subset
 
@@ -14,7 +15,7 @@ from harness.data.feed import Data
 from harness.distributed.process_group import gather, peers
 from harness.plan.plan import Plan
 from harness.recipes.base import Recipe, Split
-from harness.recipes.fingerprint import FETCHED, ROWS, read, row_digest, spaced
+from harness.recipes.fingerprint import FETCHED, ROWS, column_digests, read, row_digest, spaced
 
 FEW, MANY = 4, 4096
 """Rows of validation that are compared with training rows: of data that are fetched one by one, and of columns."""
@@ -103,7 +104,9 @@ def _cheap(data: Data) -> bool:
     return isinstance(data, Columns) and data.cheap
 
 
-def _digests(recipe: Recipe, data: Data, numbers: Sequence[int], seed: int) -> list[str]:
+def _digests(recipe: Recipe, data: Data, numbers: Sequence[int], seed: int) -> Sequence[str | bytes]:
+    if isinstance(data, Columns):
+        return column_digests(data.take(torch.tensor(numbers, dtype=torch.int64)))
     return [row_digest(row) for row in read(recipe, data, numbers, seed)]
 
 

@@ -61,6 +61,14 @@ def spaced(length: int, rows: int) -> Tensor:
     return torch.from_numpy(np.unique(np.linspace(0, length - 1, min(rows, length)).astype(np.int64)))
 
 
+def column_digests(columns: Mapping[str, Tensor]) -> list[bytes]:
+    """A hash of every row of columns [n, ...]: of its bytes, and of the columns' names, types and shapes. No Python per value."""
+    kind = [(name, column.dtype, tuple(column.shape[1:])) for name, column in columns.items()]
+    parts = [c.detach().cpu().contiguous().reshape(len(c), c[:1].numel()).view(torch.uint8).numpy() for c in columns.values()]
+    seed = xxhash.xxh3_64_intdigest(repr(kind).encode())
+    return [xxhash.xxh3_128_digest(row, seed) for row in np.concatenate(parts, axis=1)]
+
+
 def row_digest(row: Any, *, whole: bool = True) -> str:
     """A hash of a row, or of several. Without `whole`, of what a fingerprint has always told: of other types the name alone."""
     state = xxhash.xxh3_128()

@@ -1,17 +1,20 @@
 """Output of a process: made printable, and never fatal; and the redirection of the output of ranks that a launcher started."""
 
+from __future__ import annotations
+
 import io
 import os
 import select
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from pathlib import Path
-from typing import TYPE_CHECKING, TextIO, final
 
 from harness.config.errors import printable
 
+TYPE_CHECKING = False  # as type checkers read it; `widebatch --help` is quicker without typing and pathlib
 if TYPE_CHECKING:
+    from typing import TextIO
+
     from harness.supervision.launch_env import Launched
 
 _COLOURS = {"error:": "31", "fail ": "31", "warn ": "33", "ok ": "32"}
@@ -47,7 +50,6 @@ def answer(text: str) -> None:
             os.write(2, f"\r\n{text}\r\n".encode())
 
 
-@final
 class Stream(io.RawIOBase):
     """Writes to a descriptor. `failed` says what becomes of bytes that it does not take: whether to write them once more.
 
@@ -85,7 +87,6 @@ class Stream(io.RawIOBase):
         return len(raw)
 
 
-@final
 class _Dropped:
     """Bytes that standard output or error did not take are lost; the first loss is reported."""
 
@@ -152,10 +153,10 @@ def outlive_readers() -> None:
             setattr(sys, name, _text(fd, dropped, stream.encoding))
 
 
-def redirect(told: "Launched", rank: int) -> None:
+def redirect(told: Launched, rank: int) -> None:
     """Point this process's output, that of C libraries too, to where the launcher wants it."""
-    log = told.log(rank)
-    for path in (log, Path(os.devnull)) if rank else (Path(told.output), log, Path(os.devnull)):
+    log = str(told.log(rank))
+    for path in (log, os.devnull) if rank else (told.output, log, os.devnull):
         try:
             _point(path, os.O_NOFOLLOW if path == log else 0)
             break
@@ -181,7 +182,7 @@ def _text(fd: int, failed: Callable[[OSError], bool], encoding: str) -> io.TextI
     return io.TextIOWrapper(raw, encoding, "backslashreplace", line_buffering=True)
 
 
-def _point(path: Path, flags: int) -> None:
+def _point(path: str, flags: int) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOCTTY | flags, 0o644)
     for to in (1, 2):
         os.dup2(fd, to)

@@ -8,6 +8,7 @@ from harness.config.errors import UserError
 from harness.config.flags import add_settings
 from harness.plan.rank_env import alone
 from harness.plan.world import ALONE, World
+from harness.supervision.imports import uncollected
 from harness.supervision.output_redirect import outlive_readers, say
 from harness.supervision.rank_monitor import present
 from launch.options.commands import COMMANDS
@@ -33,7 +34,8 @@ def main(argv: Sequence[str]) -> int:
         say(f"note: {left_over}")
     if sys.stderr.isatty():  # a person waits for it
         say("starting: importing torch")
-    from harness.worker import work
+    with uncollected():
+        from harness.worker import work
 
     with present(os.environ, ALONE, started=False) as presence:
         return work(config, args.run.stem, os.environ, presence, simulate=args.simulate_world)
