@@ -122,6 +122,9 @@ class OptimConfig:
     """Where optim.lr is from, shown with the plan. `plan --from FIT` fills it in."""
     momentum: Below1 | None = None
     """Momentum of SGD-like optimizers. Unset: the optimizer's own default."""
+    adamw_lr: Positive | None = None
+    """Muon: learning rate, tuned at batch.reference, of the parameters that AdamW updates: embeddings, heads, norms, biases. Unset:
+    optim.lr."""
     betas: tuple[Below1, Below1] | None = None
     """Decay rates of Adam-like optimizers per step at batch.reference. Unset: the optimizer's own default."""
     alpha: Below1 | None = None
@@ -141,8 +144,8 @@ class ScalingConfig:
     """How the ratio k = global batch / batch.reference changes the recipe."""
 
     rule: str = "auto"
-    """auto (linear for SGD, adam for Adam, sqrt for sign descent), linear, sqrt, adam_sde, adam, legw, noise, surge, adascale,
-    none, or your own as `file.py:function` (of k)."""
+    """auto (linear for SGD; sqrt for Adam, with weight decay by timescale, and for sign descent and Muon), linear, sqrt, adam_sde,
+    adam, legw, noise, surge, adascale, none, or your own as `file.py:function` (of k)."""
     betas: Literal["keep", "sde", "half_life", "half_life_both"] | None = None
     """Betas at ratio k: kept; 1-k(1-beta); beta2^k, with beta1 kept; or beta^k for both. Of RMSprop: alpha as beta2. Unset: as the
     rule says."""

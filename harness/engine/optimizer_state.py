@@ -15,6 +15,7 @@ from harness.config.errors import UserError
 from harness.distributed.process_group import gather
 from harness.engine.plain import pack, unpack
 from harness.modeling.memory_layout import laid_out_as
+from harness.modeling.muon import MuonAdamW
 
 GROUP, SELF = "group:", "self:"
 _OURS = ("params", "lr", "lr_scale", "param_names")
@@ -196,6 +197,9 @@ def load_optimizer(model: nn.Module, optimizer: Optimizer, own: OwnNumbers, tens
     if unknown:
         at = f"the checkpoint has optimizer state for {unknown[0]}, a parameter that the model does not have"
         raise UserError("recipe", at, "use the recipe it was trained with, or start a new run in another place")
+    if isinstance(optimizer, MuonAdamW) and any(GROUP + "step" in found for found in by_name.values()):
+        at = "the checkpoint is of pytorch_optimizer's Muon, whose lr means another size of update than torch's"
+        raise UserError("optim.name", at, "start a new run with init_from: that checkpoint, and tune lr again")
     _check_whole(parameters, optimizer, by_name)
     held = {parameters[name]: found for name, found in by_name.items()}
     _load_states(optimizer, {p: {k: v for k, v in found.items() if not _shared(k)} for p, found in held.items()})

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from harness.config.errors import UserError
 from harness.config.user_code import load_attribute
 from harness.modeling.memory_layout import dense
+from harness.modeling.muon import MuonAdamW, split_muon
 from harness.modeling.own_optimizer import TwoModes, check_own, check_state
 from harness.modeling.trial_step import check_step
 from harness.plan.optimizers import optimizer_facts
@@ -21,7 +22,6 @@ from harness.plan.plan import Plan
 from harness.recipes.base import Group, Recipe
 from harness.recipes.contract import own_optimizer
 
-MUON_ADAMW = 0.015
 _FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad)
 _FUSED_SHARDS = (torch.optim.Adam, torch.optim.AdamW)
 """What torch has one kernel for, in general and for sharded tensors: its fused SGD and Adagrad refuse those (torch 2.13)."""
@@ -78,6 +78,8 @@ def _kind(name: str) -> Any:
         if not (isinstance(own, type) and issubclass(own, Optimizer)):
             raise UserError("optim.name", f"{name} is not a subclass of torch.optim.Optimizer", "make it a subclass")
         return own
+    if name == "muon":
+        return MuonAdamW
     package, _, kind = optimizer_facts(name).source.rpartition(".")
     try:
         return vars(import_module(package))[kind]
@@ -120,22 +122,3 @@ def _checked(groups: list[Group], model: nn.Module) -> list[Group]:
         if found[key] != 1:
             raise UserError("recipe.use", f"groups() gives the parameter {name} {found[key]} times", "give each trained one once")
     return groups
-
-
-def split_muon(built: list[dict[str, Any]], recipe: Recipe, model: nn.Module, plan: Plan) -> list[dict[str, Any]]:
-    """Muon is for the matrices inside the blocks; embeddings, heads, norms and biases take its AdamW (Jordan et al. 2024).
-
-    Their rate is MUON_ADAMW of Muon's, as in pytorch_optimizer's own defaults. Raises UserError if the recipe has no blocks.
-    """
-    hidden = {id(p) for block in recipe.blocks(model) for p in block.parameters() if p.ndim >= 2}
-    if not hidden:
-        raise UserError("optim.name", "is muon, but the recipe names no blocks", "give it blocks(model), or use adamw")
-    out = []
-    for group in built:
-        for inside in (True, False):
-            chosen = [p for p in group["params"] if (id(p) in hidden) == inside]
-            scale = group["lr_scale"] * (1.0 if inside else MUON_ADAMW)
-            decay = {} if inside else {"adamw_wd": group["weight_decay"]}
-            if chosen:
-                out.append(group | decay | {"params": chosen, "lr_scale": scale, "lr": plan.lr(0) * scale, "use_muon": inside})
-    return out

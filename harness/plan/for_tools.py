@@ -50,7 +50,10 @@ def text_of(tool: Tool, made: Arguments) -> str:
 
 
 def optimizer_arguments(plan: Plan) -> dict[str, Any]:
-    """The optimizer's own numbers, by torch's names; what it does not have is left out."""
+    """The optimizer's own numbers, by torch's names; what it does not have is left out. Raises UserError for Muon."""
+    if plan.optimizer == "muon":
+        at = "is muon, which takes the matrices of a recipe's blocks, and another tool's loop has no recipe"
+        raise UserError("optim.name", at, "use adamw, or train with widebatch")
     found = {"momentum": plan.momentum, "betas": plan.betas, "alpha": plan.alpha, "eps": plan.eps}
     held = {key: list(value) if isinstance(value, tuple) else value for key, value in found.items() if value is not None}
     nesterov = {"nesterov": True} if optimizer_facts(plan.optimizer).nesterov else {}

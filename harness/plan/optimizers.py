@@ -15,7 +15,7 @@ class OptimizerFacts:
 
     sgd: the update is linear in the gradient, so the linear rule has a theory (Goyal et al. 2017).
     adam: the update is divided by a running gradient magnitude (Malladi et al. 2022).
-    sign: the update's size does not depend on the gradient's.
+    sign: the update's size does not depend on the gradient's. For Muon, betas and eps are those of the AdamW beside it.
     unknown: any other class of torch.optim or pytorch_optimizer, or of a file (`source` is then `file.py:Class`). It gets
     the rate and the decay, and defaults for the rest.
 
@@ -60,7 +60,9 @@ OPTIMIZERS: dict[str, OptimizerFacts] = {
         "pytorch_optimizer.Lamb", "adam", decay="decoupled", betas=_ADAM, eps=1e-6, sharded=False, elementwise=False
     ),
     "adafactor": OptimizerFacts("torch.optim.Adafactor", "adam", decay="decoupled", sharded=False, elementwise=False),
-    "muon": OptimizerFacts("pytorch_optimizer.Muon", "sign", decay="decoupled", momentum=0.95, sharded=False, elementwise=False),
+    "muon": OptimizerFacts(
+        "torch.optim.Muon", "sign", decay="decoupled", momentum=0.95, betas=(0.9, 0.95), eps=1e-8, sharded=False, elementwise=False
+    ),
     "lion": OptimizerFacts("pytorch_optimizer.Lion", "sign", decay="decoupled", betas=(0.9, 0.99)),
 }
 

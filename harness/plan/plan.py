@@ -37,7 +37,8 @@ from harness.plan.world import World
 class Plan:
     """Every number of a run. Batches and lengths in samples, `*_steps` in optimizer steps, rates absolute.
 
-    `target_lr` (JSON key `lr`) is the rate after the warm-up; `lr(step)` the rate of a step. `sources` gives each number's reason.
+    `target_lr` (JSON key `lr`) is the rate after the warm-up; `lr(step)` the rate of a step. `adamw_lr` is the rate after the
+    warm-up of what Muon leaves to AdamW, None for other optimizers. `sources` gives each number's reason.
     A run that changes its batch on purpose has several `stages`; `global_batch` and what follows from it are then of one of them.
     """
 
@@ -52,6 +53,7 @@ class Plan:
     rule: str
     target_lr: float
     reference_lr: float
+    adamw_lr: float | None
     optimizer: str
     weight_decay: float
     momentum: float | None
@@ -176,6 +178,7 @@ def plan(config: Config, world: World, dataset: int | None = None) -> Plan:
         rule=rule,
         target_lr=schedule.peak,
         reference_lr=config.optim.lr,
+        adamw_lr=(config.optim.adamw_lr or config.optim.lr) * done.lr if config.optim.name == "muon" else None,
         optimizer=config.optim.name,
         weight_decay=scale_decay(config.optim.weight_decay, k / ratio, done.lr, decay_mode(config, done, facts)),
         momentum=config.optim.momentum if config.optim.momentum is not None else facts.momentum,
@@ -309,6 +312,8 @@ def _optimizer(config: Config, world: World) -> OptimizerFacts:
         if value is not None and has is None:
             lacks = f"the plan does not know what it does to {o.name}" if facts.family == "unknown" else f"{o.name} has no {name}"
             raise UserError(f"optim.{name}", f"is {value}, but {lacks}", "leave it out")
+    if o.adamw_lr is not None and o.name != "muon":
+        raise UserError("optim.adamw_lr", f"is {o.adamw_lr:g}, but {o.name} has one rate for all parameters", "leave it out")
     if config.scaling.betas not in (None, "keep") and facts.betas is None and facts.alpha is None:
         raise UserError("scaling.betas", f"is {config.scaling.betas}, but {o.name} has no betas", "leave it out")
     if config.scaling.weight_decay == "timescale" and not facts.has_timescale:

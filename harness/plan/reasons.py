@@ -33,6 +33,7 @@ def reasons(config: Config, world: World, split: Split, done: Rewrite, facts: Op
         "ratio": f"k = {split.global_batch} / {config.batch.reference}",
         "rule": done.source,
         "lr": done.reason,
+        "adamw_lr": f"{'optim.adamw_lr' if config.optim.adamw_lr else 'optim.lr'} by the same rule, for what Muon leaves to AdamW",
         "reference_lr": config.optim.lr_source or "optim.lr",
         **_optimizer_reasons(config, done, facts),
         "ema": "rho^k: the same half-life in samples (Busbridge et al. 2023, arXiv 2307.13813)",

@@ -13,7 +13,7 @@ from harness.plan.plan_warnings import SHOWN
 
 _SHOWN = (
     "world_size", "nodes", "micro_batch", "accumulate", "global_batch", "global_batch_tokens", "reference_batch", "ratio", "rule",
-    "reference_lr", "lr", "weight_decay", "momentum", "betas", "alpha", "eps", "ema", "warmup_samples", "warmup_steps",
+    "reference_lr", "lr", "adamw_lr", "weight_decay", "momentum", "betas", "alpha", "eps", "ema", "warmup_samples", "warmup_steps",
     "total_samples", "total_tokens", "total_steps", "schedule", "noise_scale", "largest_stable_lr", "backend", "precision",
 )  # fmt: skip
 

@@ -136,7 +136,7 @@ def branch_config(config: Config, told: Mapping[str, Any], start: int, ratio: in
         raise UserError("RUN", at, "branch from a later one")
     batch, shape = told["global_batch"], told["schedule"]
     micro = config.batch.micro if isinstance(config.batch.micro, int) else told["micro_batch"]
-    has = {name: told[name] for name in ("momentum", "alpha", "eps") if told.get(name) is not None}
+    has = {name: told[name] for name in ("momentum", "alpha", "eps", "adamw_lr") if told.get(name) is not None}
     betas = (told["betas"][0], told["betas"][1]) if told["betas"] is not None else None
     curve = {
         "milestones": tuple(float(m) for m in shape["milestones"]),

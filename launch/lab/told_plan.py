@@ -42,6 +42,7 @@ class ToldPlan(TypedDict):
     weight_decay: Length
     betas: tuple[float, float] | None
     momentum: NotRequired[float | None]
+    adamw_lr: NotRequired[float | None]
     alpha: NotRequired[float | None]
     eps: NotRequired[float | None]
     schedule: ToldShape

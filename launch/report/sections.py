@@ -13,7 +13,7 @@ from launch.report.markup import Html, element
 
 SHOWN = (
     "world_size", "nodes", "micro_batch", "accumulate", "global_batch", "reference_batch", "ratio", "rule", "reference_lr", "lr",
-    "optimizer", "weight_decay", "momentum", "betas", "alpha", "eps", "ema", "clip", "warmup_samples", "warmup_steps",
+    "adamw_lr", "optimizer", "weight_decay", "momentum", "betas", "alpha", "eps", "ema", "clip", "warmup_samples", "warmup_steps",
     "total_samples", "total_steps", "schedule", "noise_scale", "largest_stable_lr", "backend", "precision",
 )  # fmt: skip
 """Numbers of a plan in the order of their derivation; others that have a reason follow."""

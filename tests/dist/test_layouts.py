@@ -9,7 +9,8 @@ from tests.dist.workers.layouts import LAYOUTS, RUNS, STEPS
 from tests.support.processes import run_ranks
 
 Steps = list[dict[str, Any]]
-LIMITS = {"fp64": 1e-10, "fp32": 1e-5}
+LIMITS = {"digits sgd fp64": 1e-10, "bytes_lm sgd fp64": 1e-10, "bytes_lm adamw fp64": 1e-10, "bytes_lm muon fp64": 1e-5}
+"""Muon makes its updates in bfloat16, where a difference of the last bit of float64 may round to another number. fp32: 1e-5."""
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Steps]:
 def test_every_layout_tells_the_same_losses(told: dict[str, Steps], run: str, layout: str) -> None:
     reference, steps = told[f"{run} 1x(4x16)"][:-1], told[f"{run} {layout}"][:-1]
     assert len(steps) == len(reference) == STEPS
-    limit = LIMITS[run.split()[-1]]
+    limit = LIMITS.get(run, 1e-5)
     for here, there in zip(steps, reference, strict=True):
         assert here["train/loss"] == pytest.approx(there["train/loss"], rel=limit)
         assert here["train/lr"] == there["train/lr"]
@@ -48,7 +49,7 @@ def test_every_layout_tells_the_same_losses(told: dict[str, Steps], run: str, la
 def test_evaluation_is_exact_on_every_layout(told: dict[str, Steps], run: str, layout: str) -> None:
     """The 360 images of digits are 22.5 chunks of 16, so that ranks have unequal shares."""
     reference, here = told[f"{run} 1x(4x16)"][-1], told[f"{run} {layout}"][-1]
-    assert here["eval/loss"] == pytest.approx(reference["eval/loss"], rel=LIMITS[run.split()[-1]])
+    assert here["eval/loss"] == pytest.approx(reference["eval/loss"], rel=LIMITS.get(run, 1e-5))
     if run.startswith("digits"):
         assert here["eval/accuracy_pct"] == reference["eval/accuracy_pct"]
         assert here["eval/accuracy_pct"] * 3.6 == pytest.approx(round(here["eval/accuracy_pct"] * 3.6), abs=1e-9)

@@ -63,10 +63,9 @@ def test_each_optimizer_trains_and_resumes_exactly(name: str, tmp_path: Path) ->
 def test_the_table_s_defaults_are_the_optimizer_s_own(name: str) -> None:
     facts = OPTIMIZERS[name]
     package, _, kind = facts.source.rpartition(".")
-    group: dict[str, Any] = {"params": [torch.nn.Parameter(torch.zeros(2, 2))]} | ({"use_muon": True} if name == "muon" else {})
-    optimizer = vars(import_module(package))[kind]([group], lr=0.01)
+    optimizer = vars(import_module(package))[kind]([torch.nn.Parameter(torch.zeros(2, 2))], lr=0.01)
     own: dict[str, Any] = optimizer.defaults | optimizer.param_groups[0]
-    for setting in ("momentum", "betas", "eps"):
+    for setting in ("momentum",) if name == "muon" else ("momentum", "betas", "eps"):
         known = getattr(facts, setting)
         assert known == own.get(setting) or name == "nesterov" or (name, setting) == ("adafactor", "eps"), setting
 
@@ -175,6 +174,52 @@ def test_muon_takes_the_matrices_of_the_blocks_and_adamw_the_rest() -> None:
     names = {id(p): name for name, p in model.named_parameters()}
     hidden = {names[id(p)] for g in optimizer.param_groups if g["use_muon"] for p in g["params"]}
     assert hidden == {name for name, p in model.named_parameters() if name.startswith("blocks.") and p.ndim == 2}
-    assert {g["lr_scale"] for g in optimizer.param_groups if not g["use_muon"]} == {0.015}
+    assert {g["lr_scale"] for g in optimizer.param_groups} == {1.0}
     with pytest.raises(UserError, match="is muon, but the recipe names no blocks"):
         moved(replace(c, recipe=config().recipe))
+
+
+def test_muon_steps_as_torch_s_muon_and_adamw_do_at_their_own_rates() -> None:
+    c = config(name="muon", weight_decay=0.3, adamw_lr=0.003, momentum=0.9, betas=(0.8, 0.98))
+    recipe = load_recipe(c.recipe)
+    models = [recipe.model() for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    ours = build_optimizer(plan(c, World(1, device="cpu")), recipe, models[0], fused=False)
+    for group in ours.param_groups:
+        group["lr"] = 0.01 * group["lr_scale"]  # as the engine does
+    hidden = [p for n, p in models[1].named_parameters() if n.startswith("blocks.") and p.ndim == 2]
+    rest = [p for n, p in models[1].named_parameters() if not (n.startswith("blocks.") and p.ndim == 2)]
+    decayed: list[dict[str, Any]] = [
+        {"params": [p for p in rest if p.ndim == 2]},
+        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    theirs: list[Optimizer] = [
+        torch.optim.Muon(hidden, lr=0.01, weight_decay=0.3, momentum=0.9, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(decayed, lr=0.003, weight_decay=0.3, betas=(0.8, 0.98)),
+    ]
+    for seed in range(3):
+        for model in models:
+            torch.manual_seed(seed)
+            for p in model.parameters():
+                p.grad = torch.randn_like(p)
+        for optimizer in (ours, *theirs):
+            optimizer.step()
+    for (name, a), b in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0, msg=name)
+
+
+def test_adamw_lr_is_muon_s_and_follows_the_rule() -> None:
+    far = {"batch": {"reference": 16, "total": 64}, "schedule": {"samples": 640}, "scaling": {"warmup_samples": 64}}
+    made = plan(decode(far | {"optim": {"name": "muon", "lr": 0.01, "adamw_lr": 0.004}}), World(1, device="cpu"))
+    assert (made.rule, made.target_lr, made.adamw_lr) == ("sqrt", 0.02, 0.008)
+    assert plan(decode(far | {"optim": {"name": "muon", "lr": 0.01}}), World(1, device="cpu")).adamw_lr == 0.02
+    assert plan(decode(far | {"optim": {"name": "adamw", "lr": 0.01}}), World(1, device="cpu")).adamw_lr is None
+    with pytest.raises(UserError, match=r"optim.adamw_lr: is 0.004, but adamw has one rate for all parameters"):
+        plan(decode(far | {"optim": {"name": "adamw", "lr": 0.01, "adamw_lr": 0.004}}), World(1, device="cpu"))
+
+
+@pytest.mark.parametrize("backend", ["fsdp", "zero1", "zero2", "zero3"])
+def test_muon_is_refused_where_matrices_are_sharded(backend: str) -> None:
+    cut = {"batch": {"reference": 16, "total": 16}, "optim": {"name": "muon", "lr": 0.01}, "schedule": {"samples": 64}}
+    with pytest.raises(UserError, match=r"optim.name: is muon, which .* use another optimizer, or backend.name: ddp"):
+        plan(decode(cut | {"backend": {"name": backend}}), World(2, device="cpu"))

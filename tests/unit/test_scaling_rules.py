@@ -168,8 +168,11 @@ def test_the_timescale_of_weight_decay_is_constant_for_every_rule(rule: str, tot
     assert made.global_batch / (made.target_lr * made.weight_decay) == pytest.approx(256 / (1e-3 * 0.1))
 
 
-def test_rule_adam_keeps_the_timescale_unasked_and_the_run_file_can_say_no() -> None:
+def test_rule_adam_and_auto_keep_the_timescale_unasked_and_the_run_file_can_say_no() -> None:
     assert planned(ADAMW, 256, 1024, rule="adam").weight_decay == pytest.approx(0.1 * 4 / 2)
+    assert planned(ADAMW, 256, 1024).weight_decay == pytest.approx(0.1 * 4 / 2)
+    assert planned(ADAMW, 256, 1024, weight_decay="keep").weight_decay == 0.1
+    assert planned(ADAMW | {"name": "adam"}, 256, 1024).weight_decay == 0.1, "coupled"
     assert planned(ADAMW, 256, 1024, rule="adam", weight_decay="keep").weight_decay == 0.1
 
 
@@ -178,12 +181,13 @@ def test_the_run_files_betas_beat_the_rules() -> None:
     assert planned(ADAMW, 256, 1024, rule="linear", betas="half_life").betas == pytest.approx((0.9, 0.999**4))
 
 
-@pytest.mark.parametrize(("family", "taken"), [("sgd", "linear"), ("adam", "adam"), ("sign", "sqrt")])
+@pytest.mark.parametrize(("family", "taken"), [("sgd", "linear"), ("adam", "sqrt"), ("sign", "sqrt")])
 def test_auto_takes_a_rule_by_family_and_says_so(family: Family, taken: str) -> None:
     name, done = rewrite("auto", family, Situation(1024, 256))
     assert name == taken
     same = rewrite(taken, family, Situation(1024, 256))[1]
-    assert (done.lr, done.betas, done.weight_decay, done.eps) == (same.lr, same.betas, same.weight_decay, same.eps)
+    assert (done.lr, done.betas, done.eps) == (same.lr, same.betas, same.eps)
+    assert done.weight_decay == ("timescale" if family == "adam" else same.weight_decay)
     assert f"auto took {taken} for the {family} family" in done.reason
 
 
@@ -246,7 +250,7 @@ RMSPROP: dict[str, Any] = {"name": "rmsprop", "lr": 1e-3, "momentum": 0.9}
     ("scaling", "alpha"),
     [
         ({"rule": "adam"}, 0.99**4),
-        ({}, 0.99**4),
+        ({}, 0.99),
         ({"rule": "adam_sde"}, 1 - 4 * 0.01),
         ({"rule": "sqrt"}, 0.99),
         ({"rule": "none"}, 0.99),

@@ -115,7 +115,7 @@ def test_the_plan_s_numbers_are_put_in_the_place_of_the_tuned_ones(tmp_path: Pat
     model, optimizer = accelerator.prepare(model, optimizer)
     run = Run(settings(tmp_path, batch={"reference": 8, "total": 32}), accelerator, model, optimizer, loader)
     first, second = optimizer.optimizer.param_groups
-    assert (run.plan.optimizer, run.plan.rule, run.plan.accumulate) == ("adamw", "adam", 4)
+    assert (run.plan.optimizer, run.plan.rule, run.plan.accumulate) == ("adamw", "sqrt", 4)
     assert (first["betas"], first["eps"], first["weight_decay"]) == (run.plan.betas, run.plan.eps, run.plan.weight_decay)
     assert run.plan.weight_decay != 0.1
     assert (second["lr_scale"], second["weight_decay"]) == (2.0, 0.0)

@@ -38,6 +38,7 @@ RUNS = (
     ("bytes_lm", "sgd", "fp64"),
     ("bytes_lm", "sgd", "fp32"),
     ("bytes_lm", "adamw", "fp64"),
+    ("bytes_lm", "muon", "fp64"),
 )
 """In float32 Adam divides rounding noise by itself where gradients vanish, so its float32 runs are no test of layouts."""
 
@@ -51,6 +52,7 @@ def config(recipe: str, optimizer: str, precision: str, micro: int, texts: str) 
     optims: dict[str, dict[str, Any]] = {
         "sgd": {"lr": 0.05, "momentum": 0.9},
         "adamw": {"name": "adamw", "lr": 3e-3, "weight_decay": 0.1},
+        "muon": {"name": "muon", "lr": 3e-3, "adamw_lr": 2e-3, "weight_decay": 0.1},
     }
     return {
         "recipe": recipes[recipe],

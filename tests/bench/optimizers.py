@@ -1,0 +1,75 @@
+"""Muon against AdamW on a small byte language model, each with its own tuned lr, at k = 1, 4, 16, 64: three seeds.
+
+`python -m tests.bench.optimizers` writes configs/results/optimizers.json after each run and goes on from there; then the table goes
+into the README. Task, batch and samples are those of `bytes_once` in tests.bench.adam_rules, whose AdamW runs are in the table.
+"""
+
+from typing import Any
+
+import torch
+
+from tests.bench import adam_rules
+from tests.bench.lab_record import SEEDS, Record, final_loss, spread
+from tests.support.processes import ROOT
+from tests.support.readmes import rewrite
+
+OUT = ROOT / "configs" / "results" / "optimizers.json"
+TASK = "bytes_once"
+VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "muon, none": ({"name": "muon"}, {"rule": "none"}),
+    "muon, sqrt": ({"name": "muon"}, {"rule": "sqrt"}),
+    "muon, sqrt, wd by timescale": ({"name": "muon"}, {"rule": "sqrt", "weight_decay": "timescale"}),
+    "muon, linear": ({"name": "muon"}, {"rule": "linear"}),
+}
+"""(settings of optim, of scaling) of each; those of one optimizer are tuned together, at k = 1."""
+ADAMW = ("sqrt, wd by timescale", "sqrt, beta2, eps, wd by timescale")
+"""The rows of AdamW, from the record of adam_rules."""
+MARKS = ("<!-- optimizers -->", "<!-- end of optimizers -->")
+
+
+def loss_of(task: str, variant: str, k: int, seed: int, lr: float) -> float | None:
+    """The validation loss at the end of a run."""
+    recipe, samples, _ = adam_rules.TASKS[task]
+    tree, (optim, scaling) = adam_rules.run_file(recipe, samples, k, seed, lr), VARIANTS[variant]
+    return final_loss(tree | {"optim": tree["optim"] | optim, "scaling": tree["scaling"] | scaling})
+
+
+def read() -> Record:
+    """What was done before."""
+    about = {
+        "command": "python -m tests.bench.optimizers",
+        "task": TASK,
+        "reference_batch": adam_rules.REFERENCE,
+        "variants": {name: {"optim": optim, "scaling": scaling} for name, (optim, scaling) in VARIANTS.items()},
+    }
+    return Record(OUT, about, ("task", "variant", "k", "seed", "reference_lr"), loss_of)
+
+
+def table(record: Record) -> str:
+    """Mean and standard deviation of the loss by variant and k, and the lr that was tuned."""
+    known, start = adam_rules.read(), adam_rules.TASKS[TASK][2]
+    rows = []
+    tuned = known.tuned_lr(TASK, "sqrt", start)
+    for rule in ADAMW:
+        losses = {
+            k: [known.loss(TASK, rule if k > 1 else "sqrt", k, seed, tuned) for seed in SEEDS] for k in (1, *adam_rules.RATIOS)
+        }
+        rows.append([f"adamw, {rule}", f"{tuned:g}", *map(spread, losses.values())])
+    first: dict[str, str] = {}
+    for variant, (optim, _) in VARIANTS.items():
+        one = first.setdefault(optim["name"], variant)
+        tuned = record.tuned_lr(TASK, one, start)
+        losses = {k: [record.loss(TASK, variant if k > 1 else one, k, s, tuned) for s in SEEDS] for k in (1, *adam_rules.RATIOS)}
+        rows.append([variant, f"{tuned:g}", *map(spread, losses.values())])
+    head = ["optimizer, rule", "lr at k = 1", *(f"k = {k}" for k in (1, *adam_rules.RATIOS))]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)) + "\n"
+
+
+def main() -> None:
+    """Run all that is not done, then put the table into the README that has the marks."""
+    torch.set_num_threads(1)
+    rewrite(MARKS, table(read()))
+
+
+if __name__ == "__main__":
+    main()
