@@ -197,9 +197,7 @@ def load_optimizer(model: nn.Module, optimizer: Optimizer, own: OwnNumbers, tens
     if unknown:
         at = f"the checkpoint has optimizer state for {unknown[0]}, a parameter that the model does not have"
         raise UserError("recipe", at, "use the recipe it was trained with, or start a new run in another place")
-    if isinstance(optimizer, MuonAdamW) and any(GROUP + "step" in found for found in by_name.values()):
-        at = "the checkpoint is of pytorch_optimizer's Muon, whose lr means another size of update than torch's"
-        raise UserError("optim.name", at, "start a new run with init_from: that checkpoint, and tune lr again")
+    _check_muon(optimizer, by_name)
     _check_whole(parameters, optimizer, by_name)
     held = {parameters[name]: found for name, found in by_name.items()}
     _load_states(optimizer, {p: {k: v for k, v in found.items() if not _shared(k)} for p, found in held.items()})
@@ -209,6 +207,13 @@ def load_optimizer(model: nn.Module, optimizer: Optimizer, own: OwnNumbers, tens
         for key, value in found.items():
             if _shared(key) and id(parameter) in homes:
                 own.set(homes[id(parameter)], key, value)
+
+
+def _check_muon(optimizer: Optimizer, by_name: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raises UserError where the state is that of pytorch_optimizer's Muon, which `muon` was in earlier versions."""
+    if isinstance(optimizer, MuonAdamW) and any(GROUP + "step" in found for found in by_name.values()):
+        at = "the checkpoint is of pytorch_optimizer's Muon, whose lr means another size of update than torch's"
+        raise UserError("optim.name", at, "start a new run with init_from: that checkpoint, and tune lr again")
 
 
 def _check_whole(parameters: Mapping[str, nn.Parameter], optimizer: Optimizer, by_name: Mapping[str, Mapping[str, Any]]) -> None:

@@ -17,6 +17,7 @@ from harness.config.schema import Config
 from harness.data.feed import Micro, Table
 from harness.data.sample_order import Chunk
 from harness.engine.factory import open_engine
+from harness.engine.optimizer_state import OwnNumbers, load_optimizer
 from harness.modeling.optimizer import build_optimizer
 from harness.modeling.trial_step import check_step
 from harness.plan.installed_optimizers import sources
@@ -223,3 +224,13 @@ def test_muon_is_refused_where_matrices_are_sharded(backend: str) -> None:
     cut = {"batch": {"reference": 16, "total": 16}, "optim": {"name": "muon", "lr": 0.01}, "schedule": {"samples": 64}}
     with pytest.raises(UserError, match=r"optim.name: is muon, which .* use another optimizer, or backend.name: ddp"):
         plan(decode(cut | {"backend": {"name": backend}}), World(2, device="cpu"))
+
+
+def test_a_checkpoint_of_the_muon_of_earlier_versions_is_refused() -> None:
+    recipe = load_recipe(config(name="muon").recipe)
+    model = recipe.model()
+    optimizer = build_optimizer(plan(config(name="muon"), World(1, device="cpu")), recipe, model, fused=False)
+    name = "blocks.0.qkv.weight"
+    held = {f"{name}/momentum_buffer": torch.zeros(48, 16), f"{name}/group:int:step": torch.tensor(3)}
+    with pytest.raises(UserError, match="is of pytorch_optimizer's Muon, whose lr means another size of update"):
+        load_optimizer(model, optimizer, OwnNumbers(optimizer), held)
