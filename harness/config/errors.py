@@ -33,12 +33,12 @@ class UserError(Exception):
         return UserError, (self.setting, self.problem, self.remedy)
 
 
-def nearest(name: str, known: list[str]) -> str | None:
-    """The known name most like `name`, whatever its case; None if none is like it."""
+def nearest(name: str, known: list[str], cutoff: float = 0.6) -> str | None:
+    """The known name most like `name`, whatever its case; None if none is like it (difflib's ratio is under `cutoff`)."""
     from difflib import get_close_matches  # imported only where a mistake is reported
 
     by_lower = {k.lower(): k for k in reversed(known)}
-    near = get_close_matches(name.lower(), list(by_lower), n=1, cutoff=0.6)
+    near = get_close_matches(name.lower(), list(by_lower), n=1, cutoff=cutoff)
     return by_lower[near[0]] if near else None
 
 

@@ -19,6 +19,18 @@ _SETTING = re.compile(r"--[a-z_0-9]+\.\w+")
 _BARE = re.compile(r"[A-Za-z_][\w-]*(\.\w+)?=")
 
 
+ELSEWHERE = {
+    "learning_rate": "--optim.lr",
+    "batch_size": "--batch.per_gpu",
+    "per_device_train_batch_size": "--batch.per_gpu",
+    "num_epochs": "--schedule.epochs",
+    "num_train_epochs": "--schedule.epochs",
+    "lr_scheduler_type": "--schedule.shape",
+    "output_dir": "--run.dir",
+}
+"""Other trainers' names of settings."""
+LAUNCHERS = ("--gpus", "--procs", "--nodes")
+"""Flags of the commands that start or plan several processes."""
 MOST_USED = ("batch.per_gpu", "batch.total", "optim.lr", "schedule.epochs", "backend.name", "run.dir")
 """The settings that `--help` shows; `--help-all` shows all."""
 
@@ -52,7 +64,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing usage."""
         what, _, problem = message.removeprefix("argument ").partition(": ")
-        raise UserError(what or self.prog, problem or "not understood", f"see {self.prog} --help")
+        raise UserError(what if problem else self.prog, problem or message, f"see {self.prog} --help")
 
 
 class _HelpAll(argparse.Action):
@@ -84,9 +96,8 @@ def _add_settings(parser: argparse.ArgumentParser, names: Sequence[str] = ()) ->
     most = f"settings used most ({parser.prog} --help-all shows all {len(docs)})"
     groups: dict[str, argparse._ArgumentGroup] = {}
     for name in names or docs:
-        shown, doc = name, f"{docs[name]} {values.get(name, '')}"
-        if name == "recipe.knobs":
-            shown, doc = "recipe.NAME", "Any field of the recipe."
+        knobs = name == "recipe.knobs"
+        shown, doc = ("recipe.NAME", "Any field of the recipe.") if knobs else (name, f"{docs[name]} {values[name]}")
         section = most if names else shown.partition(".")[0]
         group = groups.get(section) or groups.setdefault(section, parser.add_argument_group(section))
         help_text = doc.replace("%", "%%")
@@ -106,12 +117,25 @@ def parse(parser: Parser, argv: Sequence[str]) -> tuple[argparse.Namespace, dict
         raise UserError(f"--{taken}", at, f"write --{taken} VALUE before it") from e
     if rest:
         flag = rest[0].partition("=")[0]
-        parser.add_all()
-        known = [option for action in parser._actions for option in action.option_strings]
-        near, knob = nearest(flag, known) if flag.startswith("-") else None, f"--recipe.{flag.lstrip('-')}"
-        hint = f"a field of the recipe is set by {knob}; " if flag.startswith("--") and _SETTING.fullmatch(knob) else ""
-        raise UserError(flag, "is not a known argument", f"did you mean {near}?" if near else f"{hint}see {parser.prog} --help")
+        raise UserError(flag, "is not a known argument", _remedy(flag, parser))
     return args, settings
+
+
+def _remedy(flag: str, parser: Parser) -> str:
+    """What to write instead of an argument that is not known."""
+    name, knob, see = flag.lstrip("-"), f"--recipe.{flag.lstrip('-')}", f"see {parser.prog} --help"
+    if not flag.startswith("-"):
+        return see
+    if flag in LAUNCHERS:
+        return f"`widebatch launch` and `widebatch plan` take it; {see}"
+    parser.add_all()
+    options = [option for action in parser._actions for option in action.option_strings]
+    by_name = {option.lstrip("-").rpartition(".")[2]: option for option in reversed(options)}
+    near = ELSEWHERE.get(name.replace("-", "_"), "")
+    if near not in options:
+        near = by_name.get(nearest(name, list(by_name), cutoff=0.75) or "", "")
+    hint = f"a field of the recipe is set by {knob}; " if flag.startswith("--") and _SETTING.fullmatch(knob) else ""
+    return f"did you mean {near}?" if near else f"{hint}{see}"
 
 
 def _settings_first(parser: Parser, argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:

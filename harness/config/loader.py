@@ -17,6 +17,7 @@ from harness.config.amounts import spelled_out
 from harness.config.credentials import check_no_credential
 from harness.config.errors import UserError, did_you_mean
 from harness.config.plain_file import open_plain, read_plain
+from harness.config.run_folder import RUN_FILE
 from harness.config.schema import EXCLUSIVE, Config, Knob, RecipeConfig
 from harness.config.step_units import STEPS, refuse_steps
 from harness.config.urls import check_no_credentials, checked_place
@@ -59,7 +60,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
             data = file.read(MAX_BYTES + 1)
             size = os.fstat(file.fileno()).st_size
     except OSError as e:
-        raise UserError("run file", f"{path}: {e.strerror}", "give the path of a run file: `widebatch configs` lists some") from e
+        raise UserError("run file", f"{path}: {e.strerror}", _instead(path)) from e
+    if path.suffix == ".py":
+        raise UserError("run file", f"{path} is a Python file", f"`widebatch init {path}` writes a run file for the recipe in it")
     if len(data) > MAX_BYTES:
         raise UserError("run file", f"{path} has {size} bytes", f"a run file has at most {MAX_BYTES}")
     try:
@@ -74,6 +77,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
         kind = "nothing" if tree is None else f"a {type(tree).__name__}"
         raise UserError("run file", f"{path} holds {kind}, not sections", "write sections such as `batch: {reference: 64}`")
     return tree
+
+
+def _instead(path: Path) -> str:
+    """What to give instead of a path that leads to no file."""
+    twin = path.with_suffix(".yml" if path.suffix == ".yaml" else ".yaml")
+    near = next((file for file in (path / RUN_FILE, twin) if file.is_file()), None)
+    return f"did you mean {near}?" if near else "give the path of a run file: `widebatch configs` lists some"
 
 
 def decode(tree: Mapping[str, Any]) -> Config:

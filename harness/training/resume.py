@@ -106,14 +106,27 @@ def resume(engine: Engine, config: Config, facts: Facts, folder: Path) -> tuple[
     _check_numbers(engine, found, where)
     recalled, problem = recall(folder, found.state)
     state = _again(recalled, folder)
-    text = f"resuming from {found.name} at step {state.step}: {before.world_size} -> {facts.world_size} ranks, "
-    text += f"global batch {before.global_batch} -> {facts.global_batch}, lr {before.lr:g} -> {facts.lr:g}"
-    text += _about_average(found, engine.plan)
+    text = f"resuming from {found.name} at step {state.step}: {_since(before, facts)}{_about_average(found, engine.plan)}"
+    if state.samples >= engine.plan.total_samples:
+        text += f"; nothing is left to train: raise schedule.{_length(config)}, or {where.another} to begin a new run"
     told = [("damaged_checkpoint", f"not used: {complaint}") for complaint in complaints]
     told += [("guard", problem)] if problem else []
     told += [("resumed", text), *(("changed", warning) for warning in warned)]
     told += [(w.code, w.message) for w in engine.plan.warnings[:SHOWN] if w.code not in before.warned]
     return state, [Noticed(state.step, state.samples, code, message) for code, message in told]
+
+
+def _since(before: Facts, facts: Facts) -> str:
+    """World, batch and rate; where one of them has changed, both values."""
+    values = (before.world_size, facts.world_size), (before.global_batch, facts.global_batch), (before.lr, facts.lr)
+    ranks, batch, lr = (f"{was:g}" if was == now else f"{was:g} -> {now:g}" for was, now in values)
+    return f"{ranks} ranks, global batch {batch}, lr {lr}"
+
+
+def _length(config: Config) -> str:
+    """The setting of section schedule that says how long the run is."""
+    s = config.schedule
+    return next(name for name in ("epochs", "samples", "tokens", "tokens_per_parameter") if getattr(s, name) is not None)
 
 
 def _facts_before(found: checkpoint.Checkpoint, facts: Facts, where: _Place) -> tuple[Facts, list[str]]:

@@ -1,17 +1,17 @@
 """widebatch dashboard PROJECT: the W&B workspace with the panels of a run, saved, or printed as JSON."""
 
-import argparse
 import json
 from collections.abc import Sequence
 
 from harness.config.errors import UserError
+from harness.config.flags import Parser
 from harness.supervision.output_redirect import echo
 from launch.options.commands import COMMANDS
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns its exit status. Raises UserError."""
-    parser = argparse.ArgumentParser(prog="widebatch dashboard", description=COMMANDS["dashboard"], allow_abbrev=False)
+    parser = Parser(prog="widebatch dashboard", description=COMMANDS["dashboard"], allow_abbrev=False)
     parser.add_argument("project", metavar="PROJECT", help="the project, or ENTITY/PROJECT")
     parser.add_argument("--dry-run", action="store_true", help="print the workspace as JSON, save nothing")
     args = parser.parse_args(argv)

@@ -1,10 +1,10 @@
 """widebatch export RUN --out FILE: the weights of a run for other programs."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from harness.config.errors import UserError
+from harness.config.flags import Parser
 from harness.supervision.output_redirect import echo
 from launch.options.commands import COMMANDS
 from launch.options.run_argument import add_run_folder, read_run_folder
@@ -13,7 +13,7 @@ from launch.options.trust_option import CODE
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns its exit status. Raises UserError."""
-    parser = argparse.ArgumentParser(prog="widebatch export", description=COMMANDS["export"], allow_abbrev=False)
+    parser = Parser(prog="widebatch export", description=COMMANDS["export"], allow_abbrev=False)
     add_run_folder(parser)
     parser.add_argument(
         "--out", type=Path, required=True, help="a name that ends in .safetensors; any other is a Hugging Face folder"

@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
+from harness.config.flags import Parser
 from harness.supervision.output_redirect import echo
 from launch.options.commands import COMMANDS
 from launch.options.run_argument import add_run_folder, read_run_folder
@@ -11,7 +12,7 @@ from launch.options.trust_option import CODE, STORE
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns its exit status. Raises UserError."""
-    parser = argparse.ArgumentParser(prog="widebatch samples", description=COMMANDS["samples"], allow_abbrev=False)
+    parser = Parser(prog="widebatch samples", description=COMMANDS["samples"], allow_abbrev=False)
     add_run_folder(parser)
     which = parser.add_mutually_exclusive_group(required=True)
     steps = "the samples of this step; of several (12,57), those that are in all of them"

@@ -1,18 +1,18 @@
 """widebatch tokenize FILES --tokenizer FOLDER --out DIR: text files as token ids, for the recipe `tokens`."""
 
-import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from harness.config.errors import UserError
+from harness.config.flags import Parser
 from harness.supervision.output_redirect import echo
 from launch.options.commands import COMMANDS
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns its exit status. Raises UserError."""
-    parser = argparse.ArgumentParser(prog="widebatch tokenize", description=COMMANDS["tokenize"], allow_abbrev=False)
+    parser = Parser(prog="widebatch tokenize", description=COMMANDS["tokenize"], allow_abbrev=False)
     files = "text files, or folders of them: a document in each line of a .jsonl, any other file is one document"
     parser.add_argument("files", metavar="FILES", type=Path, nargs="+", help=files)
     parser.add_argument("--tokenizer", metavar="FOLDER", required=True, help="a local folder with a tokenizer, or `bytes`")

@@ -1,6 +1,5 @@
 """widebatch report RUN...: what runs did, as one HTML page without network, as text, or as JSON for other programs."""
 
-import argparse
 import json
 import math
 from collections.abc import Sequence
@@ -13,7 +12,8 @@ from harness.analysis.journal_reader import story_of
 from harness.analysis.noise_evidence import evidence_of
 from harness.analysis.run_record import RunRecord
 from harness.config.errors import UserError
-from harness.config.run_folder import RunFolder
+from harness.config.flags import Parser
+from harness.config.run_folder import JOURNAL, RunFolder
 from harness.plan.evidence import to_json
 from harness.supervision.output_redirect import echo
 from launch.options.commands import COMMANDS
@@ -44,8 +44,8 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="widebatch report", description=COMMANDS["report"], allow_abbrev=False)
+def _parser() -> Parser:
+    parser = Parser(prog="widebatch report", description=COMMANDS["report"], allow_abbrev=False)
     parser.add_argument(
         "run", metavar="RUN", type=Path, nargs="+", help="folders of runs, the first being the reference, or of sweeps"
     )
@@ -98,7 +98,13 @@ def _story(run: Path, name: str) -> RunRecord:
     try:
         story = story_of(name, journal)
     except OSError as e:
-        raise UserError("report", f"{journal}: {e.strerror}", "give the folder that a run wrote") from e
+        raise UserError("report", f"{journal}: {e.strerror}", _instead(run)) from e
     if story is None:
-        raise UserError("report", f"in {journal} no run has started", "give the folder that a run wrote")
+        raise UserError("report", f"in {journal} no run has started", _instead(run))
     return story
+
+
+def _instead(folder: Path) -> str:
+    """What to give instead of a folder that holds no run: the newest run in it, if there is one."""
+    newest = max(folder.glob(f"*/{JOURNAL}"), key=lambda file: file.stat().st_mtime, default=None)
+    return "give the folder that a run wrote" + (f", such as {newest.parent}" if newest else "")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.config import setting_values
 from harness.config.field_docs import field_docs
 from harness.config.flags import MOST_USED
 from launch.cli import main
@@ -17,6 +18,7 @@ from launch.options.commands import COMMANDS
 from tests.support.processes import ROOT, environ, run_command
 
 DIGITS = str(ROOT / "configs" / "digits.yaml")
+OLD = ROOT / "tests" / "old"
 KEYS = set(
     """
 world_size nodes micro_batch accumulate global_batch reference_batch ratio rule lr reference_lr weight_decay momentum
@@ -57,6 +59,14 @@ def test_help_shows_the_settings_used_most_and_help_all_every_one_with_its_value
     assert "--backend.name VALUE ddp: a whole copy per GPU" in whole
     assert "[ddp, fsdp, zero0, zero1, zero2, zero3; default: ddp]" in short
     assert "[number > 0; must be given]" in short
+
+
+def test_a_setting_whose_values_are_not_known_is_an_error_and_no_gap_in_the_help(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = setting_values.setting_values()
+    assert set(known) == set(field_docs()) - {"recipe.knobs"}
+    monkeypatch.setattr(setting_values, "setting_values", lambda: {name: known[name] for name in known if name != "optim.lr"})
+    with pytest.raises(KeyError, match=r"optim\.lr"):
+        main(["train", "--help"])
 
 
 @pytest.mark.parametrize(
@@ -203,6 +213,18 @@ MISTAKES = [
     (["launch", DIGITS, "--gpus", "64", "--nodes", "8", "--rendezvous", "a:1"], "run.dir", "--run.dir"),
     (["launch", DIGITS, "--gpus", "64", "--nodes", "8:2"], "--nodes", "smaller"),
     (["launch", DIGITS, "--gpus", "64", "--nodes", "a:2"], "--nodes", "is not a number of nodes"),
+    (["report"], "RUN", "required"),
+    (["report", str(OLD)], "events.jsonl", f"such as {OLD}"),
+    (["export", "x"], "--out", "required"),
+    (["samples", "x"], "--step", "required"),
+    (["tokenize", "--ouut", "x"], "--out", "required"),
+    (["train", DIGITS, "--gpus", "2"], "--gpus", "`widebatch launch` and `widebatch plan` take it"),
+    (["train", DIGITS, "--learning-rate", "3"], "--learning-rate", "did you mean --optim.lr?"),
+    (["train", DIGITS, "--num_train_epochs", "3"], "--num_train_epochs", "did you mean --schedule.epochs?"),
+    (["train", DIGITS, "--colour", "3"], "--colour", "set by --recipe.colour"),
+    (["plan", __file__], "is a Python file", f"`widebatch init {__file__}`"),
+    (["plan", DIGITS.replace("yaml", "yml")], "digits.yml", f"did you mean {DIGITS}?"),
+    (["plan", str(OLD / "run")], "Is a directory", "run.yaml?"),
 ]
 
 

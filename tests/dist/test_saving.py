@@ -317,3 +317,13 @@ def test_what_changed_is_said_and_what_is_free_is_not(tmp_path: Path) -> None:
     assert [message.partition(" since")[0] for message in changed] == ["optim.lr: 0.02 -> 0.04", "recipe.grow: None -> 1.0"]
     resumed = next(e.message for e in events if isinstance(e, Noticed) and e.code == "resumed")
     assert "global batch 8 -> 16, lr 0.02 -> 0.04" in resumed
+
+
+def test_a_run_that_is_complete_says_what_to_do_for_more(tmp_path: Path) -> None:
+    run(config({}), tmp_path)
+    events = run(config({}), tmp_path)
+    resumed = [e.message for e in events if isinstance(e, Noticed) and e.code == "resumed"]
+    assert len(resumed) == 1
+    assert " 1 ranks, global batch 8, lr 0.02" in resumed[0]
+    assert resumed[0].endswith("nothing is left to train: raise schedule.samples, or give another run.dir to begin a new run")
+    assert not [e for e in events if isinstance(e, Stepped)]

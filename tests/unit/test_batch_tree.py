@@ -78,6 +78,8 @@ def test_each_type_keeps_what_makes_it_special() -> None:
     packed = move(pack_sequence([x, x[:1]]), CPU, torch.float32)
     assert isinstance(packed, PackedSequence)
     assert (packed.data.dtype, packed.batch_sizes.tolist()) == (torch.float32, [2, 1])
+    on_meta = move(packed, torch.device("meta"), torch.float32)
+    assert (on_meta.data.device.type, on_meta.batch_sizes.tolist()) == ("meta", [2, 1]), "torch wants the sizes on the host"
     graph = move(Graph(x, x), CPU, torch.float32)
     assert graph.moved
     assert isinstance(move((Old(x, x), [New(x, x)], Frozen(x, x)), CPU, torch.float32)[1][0], New)

@@ -172,6 +172,11 @@ class OddMetrics(Odd):
 
 def told(over: dict[str, Any] | None = None, /, folder: Path | None = None, **knobs: Any) -> list[Event]:
     """All that a run of six steps tells."""
+    return list(telling(over, folder, **knobs))
+
+
+def telling(over: dict[str, Any] | None = None, /, folder: Path | None = None, **knobs: Any) -> Iterator[Event]:
+    """The same, one event after the other; the first is that the run has started."""
     tree = {
         "recipe": {"use": f"{__file__}:{'OddMetrics' if 'metrics_give' in knobs else 'Odd'}", **knobs},
         "batch": {"reference": 8, "total": 8, "micro": 4},
@@ -181,7 +186,7 @@ def told(over: dict[str, Any] | None = None, /, folder: Path | None = None, **kn
         "watch": {"wandb": "off"},
     }
     c = decode(tree | (over or {}))
-    return list(train(c, plan(c, World(1, device="cpu")), cpu=True, folder=folder))
+    return train(c, plan(c, World(1, device="cpu")), cpu=True, folder=folder)
 
 
 LOSS = "give (sum, count): the summed loss as a scalar tensor with a gradient, and the number of items in it"
@@ -266,15 +271,17 @@ def test_what_may_be_a_sum_and_count_trains() -> None:
     ],
 )
 def test_each_other_method_is_told_by_name_before_the_first_step(knobs: dict[str, Any], line: str) -> None:
+    seen = list[Event]()
     with pytest.raises(UserError) as caught:
-        told(**knobs)
+        seen.extend(telling(**knobs))
     assert line in str(caught.value)
+    assert not any(isinstance(e, Stepped) for e in seen)
 
 
 @pytest.mark.parametrize("knobs", [{}, {"metrics_give": "nothing"}, {"score_gives": "ordered"}])
 def test_a_metric_that_the_recipe_does_not_give_is_told_before_the_first_step(knobs: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"eval.metric: the recipe gives no eval/los; did you mean eval/loss\?"):
-        told({"eval": {"metric": "eval/los"}}, **knobs)
+        next(telling({"eval": {"metric": "eval/los"}}, **knobs))
 
 
 def test_a_metric_that_some_batches_lack_counts_nothing_there() -> None:
@@ -305,7 +312,7 @@ def test_a_run_without_validation_trains_and_says_so_once(tmp_path: Path) -> Non
 )
 def test_without_validation_what_asks_for_it_is_refused(over: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r'is .*, but data\("valid"\) is None; leave it out, or give the recipe validation data'):
-        told(over, valid_gives="none")
+        next(telling(over, valid_gives="none"))
 
 
 @pytest.mark.parametrize("gives", ["table", "rows"])
