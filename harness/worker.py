@@ -30,6 +30,7 @@ from harness.supervision.heartbeat import read
 from harness.supervision.launch_env import Launched
 from harness.supervision.output_redirect import echo, say
 from harness.supervision.rank_monitor import Presence, process_state
+from harness.supervision.rank_status import clear, rank_status
 from harness.supervision.resume_command import after_renaming, resume_command
 from harness.supervision.run_lock import PATIENCE_S, FolderLock
 from harness.supervision.safe_files import append_own, check_folders
@@ -98,6 +99,7 @@ def _work(
         stack.callback(lock.close)
         _take(lock, folder, presence, own_checkpoints=config.checkpoint.dir is None)
         beats, peers = presence.heartbeat, _peers(here, presence)
+        stack.enter_context(rank_status(folder, here, beats))
         events = train(config, planned, cpu=cpu, folder=folder, stop=presence.stop, heartbeat=beats, peers=peers)
         told = _told(events, here, planned, presence)
         reported = _Reported(config, planned, folder, watching, show_plan)
@@ -173,6 +175,7 @@ def _take(lock: FolderLock, folder: Path, presence: Presence, *, own_checkpoints
         if folder.is_dir():
             check_folders(folder, own_checkpoints=own_checkpoints)
             _sit(lock, presence)
+            clear(folder)
 
     on_rank_0(take)
 

@@ -61,6 +61,11 @@ class RunFolder:
         return self.logs / "trial.log"
 
     @property
+    def ranks(self) -> Path:
+        """The folder in which the ranks say where they stand, a file for each node (rank_status.py)."""
+        return self.path / "ranks"
+
+    @property
     def seal(self) -> Path:
         """The seal that shows that this user made the folder (folder_seal.py)."""
         return self.path / "origin"

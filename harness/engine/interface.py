@@ -1,7 +1,7 @@
 """One whole optimizer step, on any backend. Only this layer knows Accelerate and DeepSpeed."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,6 +15,7 @@ from harness.data.feed import Micro
 from harness.plan.plan import Plan
 from harness.supervision.heartbeat import Heartbeat
 from harness.telemetry.measurements import Reading
+from harness.telemetry.node_metrics import NO_NODE, NodeRow
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp16": torch.float32, "fp64": torch.float64}
 """Type of the weights and of the data, by `precision`; bf16 and fp16 are autocast over float32 weights."""
@@ -36,6 +37,11 @@ class StepTooLargeError(torch.OutOfMemoryError):
     """A step did not fit in memory and has changed nothing: it may be repeated in smaller passes."""
 
 
+def unmeasured() -> NodeRow:
+    """The row of a node that this rank does not measure."""
+    return NO_NODE
+
+
 class Engine(ABC):
     """A model, its optimizer and the ranks it is trained by."""
 
@@ -47,6 +53,8 @@ class Engine(ABC):
     estimator: Estimator
     heartbeat: Heartbeat
     """The heartbeat in which this rank reports progress."""
+    node: Callable[[], NodeRow]
+    """The newest sample of this rank's node, for the rank that measures it; a window takes it over."""
     base: Mapping[str, str]
     """Digests of the weights that are not trained, as model() made them, by name."""
     notes: list[tuple[str, str]]

@@ -21,7 +21,7 @@ from harness.data.seeding import PASS, seed_all, seed_host
 from harness.distributed.process_group import out_of_memory, peers
 from harness.engine.buffers import Buffers, Kept
 from harness.engine.evaluation_weights import averaged, evaluated
-from harness.engine.interface import Engine, Limit, StepTooLargeError
+from harness.engine.interface import Engine, Limit, StepTooLargeError, unmeasured
 from harness.engine.model_setup import label_numbers
 from harness.engine.moment_noise import coupled_decay, first_moments
 from harness.engine.param_names import whole_shape
@@ -46,6 +46,7 @@ class TrainingEngine(Engine):
         self.optimizer, self.average, self.meters = setup.optimizer, setup.average, setup.meters
         self.estimator, self.base = passes.estimator, setup.frozen.digests
         self.heartbeat = Heartbeat()
+        self.node = unmeasured
         self.notes = []
         self._pass_seed = derive(process.config.run.seed, PASS)
         self._seed_pass = seed_all if process.device.type == "cuda" else seed_host
@@ -176,7 +177,7 @@ class TrainingEngine(Engine):
         self.passes.check_trained()
         if self.setup.unused.looking:
             self._check_first_window()
-        return self.meters.read(data_wait_s, troubles, self.state.copies, (float(save_due), float(save_failed)))
+        return self.meters.read(data_wait_s, troubles, self.state.copies, (float(save_due), float(save_failed)), self.node())
 
     @override
     def stop_asked(self) -> bool:

@@ -20,6 +20,7 @@ from harness.engine.device_scalars import DeferredScalars, Number, filled
 from harness.modeling.device_timer import Stamp, seconds, stamp
 from harness.telemetry.cpu_wait import CpuWait
 from harness.telemetry.measurements import HostRow, NoiseSums, NormRow, Reading, StepRow
+from harness.telemetry.node_metrics import NO_NODE, NodeRow
 from harness.telemetry.rank_reduction import HIGHS, SUMS, highs_of, met, sums_of
 
 GIB = 2.0**30
@@ -110,13 +111,15 @@ class Meters:
             self._layouts[moments, known] = blank, torch.cat(parts)
         return self._layouts[moments, known]
 
-    def read(self, data_wait_s: float, troubles: int, copies: int, flags: tuple[float, float] = (0.0, 0.0)) -> Reading:
+    def read(
+        self, data_wait_s: float, troubles: int, copies: int, flags: tuple[float, float] = (0.0, 0.0), node: NodeRow = NO_NODE
+    ) -> Reading:
         """All ranks' window: the steps' rows are equal on all ranks; the rest is reduced, and everything is copied to the host at
         once.
 
-        `copies` ranks hold the same of weights and moments.
+        `copies` ranks hold the same of weights and moments; `node` is the newest sample of this rank's node, where it measures it.
         """
-        host, rows = self._host(data_wait_s, troubles, flags), self.rows.rows
+        host, rows = self._host(data_wait_s, troubles, flags, node), self.rows.rows
         cells = self.rows.cells(rows)
         numbers = [self._noise_sums(), self._squares]
         told, highs = self._alone(host, cells, numbers) if self.processes == 1 else self._met(host, rows, [cells, *numbers])
@@ -128,7 +131,7 @@ class Meters:
             loss, count = sum([s.loss_sum for s in good]), sum([s.count for s in good])
             highs = [loss / count if count else math.nan, *highs]
         laps = [seconds(a, b) for a, b in pairwise(self._stamps)]
-        reading = self._reading(steps, told[first:last], told[last:], highs, laps, copies)
+        reading = self._reading(steps, told[first:last], told[last:], highs, (laps, host), copies)
         self._reset()
         return reading
 
@@ -166,7 +169,7 @@ class Meters:
         found = torch.stack([small / count**2, (items / count) ** 2, norm**2, torch.ones_like(norm)], 1)
         return torch.where(((bad == 0) & found.isfinite().all(1))[:, None], found, 0.0).sum(0)
 
-    def _host(self, data_wait_s: float, troubles: int, flags: tuple[float, float]) -> HostRow:
+    def _host(self, data_wait_s: float, troubles: int, flags: tuple[float, float], node: NodeRow) -> HostRow:
         """This rank's row. Stamps are read here: the steps they belong to have been enqueued, and are waited for."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
@@ -174,12 +177,21 @@ class Meters:
         spent = seconds(self._stamps[0], self._stamps[-1])
         busy = spent - (0.0 if math.isnan(wait) else wait) - data_wait_s
         counts = (float(self.computed), float(troubles), *flags)
-        return HostRow(data_wait_s, wait, busy, rss_gib(), *_gpu_memory(self.device), *counts, self._cpu_wait.lap())
+        return HostRow(data_wait_s, wait, busy, rss_gib(), *_gpu_memory(self.device), *counts, self._cpu_wait.lap(), node)
 
     def _reading(
-        self, steps: list[StepRow], numbers: list[float], sums: list[float], highs: list[float], laps: list[float], copies: int
+        self,
+        steps: list[StepRow],
+        numbers: list[float],
+        sums: list[float],
+        highs: list[float],
+        own: tuple[list[float], HostRow],
+        copies: int,
     ) -> Reading:
-        """The numbers, sorted. Shards' squares add up; where `copies` ranks hold the same, they are counted once."""
+        """The numbers, sorted. Shards' squares add up; where `copies` ranks hold the same, they are counted once.
+
+        `own`: what this rank's steps took, and its row.
+        """
         noise = [value / self.processes for value in numbers[:_NOISE]]
         values = [value / copies for value in numbers[_NOISE:]]
         squares, moment = values[:-_MOMENT], values[-_MOMENT:]
@@ -190,7 +202,8 @@ class Meters:
             syncs=self.syncs,
             noise=NoiseSums(*noise, *moment),
             norms={label: NormRow(*squares[i :: len(self.labels)]) for i, label in enumerate(self.labels)},
-            laps_s=laps,
+            laps_s=own[0],
+            own=own[1],
         )
 
     def _reset(self) -> None:

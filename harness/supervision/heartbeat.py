@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, final
 
+from harness.telemetry.rank_window import RankWindow
+
 Phase = Literal["start", "train", "eval", "checkpoint", "end", "data", "recover"]
 PHASES: tuple[Phase, ...] = ("start", "train", "eval", "checkpoint", "end", "data", "recover")
 _START, _TRAIN, _END_PHASE = 0, 1, 4
@@ -60,6 +62,8 @@ class Heartbeat:
 
     def __init__(self, path: Path | None = None, on_warm: Callable[[bool], None] = lambda _: None) -> None:
         self.on_warm = on_warm
+        self.window: RankWindow | None = None
+        """What this rank's last window took, for rank_status.py; no part of the mapped file."""
         self._buffer: mmap.mmap | bytearray = bytearray(_SIZE)
         self._ticks, self._step, self._phase, self._warm = 0, 0, 0, False
         self._seen = dict.fromkeys(range(len(PHASES)), 0)
@@ -99,6 +103,11 @@ class Heartbeat:
     def step(self) -> int:
         """The optimizer step that the loop is in, or was in last."""
         return self._step
+
+    @property
+    def now(self) -> Beat:
+        """What the heartbeat says."""
+        return _beat(bytes(self._buffer))
 
     def at(self, step: int) -> None:
         """Record how many optimizer steps of the run are done."""
@@ -149,8 +158,11 @@ def read(path: Path) -> Beat | None:
         raw = path.read_bytes()
     except OSError:
         return None
-    if len(raw) < _SIZE or raw[:4] != _MAGIC:
-        return None
+    return _beat(raw) if len(raw) >= _SIZE and raw[:4] == _MAGIC else None
+
+
+def _beat(raw: bytes) -> Beat:
+    """The fields of a heartbeat's bytes."""
     moved, ticks, step, phase, warm = _LOOP.unpack_from(raw, _AT_LOOP)
     status, ended, length, text = _END.unpack_from(raw, _AT_END)
     return Beat(

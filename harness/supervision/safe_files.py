@@ -43,7 +43,7 @@ def check_folders(folder: Path, *, own_checkpoints: bool) -> None:
     `own_checkpoints`: the checkpoints lie in it.
     """
     run = RunFolder(folder)
-    for path in (run.logs, run.wandb, run.tracker, *([run.own_checkpoints] if own_checkpoints else [])):
+    for path in (run.logs, run.ranks, run.wandb, run.tracker, *([run.own_checkpoints] if own_checkpoints else [])):
         refuse_link(path)
     for path in run.logs.iterdir() if run.logs.is_dir() else ():
         refuse_link(path)
@@ -65,6 +65,11 @@ def read_own(path: Path) -> str | None:
 def append_own(path: Path) -> BinaryIO:
     """A file to read and to append to, unbuffered, created if missing."""
     return os.fdopen(_open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT), "ab+", buffering=0)
+
+
+def open_own(path: Path) -> int:
+    """The descriptor of a file to write into at any place, created if missing."""
+    return _open(path, os.O_RDWR | os.O_CREAT)
 
 
 def write_own(path: Path, text: str | bytes) -> None:

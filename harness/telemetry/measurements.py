@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass
 
+from harness.telemetry.node_metrics import NO_NODE, NodeRow
+
 
 @dataclass(frozen=True)
 class StepRow:
@@ -51,7 +53,7 @@ class HostRow:
     `busy_s` is the time in its own passes and steps, without waiting for data or other ranks. `computed` counts the samples that
     went through the model, those that only fill a pass up included; `troubles` how often fetching data failed. `save_due` and
     `save_failed` are flags: the clock says that it is time for a checkpoint; the last one could not be written. For `cpu_wait_s`
-    the rank could have computed, and other processes had the CPU.
+    the rank could have computed, and other processes had the CPU. `node` is of its node, on the rank that measures it.
     """
 
     data_wait_s: float
@@ -67,6 +69,7 @@ class HostRow:
     save_due: float = 0.0
     save_failed: float = 0.0
     cpu_wait_s: float = 0.0
+    node: NodeRow = NO_NODE
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,7 @@ class RanksRow:
     saves_due: float = 0.0
     saves_failed: float = 0.0
     cpu_wait_s: float = 0.0
+    nodes: NodeRow = NO_NODE
 
     @property
     def longest_s(self) -> float:
@@ -139,7 +143,7 @@ class Reading:
     """A window as all ranks measured it.
 
     `loss_max_rank` is the largest of the ranks' own mean losses, over steps of finite loss; `syncs` counts how often this rank's
-    host waited for the device; `norms` go by the engine's labels.
+    host waited for the device; `norms` go by the engine's labels. `laps_s` is what each step took on this rank, `own` its row.
     """
 
     steps: list[StepRow]
@@ -149,3 +153,4 @@ class Reading:
     noise: NoiseSums
     norms: dict[str, NormRow]
     laps_s: list[float]
+    own: HostRow

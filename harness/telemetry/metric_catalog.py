@@ -164,6 +164,23 @@ METRICS = [
         ("host_rss_gib", "resident memory of a process (host)", "largest", "window"),
     ),
     *_group(
+        "system",
+        ("cpu_pct", "CPU time used, of all CPUs; sampled every 2 s, as all of system/", "mean of nodes", "newest sample"),
+        ("memory_pct", "memory in use", "fullest node", "newest sample"),
+        ("network_sent_mib_per_s", "bytes sent by all interfaces but loopback", "sum of nodes", "newest sample"),
+        ("network_received_mib_per_s", "bytes received by the same", "sum of nodes", "newest sample"),
+        ("gpu_utilization_pct", "share of the time in which a kernel ran, by NVML", "mean of GPUs", "newest sample"),
+        ("gpu_memory_gib", "memory in use on a GPU, of other processes too, by NVML", "fullest GPU", "newest sample"),
+        ("gpu_power_w", "power of the run's GPUs, by NVML", "sum of GPUs", "newest sample"),
+        ("gpu_temperature_c", "temperature of a GPU, by NVML", "hottest GPU", "newest sample"),
+        (
+            "energy_j_per_sample",
+            "gpu_power_w / samples_per_s; null where a GPU does not say its power",
+            "sum of GPUs",
+            "window",
+        ),
+    ),
+    *_group(
         "stability",
         ("nonfinite_steps", "steps whose loss or gradient was not finite on some rank", "all", "run"),
         ("empty_steps", "steps in which the loss counted nothing on any rank: they move nothing, and are no fault", "all", "run"),

@@ -9,21 +9,23 @@ import struct
 from collections.abc import Sequence
 
 from harness.telemetry.measurements import HostRow, RanksRow
+from harness.telemetry.node_metrics import NODE_HIGHS, NODE_SUMS, met_nodes, node_highs, node_sums
 
 MOST_RANKS = 1 << 21
-SUMS = 8
-HIGHS = 6
+SUMS = 8 + NODE_SUMS
+HIGHS = 6 + NODE_HIGHS
 
 
 def sums_of(row: HostRow) -> list[float]:
     """The values of a rank's row that are summed over ranks: float64 [SUMS]."""
-    return [row.comm_wait_s, row.busy_s, row.alloc_retries, row.ooms, row.computed, row.troubles, row.save_due, row.save_failed]
+    counts = (row.alloc_retries, row.ooms, row.computed, row.troubles, row.save_due, row.save_failed)
+    return [row.comm_wait_s, row.busy_s, *counts, *node_sums(row.node)]
 
 
 def highs_of(row: HostRow, rank: int) -> list[float]:
     """The values of a rank's row of which the maximum is taken: float64 [HIGHS]."""
     memory = (row.host_rss_gib, row.gpu_allocated_gib, row.gpu_reserved_gib)
-    return [row.data_wait_s, busiest(row.busy_s, rank), *memory, row.cpu_wait_s]
+    return [row.data_wait_s, busiest(row.busy_s, rank), *memory, row.cpu_wait_s, *node_highs(row.node)]
 
 
 def met(sums: Sequence[float], highs: Sequence[float], ranks: int) -> RanksRow:
@@ -45,6 +47,7 @@ def met(sums: Sequence[float], highs: Sequence[float], ranks: int) -> RanksRow:
         saves_due=sums[6],
         saves_failed=sums[7],
         cpu_wait_s=highs[5],
+        nodes=met_nodes(sums[8:], highs[6:]),
     )
 
 

@@ -27,6 +27,7 @@ from harness.engine.data_agreement import check_data, check_size
 from harness.engine.device import device_name
 from harness.engine.factory import open_engine
 from harness.engine.interface import Engine, StepTooLargeError
+from harness.engine.node_sampler import NodeSampler, measure_node
 from harness.plan.guard_policy import Trouble, policy
 from harness.plan.plan import Plan
 from harness.plan.plan_warnings import SHOWN
@@ -38,6 +39,7 @@ from harness.supervision.heartbeat import Heartbeat
 from harness.telemetry.environment import environment
 from harness.telemetry.events import Ended, Evaluated, Event, Metrics, Noticed, RanksLost, Shown, Started
 from harness.telemetry.measurements import Reading
+from harness.telemetry.rank_window import rank_window
 from harness.training.adaptive_batch import better, follow_noise, on_plateau, patience_again
 from harness.training.bad_samples import meet, spent, take_up
 from harness.training.checkpointing import Saver
@@ -137,6 +139,7 @@ class Loop:
     """The window whose steps are not reported yet."""
     closing: tuple[State, Reading, Due] | None = None
     """What `_finish` is at."""
+    sampler: NodeSampler | None = None
 
     def resume(self) -> Iterator[Event]:
         """Take over the newest good checkpoint of the run, if there is one, and be ready to write the next."""
@@ -160,14 +163,17 @@ class Loop:
     def started(self) -> Started:
         """The run begins, or continues, at the current state. All ranks call it."""
         engine, state = self.engine, self.state
+        self.sampler = measure_node(engine)
         told = (engine.parameters(), str(engine.device), engine.estimator, state.began, engine.parameters(trained=True))
-        place = environment(device_name(engine.device), gather(gethostname()))
+        about = environment(device_name(engine.device), gather(gethostname()))
         return Started(
-            self.plan, encode(self.config), str(self.folder or ""), state.step, state.samples, *told, place, len(self.feed.data)
+            self.plan, encode(self.config), str(self.folder or ""), state.step, state.samples, *told, about, len(self.feed.data)
         )
 
     def close(self) -> None:
-        """End the writer, and leave the place of checkpoints."""
+        """End the sampler and the writer, and leave the place of checkpoints."""
+        if self.sampler is not None:
+            self.sampler.close()
         self.saver.close()
         if self.hold is not None:
             self.hold.close()
@@ -343,6 +349,7 @@ class Loop:
         saver, before = self.saver, self.state
         reading = self.engine.read(window.waited_s, len(self.feed.troubles), save_due=saver.due, save_failed=saver.failed)
         self.window = None
+        self.engine.heartbeat.window = rank_window(reading)
         self.stop_check = stop_check_steps(len(reading.steps), reading.ranks.longest_s)
         if reading.ranks.troubles:
             before, notices = meet(before, self.feed, (before.step + len(window.taken), window.position))

@@ -25,6 +25,7 @@ from harness.plan.plan_warnings import SHOWN
 from harness.plan.world import Device, World, place
 from harness.recipes.base import SCRIPT
 from harness.recipes.script import Script, TokenScript
+from harness.supervision.rank_status import clear, rank_status
 from harness.supervision.run_lock import FolderLock
 from harness.supervision.safe_files import check_folders
 from harness.supervision.stop_signals import StopFlag
@@ -179,6 +180,7 @@ class Run:
         lock = FolderLock(folder)
         self._stack.callback(lock.close)
         on_rank_0(lambda: _sit(lock, folder, own_checkpoints=config.checkpoint.dir is None))
+        self._stack.enter_context(rank_status(folder, place(os.environ), engine.heartbeat))
         notices = list(loop.resume())
         state = loop.state
         if engine.rank == 0:
@@ -220,3 +222,4 @@ def _sit(lock: FolderLock, folder: Path, *, own_checkpoints: bool) -> None:
     check_folders(folder, own_checkpoints=own_checkpoints)
     lock.take("launcher", "a run")
     lock.take("trainer")
+    clear(folder)

@@ -21,6 +21,7 @@ from harness.recipes.base import Recipe
 from harness.telemetry.clock import Age, Clock
 from harness.telemetry.events import Event, Metrics, Noticed, Stepped, Windowed
 from harness.telemetry.measurements import Reading, StepRow
+from harness.telemetry.node_metrics import system
 from harness.telemetry.noise_scale import NoiseScale
 from harness.telemetry.spikes import FLAGGED, LEAST_LOG, Spikes
 from harness.telemetry.window_metrics import Window, Work, memory, skew, throughput, training
@@ -75,6 +76,7 @@ class WindowReporter:
         state = self._after(state, window, taken, scored, moved=trained["train/update_to_param_ratio"], seconds=seconds)
         metrics = self.progress(state) | trained | self._groups(taken[-1].lr)
         metrics |= throughput(window, self._costs()) | memory(reading.ranks) | skew(reading.ranks)
+        metrics |= system(reading.ranks.nodes, window.ranks, metrics["throughput/samples_per_s"])
         metrics |= self._stability(state, scored, reading.steps[-1]) | self._reliability(state)
         events.append(Windowed(state.step, state.samples, metrics))
         wrong = troubles(self.uniform_loss, self.plan, state, reading, scored.worst)

@@ -52,7 +52,7 @@ SLOW_START_S = 60
 """How long the end of a run waits for a start that is not over: wandb is large, and a machine may be busy."""
 WAITING = 10_000
 """How many points may be queued for the writing thread; further ones are dropped and counted."""
-GROUPS = ("train", "eval", "batch", "throughput", "memory", "stability", "reliability", "pause")
+GROUPS = ("train", "eval", "batch", "throughput", "memory", "system", "stability", "reliability", "pause")
 LEVELS = {
     "ERROR": ("failed", "guard", "unsaved", "dead", "divergence", "checkpoint_failed"),
     "WARN": (

@@ -98,6 +98,15 @@ SECTIONS: dict[str, tuple[Line | Tile | Scatter, ...]] = {
         Line("Validation loss over seconds of training", ("eval/loss",), x="progress/trained_s", log=True),
         Line("Training loss over all samples trained on", ("train/loss",), x="progress/samples_trained", log=True, smooth=0.6),
     ),
+    "System": (
+        Line("GPU utilisation, %", ("system/gpu_utilization_pct",)),
+        Line("Power of the GPUs, W", ("system/gpu_power_w",)),
+        Line("Energy of a sample, J", ("system/energy_j_per_sample",)),
+        Line("Temperature of the hottest GPU, °C", ("system/gpu_temperature_c",)),
+        Line("Memory of the fullest GPU, GiB", ("system/gpu_memory_gib",)),
+        Line("CPU and memory of nodes, %", ("system/cpu_pct", "system/memory_pct")),
+        Line("Network of all nodes, MiB a second", ("system/network_sent_mib_per_s", "system/network_received_mib_per_s")),
+    ),
     "Reliability": (
         Line("Goodput, %", ("reliability/goodput_pct",)),
         Tile("Restarts", "reliability/restarts"),

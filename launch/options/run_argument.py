@@ -32,11 +32,11 @@ def read_run(
 
 def add_run_folder(parser: argparse.ArgumentParser) -> None:
     """The folder of a run as argument, and --trust."""
-    parser.add_argument("run", metavar="RUN", type=_folder, help="the folder that a run wrote")
+    parser.add_argument("run", metavar="RUN", type=run_folder, help="the folder that a run wrote")
     add_trust(parser)
 
 
-def _folder(text: str) -> Path:
+def run_folder(text: str) -> Path:
     """A folder, also where the run file in it was given."""
     path = Path(text)
     return path.parent if path.is_file() else path

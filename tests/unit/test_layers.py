@@ -62,6 +62,8 @@ HOMES = {
     ),
     "fsspec": ("harness/checkpoint/storage.py",),
     "matplotlib": ("harness/watch/plot_file.py",),
+    "psutil": ("harness/engine/node_sampler.py",),
+    "pynvml": ("harness/engine/node_sampler.py",),
     "pyarrow": ("harness/data/arrow_columns.py",),
     "datasets": ("harness/data/arrow_columns.py",),
 }

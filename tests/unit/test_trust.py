@@ -44,7 +44,7 @@ MORE = {
     "find-batch": ["--gpus", "0"],
     "plan": ["--gpus", "1"],
 }
-NO_CODE = {"fit", "configs", "demo", "doctor", "report", "schema", "dashboard", "tokenize", "completion", "init"}
+NO_CODE = {"fit", "configs", "demo", "doctor", "report", "top", "schema", "dashboard", "tokenize", "completion", "init"}
 """Commands that run nothing of a run folder; init reads the recipe that it is given."""
 
 
