@@ -33,7 +33,7 @@ from harness.supervision.rank_monitor import Presence, process_state
 from harness.supervision.rank_status import clear, rank_status
 from harness.supervision.resume_command import after_renaming, resume_command
 from harness.supervision.run_lock import PATIENCE_S, FolderLock
-from harness.supervision.safe_files import append_own, check_folders
+from harness.supervision.safe_files import append_log, check_folders
 from harness.telemetry.events import Ended, Event, Noticed, Started, Windowed
 from harness.training.loop import train
 from harness.training.run_files import write_run_files
@@ -254,7 +254,7 @@ def _left_behind(error: BaseException, rank: int, launched: Launched) -> int:
     """Leave an error where our launcher finds it, and its whole traceback in the log; the exit status."""
     with suppress(OSError):  # the launcher may be gone
         launched.error(rank).write_text(explain(error))
-    with suppress(OSError), append_own(launched.log(rank)) as log:  # the disk may be full; the error itself matters more
+    with suppress(OSError, UserError), append_log(launched.log(rank)) as log:  # the disk may be full; the error matters more
         log.write("".join(traceback.format_exception(error)).encode(errors="replace"))
     return MEMORY if out_of_memory(error) else FAILED
 

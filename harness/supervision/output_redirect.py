@@ -13,6 +13,7 @@ from harness.config.errors import printable
 
 TYPE_CHECKING = False  # as type checkers read it; `widebatch --help` is quicker without typing and pathlib
 if TYPE_CHECKING:
+    from pathlib import Path
     from typing import TextIO
 
     from harness.supervision.launch_env import Launched
@@ -155,10 +156,10 @@ def outlive_readers() -> None:
 
 def redirect(told: Launched, rank: int) -> None:
     """Point this process's output, that of C libraries too, to where the launcher wants it."""
-    log = str(told.log(rank))
+    log = told.log(rank)
     for path in (log, os.devnull) if rank else (told.output, log, os.devnull):
         try:
-            _point(path, os.O_NOFOLLOW if path == log else 0)
+            _point(path)
             break
         except OSError:
             continue
@@ -170,7 +171,7 @@ def redirect(told: Launched, rank: int) -> None:
         if not elsewhere:
             return False
         with suppress(OSError):
-            _point(log, os.O_NOFOLLOW)
+            _point(log)
             elsewhere = False
         return not elsewhere
 
@@ -182,8 +183,12 @@ def _text(fd: int, failed: Callable[[OSError], bool], encoding: str) -> io.TextI
     return io.TextIOWrapper(raw, encoding, "backslashreplace", line_buffering=True)
 
 
-def _point(path: str, flags: int) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOCTTY | flags, 0o644)
+def _point(path: Path | str) -> None:
+    """Standard output and error to a log (a Path), or to another file."""
+    from harness.supervision.log_file import open_log  # of ranks alone
+
+    flags = os.O_WRONLY | os.O_APPEND | os.O_NOCTTY
+    fd = os.open(path, flags | os.O_CREAT, 0o644) if isinstance(path, str) else open_log(path, flags)
     for to in (1, 2):
         os.dup2(fd, to)
     os.close(fd)

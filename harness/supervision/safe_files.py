@@ -7,11 +7,13 @@ elsewhere nor show what is in one. A UserError says so; what else fails raises O
 import errno
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
 from harness.config.errors import UserError
 from harness.config.run_folder import RunFolder
+from harness.supervision.log_file import open_log
 from harness.supervision.output_redirect import say
 
 _LARGEST = 16 << 20
@@ -72,6 +74,11 @@ def open_own(path: Path) -> int:
     return _open(path, os.O_RDWR | os.O_CREAT)
 
 
+def append_log(path: Path) -> BinaryIO:
+    """As `append_own`, for a log (log_file.py): links in the place of its folders are not followed either."""
+    return os.fdopen(_open(path, os.O_RDWR | os.O_APPEND, open_log), "ab+", buffering=0)
+
+
 def write_own(path: Path, text: str | bytes) -> None:
     """Write a file whole, in the place of what has its name. A link of that name is replaced; what it leads to stays as it is."""
     draft = _draft(path, text)
@@ -111,9 +118,13 @@ def write_once(path: Path, text: str) -> str:
     return text
 
 
-def _open(path: Path, flags: int) -> int:
+def _open_file(path: Path, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o644)
+
+
+def _open(path: Path, flags: int, opener: Callable[[Path, int], int] = _open_file) -> int:
     try:
-        handle = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+        handle = opener(path, flags | os.O_NONBLOCK)
     except OSError as e:
         if e.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
             raise _stranger(path) from e

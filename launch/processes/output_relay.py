@@ -17,7 +17,7 @@ from typing import BinaryIO, final
 
 from harness.config.errors import UserError
 from harness.supervision.output_redirect import Stream, say
-from harness.supervision.safe_files import append_own, make_own
+from harness.supervision.safe_files import append_log, make_own
 
 LONGEST = 1 << 20
 """Bytes of a line; a longer one is cut in the log."""
@@ -32,7 +32,7 @@ def plain(line: bytes) -> bytes:
 def _opened(log: Path) -> BinaryIO:
     make_own(log.parent)
     try:
-        return append_own(log)
+        return append_log(log)
     except OSError as e:
         raise UserError("run.dir", f"{log} cannot be written ({e.strerror})", "make room there, or give another run.dir") from e
 

@@ -17,7 +17,7 @@ from typing import BinaryIO, final
 from harness.config.errors import UserError
 from harness.plan.rank_env import without_ranks
 from harness.supervision.output_redirect import say
-from harness.supervision.safe_files import append_own
+from harness.supervision.safe_files import append_log
 from launch.processes.command import Command
 from launch.processes.proc_table import GRACE_S, JOB
 
@@ -158,7 +158,7 @@ class Child:
 def _log(path: Path) -> BinaryIO:
     """A log to append to; if the disk is full or the folder is gone, a warning says so and the output is lost."""
     try:
-        return append_own(path)
+        return append_log(path)
     except OSError as e:
         say(f"warn   {path} is not written ({e.strerror})")
         return Path(os.devnull).open("ab")

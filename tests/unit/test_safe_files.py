@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from harness.analysis.text_plot import Curve, Panel
 from harness.config.errors import UserError
 from harness.supervision.run_lock import FolderLock
-from harness.supervision.safe_files import append_own, check_folders, read_own, write_once, write_own
+from harness.supervision.safe_files import append_log, append_own, check_folders, read_own, write_once, write_own
 from harness.training import script_run
 from harness.watch.plot_file import save
 from launch.cli import main
@@ -20,7 +21,7 @@ from launch.lab.trials import trial_folder
 from launch.processes.command import Command
 from launch.processes.job_pool import Job, run_jobs
 from tests.support.faults.launching import Launch, run_file
-from tests.support.processes import ROOT
+from tests.support.processes import ROOT, environ
 
 WRITTEN = ["lock", "run.yaml", "plan.json", "wandb_id", "events.jsonl", "guard.json"]
 SHORT = ["--recipe.width", "4", "--schedule.epochs", "6", "--run.stop_after_steps", "3"]
@@ -165,3 +166,32 @@ def test_the_log_of_a_job_replaces_a_link(tmp_path: Path) -> None:
     assert run_jobs([Job("a", Command((sys.executable, "-c", "print(1)"), {}), log)], 1, lambda job, status: status == 0)
     assert (log.is_symlink(), log.read_text()) == (False, "1\n")
     assert (tmp_path / "secret").read_text() == "hunter2"
+
+
+@pytest.mark.parametrize("swapped", ["logs", "logs/host"])
+def test_a_folder_of_logs_that_is_swapped_for_a_link_after_the_check_takes_no_log_elsewhere(swapped: str, tmp_path: Path) -> None:
+    """By whoever can write into the run folder; the run folder itself may be a link."""
+    (tmp_path / "real").mkdir()
+    run = tmp_path / "run"
+    run.symlink_to("real")
+    (run / "logs" / "host").mkdir(parents=True)
+    for log in (run / "logs" / "rank-0.log", run / "logs" / "host" / "rank-0.log"):
+        with append_log(log) as file:
+            file.write(b"a line")
+        assert log.read_bytes() == b"a line"
+    check_folders(run, own_checkpoints=True)
+    (run / swapped).rename(run / "before")
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "host").mkdir(parents=True)
+    (run / swapped).symlink_to(elsewhere)
+    log = run / "logs" / "host" / "rank-0.log"
+    with pytest.raises(UserError, match="is a link"):
+        append_log(log)
+    code = (
+        "import os, sys\nfrom harness.supervision.launch_env import Launched\n"
+        "from harness.supervision.output_redirect import redirect\n"
+        "redirect(Launched(os.getpid(), sys.argv[1], '/proc/none'), 0)\nprint('lost', flush=True)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(log.parent)], env=environ(), capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert not [path for path in elsewhere.rglob("*") if path.is_file()]
