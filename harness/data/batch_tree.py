@@ -89,6 +89,19 @@ def map_leaves(change: Callable[[Any], Any], batch: Any) -> Any:
     return make([map_leaves(change, part) for part in parts])
 
 
+def pinned(leaf: Tensor, kind: torch.dtype) -> Tensor:
+    """A tensor of the host, to be sent as it is: from other memory, or from memory with gaps, a copy waits for the device.
+
+    It has the type `kind` already where that takes no more bytes than its own.
+    """
+    if leaf.is_nested or leaf.layout is not torch.strided:
+        return leaf.pin_memory()
+    sent = kind if kind.itemsize <= leaf.dtype.itemsize else leaf.dtype
+    if sent == leaf.dtype and leaf.is_contiguous() and leaf.is_pinned():
+        return leaf
+    return torch.empty_like(leaf, dtype=sent, pin_memory=True).copy_(leaf)
+
+
 def move(batch: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
     """A batch on `device`, its floating tensors as `dtype` (None: as they are).
 
@@ -98,9 +111,9 @@ def move(batch: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
     def moved(leaf: Any) -> Any:
         if isinstance(leaf, Tensor):
             kind = dtype if dtype is not None and leaf.is_floating_point() else leaf.dtype
-            if device.type == "cuda" and leaf.device.type == "cpu":
-                leaf = leaf.pin_memory()  # from other host memory a copy waits for the device
-            return leaf.to(device, kind, non_blocking=True)
+            if device.type == "cpu" or leaf.device.type != "cpu":
+                return leaf.to(device, kind, non_blocking=True)
+            return pinned(leaf, kind).to(device, non_blocking=True).to(kind)
         return leaf.to(device) if isinstance(leaf, Movable) else leaf
 
     return map_leaves(moved, batch)

@@ -39,6 +39,8 @@ def join(cpu: bool, limit_s: float = LIMIT_S, stop: Callable[[], bool] = lambda:
     is an error, and not a wait for ever. Raises UserError, and StoppedError where a `stop` was asked for before all ranks were
     there.
     """
+    if not cpu:  # data workers are forked after InfiniBand has registered memory, whose pages must stay this process's
+        os.environ.setdefault("RDMAV_FORK_SAFE", "1")
     named = interface(os.environ, cpu=cpu)
     if named is not None:
         os.environ[VARIABLE] = named

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from harness.config.schema import Config
 from harness.data.feed import Micro
+from harness.engine.device_scalars import Number, on_device
 from harness.engine.loss_scale import LossScale
 from harness.engine.passes import Sums, as_sums, summed
 from harness.engine.process import Process
@@ -27,7 +28,7 @@ class Unit(nn.Module):
         self.loss, self.model, self.config = Loss(recipe), model, config
         self.carrier = nn.Parameter(torch.zeros(3, dtype=dtype, device=device))
 
-    def forward(self, micro: Micro, stop: float, divide: float) -> tuple[Tensor, Tensor]:
+    def forward(self, micro: Micro, stop: float, divide: Number) -> tuple[Tensor, Tensor]:
         """(scalar whose gradient is that of the summed loss / `divide` and carries the sums, the sums [loss, count, stop])."""
         total, sums = summed(self.loss, self.model, micro, stop, self.config, self.carrier.dtype)
         return total.to(self.carrier.dtype) / divide + (self.carrier * sums).sum(), sums
@@ -64,7 +65,7 @@ class Carried:
         if self._process.ranks == 1:
             return local
         if self._rounds:
-            own = torch.stack([torch.as_tensor(part, device=carried.device) for part in local])
+            own = torch.stack([on_device(part, carried.device, carried.dtype) for part in local])
             return as_sums(self._process.reduce(own))
         if self._fp16:
             carried = carried / self._fp16.now()

@@ -57,6 +57,7 @@ class DdpAllReduce(Gradients):
         self._carried = Carried(self._unit, process, replica.fp16, added=self._added, rounds=rounds)
         self._fresh = True
         self._powersgd: PowerSGDState | None = None
+        self._random_factors: dict[int, Tensor] = {}
         self._sent = True  # whether all buckets of a pass are on their way
         self._squares: list[Tensor] = []
         self._ready: Stamp = 0.0
@@ -95,6 +96,7 @@ class DdpAllReduce(Gradients):
             measuring = known()
             if measuring is not None:
                 measuring._measure(bucket)
+                measuring._meters.syncs += state is not None and state.iter >= state.start_powerSGD_iter  # torch waits there
             reduced: torch.futures.Future[Tensor] = travel(state, bucket)
             return reduced
 
@@ -150,11 +152,20 @@ class DdpAllReduce(Gradients):
 
     @override
     def moved(self, bad: Tensor) -> None:
-        """PowerSGD keeps its approximation error for the next step: after a bad step that is NaN, so it is dropped."""
         super().moved(bad)
-        if self._powersgd is not None and bad:
-            for memory in (self._powersgd.error_dict, self._powersgd.p_memory_dict, self._powersgd.q_memory_dict):
-                memory.clear()
+        if self._powersgd is not None:
+            self._drop_error(self._powersgd, bad != 0)
+
+    def _drop_error(self, state: PowerSGDState, bad: Tensor) -> None:
+        """PowerSGD keeps its approximation error and its factors for the next step: after a bad step they are NaN, so it begins
+        with no error and random factors, the same on all ranks. The host is not asked."""
+        for error in state.error_dict.values():
+            error.masked_fill_(bad, 0.0)
+        for number, factors in state.q_memory_dict.items():
+            if number not in self._random_factors:
+                draw = torch.Generator().manual_seed(number)
+                self._random_factors[number] = torch.randn(factors.shape, generator=draw, dtype=factors.dtype).to(factors.device)
+            torch.where(bad, self._random_factors[number], factors, out=factors)
 
 
 def wrap(unit: Unit, config: Config, *, cpu: bool, again: bool = False) -> nn.parallel.DistributedDataParallel:

@@ -49,8 +49,13 @@ class DeferredScalars:
         if not found:
             return torch.tensor(cells, dtype=torch.float64).to(self.device, non_blocking=True)
         if len(found) < len(cells):
-            found = [torch.as_tensor(cell, device=self.device) for cell in cells]
+            found = [on_device(cell, self.device, torch.float64) for cell in cells]
         return torch.stack(found).to(self.device, torch.float64)
+
+
+def on_device(number: Number, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """A number as a tensor [] of this type. One of the host is filled in: `torch.as_tensor` would wait for its copy to a GPU."""
+    return number.to(dtype) if isinstance(number, Tensor) else torch.full((), number, dtype=dtype, device=device)
 
 
 def filled(rows: Sequence[Sequence[Number]], cells: Sequence[float]) -> list[list[float]]:

@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from harness.engine.device_scalars import Number, norms, total_norm
 from harness.engine.interface import Estimator
-from harness.engine.loss_scale import LossScale, power_of_two
+from harness.engine.loss_scale import LossScale, power_of_two, power_of_two_on_device
 from harness.engine.model_setup import ModelSetup
 from harness.engine.passes import Passes, Sums
 from harness.engine.process import Process
@@ -34,7 +34,7 @@ class Gradients(Passes):
     ) -> None:
         super().__init__(process, plan, setup, estimator)
         self.params, self.fp16 = setup.trained.parameters, fp16
-        self.divide = power_of_two(plan.global_batch) if fp16 else 1.0
+        self.divide: Number = power_of_two(plan.global_batch) if fp16 else 1.0
 
     @abstractmethod
     def reduce(self, grads: list[Tensor], local: Sums) -> tuple[Sums, Tensor, Number]:
@@ -67,7 +67,7 @@ class Gradients(Passes):
         """fp16: divide the gradients by the loss scale, so that only `divide` is left in them; choose the next step's scale."""
         if self.fp16:
             self.scale = self.fp16.unscale()
-            self.divide = power_of_two(float(count))
+            self.divide = power_of_two_on_device(count) if isinstance(count, Tensor) else power_of_two(count)
 
     def total(self, grads: list[Tensor]) -> Tensor:
         """The norm of the gradients as one vector; each one's own is kept."""
@@ -81,6 +81,6 @@ def is_one(number: Number) -> bool:
     return isinstance(number, float) and number == 1.0
 
 
-def ratio(divided: float, count: Number) -> Number:
+def ratio(divided: Number, count: Number) -> Number:
     """`divided` / `count`; nan where the host sees that nothing was counted, as a tensor would give something not finite."""
     return divided / count if isinstance(count, Tensor) or count else math.nan

@@ -57,3 +57,10 @@ class LossScale:
 def power_of_two(count: float) -> float:
     """The power of two at or below a count of items. Dividing a sum by it is exact, and keeps fp16 in range."""
     return 2.0 ** math.floor(math.log2(count)) if count >= 1 else 1.0
+
+
+def power_of_two_on_device(count: Tensor) -> Tensor:
+    """As `power_of_two`, of a count [] that the host does not know and is not asked for: float32 []."""
+    count = count.to(torch.float32)
+    mantissa, _ = torch.frexp(count)  # in [0.5, 1): the count is mantissa * 2^exponent
+    return torch.where(count >= 1, count / (2 * mantissa), 1.0)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from harness.config.schema import Config
 from harness.data.feed import Micro
 from harness.engine.buffers import Buffers, Kept
-from harness.engine.device_scalars import Number
+from harness.engine.device_scalars import Number, on_device
 from harness.engine.interface import Estimator, autocast
 from harness.engine.model_setup import ModelSetup
 from harness.engine.process import Process
@@ -62,11 +62,9 @@ def summed(loss: Loss, model: nn.Module, micro: Micro, stop: float, config: Conf
     device = next(model.parameters()).device
     with autocast(config, device):
         total, count = loss.of(model, micro.batch)
-    count = torch.as_tensor(count, device=device)
-    sums = torch.stack([total.detach().to(dtype), count.to(dtype), torch.full((), stop, dtype=dtype, device=device)])
-    if micro.chunk.ghost:
-        return total * 0, sums * torch.tensor([0, 0, 1], dtype=dtype, device=device)
-    return total, sums
+    numbers: tuple[Number, Number] = (0.0, 0.0) if micro.chunk.ghost else (total.detach(), count)
+    sums = torch.stack([on_device(number, device, dtype) for number in (*numbers, stop)])
+    return total * 0 if micro.chunk.ghost else total, sums
 
 
 def as_sums(sums: Tensor) -> Sums:

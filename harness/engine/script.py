@@ -17,7 +17,7 @@ from harness.data.feed import Micro
 from harness.data.sample_order import derive
 from harness.data.seeding import PASS, seed_all, seed_host
 from harness.engine.buffers import Buffers, Kept
-from harness.engine.device_scalars import Number, total_norm
+from harness.engine.device_scalars import Number, on_device, total_norm
 from harness.engine.frozen import base_digests
 from harness.engine.gradients import Gradients, ratio
 from harness.engine.interface import Engine, Estimator
@@ -144,7 +144,7 @@ class ScriptPasses(Gradients):
         """DDP has left the mean over ranks of summed losses: times the ranks, it is the sum."""
         ranks, device = self.process.ranks, self.process.device
         if ranks > 1:
-            own = torch.stack([torch.as_tensor(part, dtype=self.process.dtype, device=device) for part in local])
+            own = torch.stack([on_device(part, device, self.process.dtype) for part in local])
             local = as_sums(self.process.reduce(own))
         return local, self.total(grads), ratio(float(ranks), local[1])
 

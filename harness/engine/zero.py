@@ -29,6 +29,7 @@ from harness.engine.deepspeed import (
     open_deepspeed,
     override_loss_scale,
 )
+from harness.engine.device_scalars import on_device
 from harness.engine.frozen import base_digests
 from harness.engine.initial_model import initial_model
 from harness.engine.interface import Engine, Estimator, Limit
@@ -161,11 +162,11 @@ class DeepSpeedStep(StepOwner):
         self.moving = True
         with nullcontext() if count else _held_still(self._zero.optimizer):
             self._deepspeed.step()
-        norm = torch.as_tensor(self._deepspeed.get_global_grad_norm(), device=device, dtype=torch.float64)
+        norm = on_device(self._deepspeed.get_global_grad_norm(), device, torch.float64)
         factor = torch.ones_like(norm) if most is None else (most / (norm + 1e-6)).clamp(max=1.0)
         if not count:
             norm = norm * torch.nan
-        bad = torch.tensor(float(self._zero.overflow or not count), device=device)
+        bad = on_device(float(self._zero.overflow or not count), device, torch.float32)
         self._meters.syncs += 2  # two synchronisations: the count above, and DeepSpeed's overflow check
         passes.expected = power_of_two(count)
         return *as_sums(sums), norm, factor, bad, loss_scale(self._zero, precision)
