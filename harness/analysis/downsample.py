@@ -9,6 +9,8 @@ from typing import final
 
 BUCKETS = 600
 """Most buckets of a curve: about one for each pixel that a chart is wide."""
+WAITING = 256
+"""How many points wait until they are sorted into buckets together."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Downsampler:
     def __init__(self, most: int = BUCKETS) -> None:
         self._most, self._per = most, 1
         self._held: list[list[float]] = []  # buckets: first x, last x, points, finite points, their sum, lowest, highest
+        self._xs: list[float] = []  # points that are not in a bucket yet, and their values
+        self._ys: list[float] = []
         self._end = -math.inf
 
     def add(self, x: float, y: float) -> None:
@@ -41,26 +45,45 @@ class Downsampler:
         if x <= self._end:
             self.rewind(math.nextafter(x, -math.inf))
         self._end = x
-        held = self._held
-        if not held or held[-1][2] >= self._per:
-            if len(held) == self._most:
-                self._join()
-            held = self._held
-            if not held or held[-1][2] >= self._per:
-                held.append([x, x, 0, 0, 0.0, math.inf, -math.inf])
-        bucket = held[-1]
-        bucket[1] = x
-        bucket[2] += 1
-        if math.isfinite(y):
-            bucket[3] += 1
-            bucket[4] += y
-            if y < bucket[5]:
-                bucket[5] = y
-            if y > bucket[6]:
-                bucket[6] = y
+        self._xs.append(x)
+        self._ys.append(y)
+        if len(self._xs) == WAITING:
+            self._sort_in()
+
+    def _sort_in(self) -> None:
+        """Put the points that wait into buckets: as many at a time as one has room for."""
+        xs, ys, self._xs, self._ys = self._xs, self._ys, [], []
+        at = 0
+        while at < len(xs):
+            bucket = self._open(xs[at])
+            room = self._per - int(bucket[2])
+            part = ys[at : at + room]
+            at += len(part)
+            bucket[1] = xs[at - 1]
+            bucket[2] += len(part)
+            total = sum(part)
+            if not math.isfinite(total):
+                part = [y for y in part if math.isfinite(y)]
+                total = sum(part)
+            if part:
+                bucket[3] += len(part)
+                bucket[4] += total
+                bucket[5], bucket[6] = min(bucket[5], min(part)), max(bucket[6], max(part))
+
+    def _open(self, x: float) -> list[float]:
+        """The bucket for a point at x, which has room."""
+        for _ in range(2):  # a bucket of two that were full is full
+            if self._held and self._held[-1][2] < self._per:
+                return self._held[-1]
+            if len(self._held) < self._most:
+                break
+            self._join()
+        self._held.append([x, x, 0, 0, 0.0, math.inf, -math.inf])
+        return self._held[-1]
 
     def rewind(self, x: float) -> None:
         """Drop the points past `x`. A bucket that contains `x` is dropped as a whole."""
+        self._sort_in()
         while self._held and self._held[-1][1] > x:
             self._held.pop()
         self._end = self._held[-1][1] if self._held else -math.inf
@@ -77,6 +100,7 @@ class Downsampler:
 
     def curve(self) -> list[Bucket]:
         """The buckets in the order of x."""
+        self._sort_in()
         return [_bucket(*b) for b in self._held]
 
 

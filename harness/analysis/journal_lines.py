@@ -28,14 +28,14 @@ _SPACED_STEP = b'{"event": "step"'
 def parse(lines: Iterable[bytes]) -> Iterator[Line]:
     """The events among `lines`, in order."""
     for text in lines:
-        try:
-            line = orjson.loads(
-                text
-            )  # numbers past 64 bits are floats or an error, nesting past 1,024 an error: never a RecursionError
+        try:  # numbers past 64 bits are floats or an error, nesting past 1,024 an error: never a RecursionError
+            line = orjson.loads(text)
         except orjson.JSONDecodeError:
             continue
-        if isinstance(line, dict) and _is_event(line) and _shallow(line, DEEPEST):
-            yield line
+        if type(line) is dict and _is_event(line):
+            flat = b"[" not in text and text.rfind(b"{") <= 0
+            if flat or _shallow(line, DEEPEST):
+                yield line
 
 
 def read(journal: Path, *, steps: bool = True) -> Iterator[Line]:
@@ -80,8 +80,9 @@ def finite(value: Any) -> float:
 
 def _is_event(line: Line) -> bool:
     step, samples = line.get("step"), line.get("samples")
-    places = type(step) is int and type(samples) is int and 0 <= step <= MOST and 0 <= samples <= MOST
-    return places and isinstance(line.get("event"), str)
+    if type(step) is not int or type(samples) is not int or type(line.get("event")) is not str:
+        return False
+    return 0 <= step <= MOST and 0 <= samples <= MOST
 
 
 def _shallow(value: Any, levels: int) -> bool:

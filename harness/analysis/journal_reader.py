@@ -5,15 +5,16 @@ lost.
 """
 
 import math
-from array import array
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from harness.analysis.downsample import Downsampler
+from harness.analysis.every_nth import EveryNth
 from harness.analysis.journal_lines import bounded_lines, finite, number, parse
-from harness.analysis.run_record import PARTS, TROUBLES, Kind, Losses, RunRecord, mapping
+from harness.analysis.run_record import PARTS, TROUBLES, Kind, RunRecord, mapping
 from harness.config.plain_file import open_plain
 
 STEP_CURVES = ("train/loss", "train/lr", "train/grad_norm")
@@ -37,28 +38,29 @@ class _Teller:
     reason: str | None = None
     message: str = ""
     starts: int = 0
-    thin: dict[str, Downsampler] = field(default_factory=dict)
+    thin: defaultdict[str, Downsampler] = field(default_factory=lambda: defaultdict(Downsampler))
     kinds: dict[str, Kind] = field(default_factory=dict)
-    losses: Losses = field(default_factory=list)
-    evals: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+    losses: EveryNth[tuple[int, float]] = field(default_factory=EveryNth)
+    evals: dict[str, EveryNth[tuple[int, float]]] = field(default_factory=dict)
     best: dict[str, float] = field(default_factory=dict)
-    last: dict[str, float | None] = field(default_factory=dict)
+    window: Mapping[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
     pauses: dict[str, float] = field(default_factory=dict)
+    names: list[str] = field(default_factory=list)
+    paused: list[str] = field(default_factory=list)
     trained: float = 0.0
     comm_known: bool = True
     discarded: list[tuple[int, int]] = field(default_factory=list)
-    rates: "array[float]" = field(default_factory=lambda: array("d"))
-    noises: "array[float]" = field(default_factory=lambda: array("d"))
-    noises_by_moments: "array[float]" = field(default_factory=lambda: array("d"))
+    highest: float = 0.0
+    noises: EveryNth[tuple[float, float, float]] = field(default_factory=EveryNth)
 
     def tell(self, line: Mapping[str, Any]) -> None:
         """Take in one line of the journal."""
         kind, samples = line["event"], line["samples"]
-        if kind == "start":
-            self._start(line, samples)
-        elif kind == "step":
+        if kind == "step":
             self._curves(STEP_CURVES, line, samples)
+        elif kind == "start":
+            self._start(line, samples)
         elif kind == "window":
             self._window(line, samples)
         elif kind == "eval":
@@ -84,23 +86,18 @@ class _Teller:
         for thin in self.thin.values():
             thin.rewind(samples)
         for told in (self.losses, *self.evals.values()):
-            while told and told[-1][0] > samples:
-                told.pop()
+            told.drop_while(lambda row: row[0] > samples)
 
     def _curves(self, names: Iterable[str], line: Mapping[str, Any], samples: int) -> None:
         for name in names:
             value = line.get(name)
             if value is not None:
-                thin = self.thin.get(name)
-                if thin is None:
-                    thin = self.thin[name] = Downsampler()
-                thin.add(samples, value if type(value) is float else number(value))
+                self.thin[name].add(samples, value if type(value) is float else number(value))
 
     def _window(self, line: Mapping[str, Any], samples: int) -> None:
         self._curves(WINDOW_CURVES, line, samples)
-        while self.losses and self.losses[-1][0] >= samples:
-            self.losses.pop()
-        self.losses.append((samples, number(line.get("train/loss"))))
+        self.losses.drop_while(lambda row: row[0] >= samples)
+        self.losses.add((samples, number(line.get("train/loss"))))
         before, self.trained = self.trained, finite(line.get("progress/train_s", self.trained))
         lap, comm = max(self.trained - before, 0.0), line.get("throughput/comm_wait_pct")
         data = lap * finite(line.get("throughput/data_wait_pct")) / 100
@@ -110,25 +107,27 @@ class _Teller:
             self.seconds[part] += seconds
         self._pauses(line)
         if line.get("train/lr") is not None:
-            for name, told in ((NOISE, self.noises), (NOISE_MOMENTS, self.noises_by_moments)):
-                noise = line.get(name)
-                told.append(math.nan if noise is None else number(noise))
-            self.rates.append(number(line["train/lr"]))
-        self.last = {name: None if value is None else number(value) for name, value in line.items() if "/" in name}
+            rate = number(line["train/lr"])
+            self.highest = max(self.highest, rate)
+            self.noises.add((rate, number(line.get(NOISE)), number(line.get(NOISE_MOMENTS))))
+        self.window = line
 
     def _eval(self, line: Mapping[str, Any], samples: int) -> None:
         self._pauses(line)
         for name, value in line.items():
             if name.startswith("eval/") and value is not None:
-                told = self.evals.setdefault(name, [])
-                while told and told[-1][0] >= samples:
-                    told.pop()
-                told.append((samples, number(value)))
+                told = self.evals.setdefault(name, EveryNth())
+                told.drop_while(lambda row: row[0] >= samples)
+                told.add((samples, number(value)))
         if line.get("best"):
             self.best = {n: number(v) for n, v in line.items() if n.startswith("eval/") and v is not None}
 
     def _pauses(self, line: Mapping[str, Any]) -> None:
-        self.pauses |= {n[len("pause/") : -len("_s")]: finite(v) for n, v in line.items() if n.startswith("pause/")}
+        names = list(line)
+        if names != self.names:  # nearly all lines have the same
+            self.names, self.paused = names, [name for name in names if name.startswith("pause/")]
+        for name in self.paused:
+            self.pauses[name[len("pause/") : -len("_s")]] = finite(line[name])
 
     def _fold(self) -> None:
         """The process that wrote the lines so far has ended: its pauses are final, and the next process's clock begins at 0."""
@@ -154,12 +153,13 @@ class _Teller:
     def story(self, name: str) -> RunRecord:
         """The record, after the last line."""
         self._fold()
-        lost = min(finite(self.last.get("reliability/lost_s")), self.seconds["compute"])
-        back = min(finite(self.last.get("reliability/rolled_back_s")), lost)
+        last = {name: None if value is None else number(value) for name, value in self.window.items() if "/" in name}
+        lost = min(finite(last.get("reliability/lost_s")), self.seconds["compute"])
+        back = min(finite(last.get("reliability/rolled_back_s")), lost)
         self.seconds |= {"lost": lost - back, "rolled_back": back, "compute": self.seconds["compute"] - lost}
-        highest = max(self.rates, default=0.0)
-        noises = self.noises if any(map(math.isfinite, self.noises)) else self.noises_by_moments
-        high = [noise for noise, rate in zip(noises, self.rates, strict=True) if rate >= highest / 2]
+        noises = self.noises.rows()
+        column = 1 if any(math.isfinite(row[1]) for row in noises) else 2
+        high = [row[column] for row in noises if row[0] >= self.highest / 2]
         return RunRecord(
             name=name,
             plan=self.plan,
@@ -174,10 +174,10 @@ class _Teller:
             starts=self.starts,
             curves={name: thin.curve() for name, thin in self.thin.items()},
             kinds=sorted(self.kinds.values(), key=_seriousness),
-            losses=self.losses,
-            evals=self.evals,
+            losses=self.losses.rows(),
+            evals={name: told.rows() for name, told in self.evals.items()},
             best=self.best,
-            last=self.last,
+            last=last,
             seconds=self.seconds,
             comm_known=self.comm_known,
             high_noise=[noise for noise in high if math.isfinite(noise)],

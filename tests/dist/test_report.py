@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from harness.analysis.compare_runs import comparison
 from harness.analysis.downsample import Downsampler
+from harness.analysis.every_nth import MOST
 from harness.analysis.journal_reader import read_story
 from harness.analysis.run_record import RunRecord
 from harness.analysis.sweep_results import Results, Row, to_json
@@ -125,6 +126,18 @@ def test_a_long_journal_is_read_in_little_memory() -> None:
     assert peak < 2e6
     assert max(b.high for b in found.curves["train/loss"]) == 99
     assert len(page([found], None)) < 400_000
+
+
+def test_the_memory_of_a_report_does_not_grow_with_the_run() -> None:
+    """Windows and evaluations are thinned like steps; `python -m tests.bench.journal` records the memory for 10^7 steps."""
+    last = 2 * MOST + 1
+    told = (line for line in steps(1, last, 2.0, every=1) if line["event"] == "window")
+    lines = (one for line in told for one in (line, line | {"event": "eval", "eval/loss": 1.0}))
+    found = story("long", chain([start(total_samples=10 * last)], lines))
+    assert MOST // 2 < len(found.losses) <= MOST + 1
+    assert len(found.evals["eval/loss"]) == len(found.losses) == found.high_windows
+    assert found.losses[-1][0] == found.evals["eval/loss"][-1][0] == 10 * last
+    assert found.noise_scale == 50
 
 
 @pytest.fixture(scope="module")
