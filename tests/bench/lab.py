@@ -8,6 +8,8 @@ critical  steps to a loss at seven batches: the critical batch by fit, beside th
 adam      a byte language model with Adam at k = 4, 16, 64
 digits    the rules on scikit-learn's digits, up to the whole data set as one batch
 beginners batch 32 at lr 0.001, 128 at 0.01, 512 at 0.1: the three examples that no rule connects
+measured  the rules that use a measured noise scale (adascale, noise) beside linear and sqrt, on digits
+surge     rule surge beside sqrt, on digits with AdamW
 adascale  accuracy reached where linear fails, samples spent; and what as many samples give without it
 """
 
@@ -27,11 +29,17 @@ from tests.support.readmes import rewrite
 RESULTS = ROOT / "configs" / "results"
 MARKS = ("<!-- sweeps -->", "<!-- end of sweeps -->")
 ONCE = "--eval.every_epochs 30 --checkpoint.every_epochs 30"
+NOISE_SCALE = 75
+"""Of digits in samples: the middle of what `python -m tests.bench.noise` measures by passes from epoch 2 to 8."""
 EXPERIMENTS = {
     "digits": "digits.yaml --batches 32,128,512,1437 --rules none,linear+scaling.warmup_epochs=0,linear,sqrt "
     f"--metric eval/accuracy_pct {ONCE}",
     "beginners": "digits.yaml --batches 32,128,512 --rules none,linear,none+optim.lr=0.01,none+optim.lr=0.1 --optim.lr 0.001 "
     f"--metric eval/accuracy_pct {ONCE}",
+    "measured": f"digits.yaml --batches 32,128,512 --rules linear,sqrt,adascale,noise+scaling.noise_scale={NOISE_SCALE} "
+    f"--batch.micro 16 --metric eval/loss {ONCE}",
+    "surge": f"digits.yaml --batches 32,128,512 --rules sqrt,surge+scaling.noise_scale={NOISE_SCALE} --optim.name adamw "
+    f"--optim.lr 0.004 --optim.momentum null --batch.micro 16 --metric eval/loss {ONCE}",
     "critical": "digits.yaml --batches 16..1024 --rules none,sqrt,linear --target eval/loss<=0.2 --batch.micro 16 "
     "--schedule.epochs 40 --schedule.shape constant --scaling.warmup_epochs 1 --eval.every_samples 359 "
     "--checkpoint.every_epochs 40",
