@@ -127,6 +127,9 @@ class OptimConfig:
     optim.lr."""
     betas: tuple[Below1, Below1] | None = None
     """Decay rates of Adam-like optimizers per step at batch.reference. Unset: the optimizer's own default."""
+    second_moment: Literal["step", "chunks"] = "step"
+    """adam, adamw: what the second moment averages: the square of each step's gradient, or the mean of the squared gradients of its
+    chunks of batch.micro samples, which does not depend on the global batch (Wang & Aitchison 2024). chunks: on ddp."""
     alpha: Below1 | None = None
     """Decay rate of RMSprop's squared gradients per step at batch.reference. Unset: the optimizer's own default."""
     eps: Positive | None = None

@@ -9,6 +9,10 @@ from harness.recipes.base import Recipe
 def open_engine(config: Config, plan: Plan, recipe: Recipe, *, cpu: bool) -> Engine:
     """Model, optimizer and ranks, ready to step. Raises UserError if the backend cannot be had here."""
     match config.backend.name:
+        case "ddp" if config.optim.second_moment == "chunks":
+            from harness.engine.chunk_gradients import open_chunks
+
+            return open_chunks(config, plan, recipe, cpu=cpu)
         case "ddp" if plan.processes == 1:
             from harness.engine.single_process import open_single_process
 

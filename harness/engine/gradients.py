@@ -47,6 +47,9 @@ class Gradients(Passes):
         """The gradients as plain tensors, or as this rank's parts of them."""
         return [p.grad for p in self.params if p.grad is not None]
 
+    def before_step(self, clipped: Number, bad: Tensor) -> None:
+        """Called before the optimizer steps, or skips where `bad` ([]) is 1; gradients were multiplied by `clipped`."""
+
     def moved(self, bad: Tensor) -> None:
         """Called once the optimizer has stepped or, where `bad` ([]) is 1, has skipped the step."""
         if self.fp16:

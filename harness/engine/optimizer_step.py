@@ -61,6 +61,7 @@ class TorchStep(StepOwner):
             spared = (bad == 0) & (norm > limit.norm)
             bad, factor = torch.where(spared, 1.0, bad), torch.where(spared, 0.0, factor)
         self._multiply(grads, factor if is_one(scale) else scale * factor)
+        self._gradients.before_step(factor, bad)
         if self._begun:
             self.moving = True
             self._move(bad)

@@ -7,8 +7,11 @@ the step in which it is first seen. One limit is DeepSpeed's own: with zero3 a p
 one in a gather and the others in a reduction, until the launcher's `restart.hang_s` ends them.
 """
 
+from collections.abc import Iterable
+
 from harness.config.errors import UserError
 from harness.config.schema import Config
+from harness.plan.batch_schedule import Stage
 from harness.plan.optimizers import OptimizerFacts
 from harness.plan.world import World
 
@@ -35,6 +38,7 @@ def check_backend(config: Config, facts: OptimizerFacts, world: World) -> None:
             at = f"is {_said(value)}, but backend.name: {name} has no such setting"
             raise UserError(f"backend.{setting}", at, f"leave it out, or set backend.name: {' or '.join(owners)}")
     _check_optimizer(config, facts)
+    _check_chunks(config)
     if config.optim.ema is not None and name in ZERO:
         at = f"is {config.optim.ema:g}, but {name} moves its weights itself, and keeps no average of them"
         raise UserError("optim.ema", at, "leave it out, or use backend.name: ddp, fsdp or zero0")
@@ -61,6 +65,7 @@ def _check_in_place(config: Config, world: World) -> None:
         world.device == "gpu": "a GPU is given the optimizer's step before the host can know that a rank is lost",
         world.nodes > 1: "hosts that are lost meet again by torchrun",
         config.backend.compress == "powersgd": "each rank has a remainder of its own under backend.compress: powersgd",
+        config.optim.second_moment == "chunks": "its all-reduce needs all ranks under optim.second_moment: chunks",
         config.scaling.rule == "adascale": "adascale measures the noise over ranks of equal shares",
         config.batch.grow == "noise": "the noise scale that the batch follows is measured over ranks of equal shares",
     }
@@ -97,6 +102,37 @@ def _check_optimizer(config: Config, facts: OptimizerFacts) -> None:
         raise UserError("optim.name", at, "use another optimizer, or backend.name: ddp")
     if name in ZERO and config.optim.name == "adagrad":
         raise UserError("optim.name", f"is adagrad, whose weight decay {name} drops", "use adam, or backend.name: ddp or fsdp")
+
+
+def _check_chunks(config: Config) -> None:
+    """Squares of chunks need each pass's own gradient on the rank that made it."""
+    if config.optim.second_moment == "step":
+        return
+    backend, optim = config.backend, config.optim
+    why = {
+        optim.name not in ("adam", "adamw"): (f"{optim.name} is not adam or adamw", "leave it out, or set optim.name: adamw"),
+        backend.name != "ddp": (f"{backend.name} adds up ranks' gradients within a pass", "leave it out, or use backend.name: ddp"),
+        backend.compress != "none": (f"backend.compress is {backend.compress}", "leave one of them out"),
+        backend.static_graph or backend.bucket_mb is not None: (
+            "gradients are then reduced after the last pass, not by DDP", "leave out backend.static_graph and backend.bucket_mb",
+        ),
+        config.precision == "fp16": ("squares of scaled gradients overflow in fp16", "use bf16 or fp32"),
+        config.batch.micro == "auto": ("batch.micro is auto, so that a chunk depends on the world", "set batch.micro"),
+        config.batch.grow == "noise": ("batch.grow: noise may halve the batch below a chunk", "leave one of them out"),
+        optim.betas is not None and optim.betas[1] == 0: ("beta2 is 0: there is no average", "leave it out"),
+    }  # fmt: skip
+    if reason := why.get(True):
+        raise UserError("optim.second_moment", f"is chunks, but {reason[0]}", reason[1])
+
+
+def check_chunk_size(config: Config, stages: Iterable[Stage], world: World) -> None:
+    """Raises UserError where a batch of the run is not whole chunks of batch.micro on each rank."""
+    micro = config.batch.micro
+    if config.optim.second_moment == "chunks" and isinstance(micro, int):
+        for stage in stages:
+            if stage.batch % (world.size * micro):
+                at = f"is chunks of {micro} samples, but {world.size} ranks have {stage.batch} a step"
+                raise UserError("optim.second_moment", at, "choose a batch.micro that divides each rank's share")
 
 
 def _check_precision(config: Config) -> None:

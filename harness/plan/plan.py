@@ -7,7 +7,7 @@ from typing import Any
 
 from harness.config.errors import UserError
 from harness.config.schema import Config
-from harness.plan.backend_checks import check_backend
+from harness.plan.backend_checks import check_backend, check_chunk_size
 from harness.plan.batch import resplit, split_batch
 from harness.plan.batch_schedule import Sizes, Stage, stage_at, stage_reason, stages, walk
 from harness.plan.checkpoint_interval import cadence
@@ -160,6 +160,7 @@ def plan(config: Config, world: World, dataset: int | None = None) -> Plan:
     grows = config.schedule.on_plateau == "grow_batch"
     sizes = Sizes(split.global_batch, world.size, tokens, partial(_rule_lr, config, facts.family))
     found = stages(config.batch, schedule, sizes, on_plateau=grows)
+    check_chunk_size(config, found, world)
     k = situation.k
     total, steps, steps_reason = _adascale(config, schedule, situation) if rule == "adascale" else _steps(config, schedule, found)
     betas, beta_mode = config.optim.betas or facts.betas, config.scaling.betas or done.betas

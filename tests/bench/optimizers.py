@@ -1,4 +1,6 @@
-"""Muon against AdamW on a small byte language model, each with its own tuned lr, at k = 1, 4, 16, 64: three seeds.
+"""Muon, and AdamW whose second moment is of chunks, against AdamW on a small byte language model at k = 1, 4, 16, 64.
+
+Three seeds; lr tuned at k = 1, where a step is one chunk, so that chunks change nothing.
 
 `python -m tests.bench.optimizers` writes configs/results/optimizers.json after each run and goes on from there; then the table goes
 into the README. Task, batch and samples are those of `bytes_once` in tests.bench.adam_rules, whose AdamW runs are in the table.
@@ -15,11 +17,14 @@ from tests.support.readmes import rewrite
 
 OUT = ROOT / "configs" / "results" / "optimizers.json"
 TASK = "bytes_once"
+CHUNKS = {"name": "adamw", "second_moment": "chunks"}
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "muon, none": ({"name": "muon"}, {"rule": "none"}),
     "muon, sqrt": ({"name": "muon"}, {"rule": "sqrt"}),
     "muon, sqrt, wd by timescale": ({"name": "muon"}, {"rule": "sqrt", "weight_decay": "timescale"}),
     "muon, linear": ({"name": "muon"}, {"rule": "linear"}),
+    "chunks, none": (CHUNKS, {"rule": "none"}),
+    "chunks, linear, both betas": (CHUNKS, {"rule": "linear", "betas": "half_life_both"}),
 }
 """(settings of optim, of scaling) of each; those of one optimizer are tuned together, at k = 1."""
 ADAMW = ("sqrt, wd by timescale", "sqrt, beta2, eps, wd by timescale")
@@ -31,6 +36,8 @@ def loss_of(task: str, variant: str, k: int, seed: int, lr: float) -> float | No
     """The validation loss at the end of a run."""
     recipe, samples, _ = adam_rules.TASKS[task]
     tree, (optim, scaling) = adam_rules.run_file(recipe, samples, k, seed, lr), VARIANTS[variant]
+    if optim == CHUNKS:
+        tree["batch"] |= {"micro": adam_rules.REFERENCE}
     return final_loss(tree | {"optim": tree["optim"] | optim, "scaling": tree["scaling"] | scaling})
 
 
@@ -55,11 +62,11 @@ def table(record: Record) -> str:
             k: [known.loss(TASK, rule if k > 1 else "sqrt", k, seed, tuned) for seed in SEEDS] for k in (1, *adam_rules.RATIOS)
         }
         rows.append([f"adamw, {rule}", f"{tuned:g}", *map(spread, losses.values())])
-    first: dict[str, str] = {}
     for variant, (optim, _) in VARIANTS.items():
-        one = first.setdefault(optim["name"], variant)
-        tuned = record.tuned_lr(TASK, one, start)
-        losses = {k: [record.loss(TASK, variant if k > 1 else one, k, s, tuned) for s in SEEDS] for k in (1, *adam_rules.RATIOS)}
+        ones, one = (known, "sqrt") if optim == CHUNKS else (record, "muon, none")
+        tuned = ones.tuned_lr(TASK, one, start)
+        losses = {k: [record.loss(TASK, variant, k, seed, tuned) for seed in SEEDS] for k in adam_rules.RATIOS}
+        losses = {1: [ones.loss(TASK, one, 1, seed, tuned) for seed in SEEDS]} | losses
         rows.append([variant, f"{tuned:g}", *map(spread, losses.values())])
     head = ["optimizer, rule", "lr at k = 1", *(f"k = {k}" for k in (1, *adam_rules.RATIOS))]
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)) + "\n"

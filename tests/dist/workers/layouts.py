@@ -39,6 +39,7 @@ RUNS = (
     ("bytes_lm", "sgd", "fp32"),
     ("bytes_lm", "adamw", "fp64"),
     ("bytes_lm", "muon", "fp64"),
+    ("bytes_lm", "chunks", "fp64"),
 )
 """In float32 Adam divides rounding noise by itself where gradients vanish, so its float32 runs are no test of layouts."""
 
@@ -52,6 +53,7 @@ def config(recipe: str, optimizer: str, precision: str, micro: int, texts: str) 
     optims: dict[str, dict[str, Any]] = {
         "sgd": {"lr": 0.05, "momentum": 0.9},
         "adamw": {"name": "adamw", "lr": 3e-3, "weight_decay": 0.1},
+        "chunks": {"name": "adamw", "lr": 3e-3, "weight_decay": 0.1, "second_moment": "chunks"},
         "muon": {"name": "muon", "lr": 3e-3, "adamw_lr": 2e-3, "weight_decay": 0.1},
     }
     return {
@@ -75,6 +77,8 @@ def main(out: Path, texts: str) -> None:
         if layout["processes"] != here.size:
             continue
         for recipe, optimizer, precision in RUNS:
+            if optimizer == "chunks" and layout["micro"] != 16:
+                continue  # another chunk is another second moment
             c = decode(config(recipe, optimizer, precision, layout["micro"], texts))
             events = train(c, plan(c, World(layout["world"], 1, "cpu", here.size)), cpu=True)
             told = [e for e in events if isinstance(e, Stepped | Evaluated)]
