@@ -38,26 +38,53 @@ class Law:
     loss: LossFit | None
 
 
-def runs_of(records: Iterable[RunRecord], metric: str) -> tuple[list[Run], str, list[str]]:
-    """(runs, the unit of batch and horizon, what was left out and why). Tokens where every run knows them, else samples."""
-    whole, left = list[RunRecord](), list[str]()
-    for record in records:
-        why = record.died or ("not over" if record.reason not in ("complete", "early_stop") else "")
-        why = why or ("" if record.evals.get(metric) and math.isfinite(record.evals[metric][-1][1]) else f"no {metric} at its end")
-        if why:
-            left.append(f"{record.name} left out: {why}")
-        else:
-            whole.append(record)
-    tokens = bool(whole) and all(r.planned("sample_tokens") for r in whole)
-    runs = [_run(r, metric, (r.planned("sample_tokens") or 1) if tokens else 1) for r in whole]
-    return runs, "tokens" if tokens else "samples", left
+@dataclass(frozen=True)
+class EndedRun:
+    """What a fit needs of one run, in samples; `why` says why the run cannot be used, and is empty where it can."""
+
+    name: str
+    why: str
+    batch: float
+    horizon: float
+    lr: float
+    parameters: float
+    sample_tokens: float | None
+    optimizer: str
+    loss: float
 
 
-def _run(r: RunRecord, metric: str, each: float) -> Run:
-    batch, horizon, lr = (r.planned(name) or math.nan for name in ("global_batch", "total_samples", "lr"))
-    return Run(
-        (batch * each, horizon * each, r.parameters or math.nan), lr, r.evals[metric][-1][1], str(r.plan.get("optimizer", ""))
+def of_record(record: RunRecord, metric: str) -> EndedRun:
+    """A run by its journal."""
+    why = record.died or ("not over" if record.reason not in ("complete", "early_stop") else "")
+    loss = record.evals[metric][-1][1] if record.evals.get(metric) else math.nan
+    batch, horizon, lr = (record.planned(name) or math.nan for name in ("global_batch", "total_samples", "lr"))
+    return EndedRun(
+        name=record.name,
+        why=why or ("" if math.isfinite(loss) else f"no {metric} at its end"),
+        batch=batch,
+        horizon=horizon,
+        lr=lr,
+        parameters=record.parameters or math.nan,
+        sample_tokens=record.planned("sample_tokens"),
+        optimizer=str(record.plan.get("optimizer", "")),
+        loss=loss,
     )
+
+
+def runs_of(ended: Iterable[EndedRun]) -> tuple[list[Run], str, list[str]]:
+    """(runs, the unit of batch and horizon, what was left out and why). Tokens where every run knows them, else samples."""
+    whole, left = list[EndedRun](), list[str]()
+    for run in ended:
+        if run.why:
+            left.append(f"{run.name} left out: {run.why}")
+        else:
+            whole.append(run)
+    tokens = bool(whole) and all(run.sample_tokens for run in whole)
+    return [_run(run, (run.sample_tokens or 1) if tokens else 1) for run in whole], "tokens" if tokens else "samples", left
+
+
+def _run(run: EndedRun, each: float) -> Run:
+    return Run((run.batch * each, run.horizon * each, run.parameters), run.lr, run.loss, run.optimizer)
 
 
 def fit_law(runs: Sequence[Run], unit: str, metric: str) -> Law:

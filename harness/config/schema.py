@@ -258,6 +258,9 @@ class EvalConfig:
     """Evaluate each time this many samples have gone by."""
     sharpness: Count | None = None
     """Measure sharpness too, the largest eigenvalue of the loss's Hessian, on so many training samples. Costs some 60 passes."""
+    noise_scales: Annotated[int, Meta(ge=2)] | None = None
+    """Measure gradient noise scales too, on so many training samples: of SGD, of Adam, of sign descent and of Muon, each in its
+    geometry. Costs a forward and backward of each sample, with dropout off."""
     metric: str = "eval/loss"
     """What makes an evaluation the best so far, for the plateau rule and the patience: eval/loss or a metric of the recipe."""
     better: Literal["lower", "higher"] = "lower"

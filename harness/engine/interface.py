@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from harness.checkpoint.tensor_slices import SliceReader, TensorSlice
 from harness.config.schema import Config
@@ -51,6 +52,7 @@ class Engine(ABC):
     rank: int
     processes: int
     estimator: Estimator
+    optimizer: Optimizer
     heartbeat: Heartbeat
     """The heartbeat in which this rank reports progress."""
     node: Callable[[], NodeRow]

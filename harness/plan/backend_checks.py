@@ -76,7 +76,10 @@ def _check_in_place(config: Config, world: World) -> None:
 
 
 def _check_sharpness(config: Config) -> None:
-    """Second derivatives need whole weights, and blocks that are not compiled."""
+    """Second derivatives need whole weights, and blocks that are not compiled; noise scales whole weights."""
+    if config.eval.noise_scales is not None and config.backend.name not in ("ddp", "zero0"):
+        at = f"is {config.eval.noise_scales}, but {config.backend.name} has no rank with whole weights"
+        raise UserError("eval.noise_scales", at, "leave it out, or use backend.name: ddp")
     if config.eval.sharpness is None:
         return
     if config.backend.name not in ("ddp", "zero0"):

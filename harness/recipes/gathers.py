@@ -34,8 +34,9 @@ def check_gathers(recipe: Recipe, config: Config, plan: Plan, valid: int) -> lis
     if config.batch.grow != "none" or config.batch.most is not None:
         at = "changes the batch by accumulation, and the loss gathers the rows of one pass alone"
         raise UserError("batch.grow", at, "leave it out")
-    if config.eval.sharpness:
-        raise UserError("eval.sharpness", "is asked for, but the loss gathers over ranks", "leave it out")
+    for setting, value in (("eval.sharpness", config.eval.sharpness), ("eval.noise_scales", config.eval.noise_scales)):
+        if value:
+            raise UserError(setting, "is asked for, but the loss gathers over ranks", "leave it out")
     if ranks > 1 and total % batch:
         at = f"are {total:,} in all: the last step has {total % batch}, which do not split evenly, and the loss gathers over ranks"
         fits = [str(n) for n in (total - total % batch, total - total % batch + batch) if n]

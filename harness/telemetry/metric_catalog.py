@@ -99,6 +99,15 @@ METRICS = [
             "all",
             "evaluation",
         ),
+        (
+            "noise_scale_samples",
+            "gradient noise scale by chunks of eval.noise_scales training samples at the same weights (McCandlish et al. 2018)",
+            "all",
+            "evaluation",
+        ),
+        ("noise_scale_adam_samples", "the same of the gradient over sqrt(v), as Adam divides it", "all", "evaluation"),
+        ("noise_scale_sign_samples", "the same in the l1 norm, as sign descent has it (arXiv 2602.03001)", "all", "evaluation"),
+        ("noise_scale_muon_samples", "the same in the nuclear norm of Muon's matrices (arXiv 2602.03001)", "all", "evaluation"),
         ("generalization_gap", "eval/loss - training loss over as many samples just before", "all", "evaluation"),
     ),
     *_group(

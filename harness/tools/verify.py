@@ -65,7 +65,7 @@ class Recorder(Engine):
         self._inner = inner
         self.plan, self.device, self.dtype = inner.plan, inner.device, inner.dtype
         self.rank, self.processes, self.estimator, self.heartbeat = inner.rank, inner.processes, inner.estimator, inner.heartbeat
-        self.notes, self.base = inner.notes, inner.base
+        self.notes, self.base, self.optimizer = inner.notes, inner.base, inner.optimizer
         self.rows: list[list[str]] = []
         self.used: list[list[float]] = []
 

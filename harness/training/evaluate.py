@@ -1,5 +1,6 @@
 """Validation, exact over ranks: each sample once, also where the data does not divide."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,10 +17,14 @@ from harness.data.seeding import EVALUATION, seed_all
 from harness.distributed.process_group import gather
 from harness.engine.interface import Engine, autocast
 from harness.modeling.hessian import largest_eigenvalue
+from harness.modeling.noise_geometry import GeometryNoise, adam_scales, muon_matrices
 from harness.recipes.base import Recipe, Sum
 from harness.recipes.contract import check_metrics, check_outputs
 from harness.training.scoring import Rows, TooFewError, score
 from harness.training.stop_look import StopLook
+
+CHUNKS = 16
+"""How many chunks of training samples noise scales are taken from at least."""
 
 
 def evaluate(
@@ -93,6 +98,27 @@ def sharpness(engine: Engine, recipe: Recipe, feed: Feed, samples: int, look: St
     losses = [partial(_mean_loss, engine, recipe, one, float(count)) for one in held]
     with engine.evaluated():
         return largest_eigenvalue(losses, [p for p in engine.model.parameters() if p.requires_grad], look.reduce)
+
+
+def noise_scales(engine: Engine, recipe: Recipe, feed: Feed, samples: int, look: StopLook) -> dict[str, float]:
+    """`eval/noise_scale_samples` and others on the first `samples` of the shuffled training data, in CHUNKS equal chunks or more.
+
+    What noise hides is left out. Raises AbandonedError.
+    """
+    engine.sync_buffers()
+    engine.model.eval()
+    size, ranks = min(samples, len(feed.data)), engine.processes
+    chunk = max(min(engine.plan.micro_batch, size // CHUNKS), 1)
+    params = [p for p in engine.model.parameters() if p.requires_grad]
+    found = GeometryNoise(params, muon_matrices(engine.optimizer, params), adam_scales(engine.optimizer, params))
+    with engine.evaluated(), torch.enable_grad():
+        for _, micros in feed.steps(step_shards(0, size - size % chunk, ranks * chunk, chunk, ranks, engine.rank, ranks)):
+            for one in micros:
+                if not one.chunk.ghost:
+                    total, count = _loss(engine, recipe, one)
+                    found.add(torch.autograd.grad(total / count, params, materialize_grads=True))
+    told = found.read(chunk, look.reduce)
+    return {f"eval/{name}_samples": value for name, value in told.items() if math.isfinite(value)}
 
 
 def _loss(engine: Engine, recipe: Recipe, micro: Micro) -> Sum:

@@ -55,6 +55,7 @@ def check_unvalidated(config: Config) -> None:
         "eval.patience_epochs": config.eval.patience_epochs,
         "eval.patience_samples": config.eval.patience_samples,
         "eval.sharpness": config.eval.sharpness,
+        "eval.noise_scales": config.eval.noise_scales,
         "eval.metric": config.eval.metric if config.eval.metric != "eval/loss" else None,
         "checkpoint.keep_best": config.checkpoint.keep_best or None,
     }

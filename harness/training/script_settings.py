@@ -16,7 +16,7 @@ from harness.recipes.base import SCRIPT
 
 Settings = str | Path | Mapping[str, Any]
 """A run file, or its sections."""
-_EVALUATED = ("every_epochs", "every_samples", "sharpness", "patience_epochs", "patience_samples")
+_EVALUATED = ("every_epochs", "every_samples", "sharpness", "noise_scales", "patience_epochs", "patience_samples")
 """Settings of `eval` that a script decides itself."""
 
 

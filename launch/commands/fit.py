@@ -1,13 +1,13 @@
 """widebatch fit RUNS...: your own scaling law from the journals of runs, for `widebatch plan --from`."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from harness.analysis.journal_reader import story_of
-from harness.analysis.run_record import RunRecord
-from harness.analysis.scaling_law import Law, fit_law, runs_of
+from harness.analysis.run_exports import COLUMNS, columns_of, exported
+from harness.analysis.scaling_law import EndedRun, Law, fit_law, of_record, runs_of
 from harness.config.errors import UserError
 from harness.config.flags import Parser
 from harness.config.run_folder import JOURNAL
@@ -19,13 +19,28 @@ from launch.options.commands import COMMANDS
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns its exit status. Raises UserError."""
     parser = Parser(prog="widebatch fit", description=COMMANDS["fit"], allow_abbrev=False)
-    parser.add_argument("runs", metavar="RUNS", nargs="+", type=Path, help="run folders, or folders of them, such as a sweep's")
+    parser.add_argument(
+        "runs",
+        metavar="RUNS",
+        nargs="+",
+        type=Path,
+        help="run folders, or folders of them, such as a sweep's; or W&B exports of runs, .csv or .json",
+    )
+    parser.add_argument(
+        "--columns",
+        metavar="NAME=COLUMN",
+        nargs="+",
+        default=[],
+        help=f"exports: which column holds what, where it is not as this program logs it ({', '.join(COLUMNS)})",
+    )
     parser.add_argument("--metric", default="eval/loss", help="metric to minimise (default eval/loss)")
     parser.add_argument("--out", type=Path, default=Path("fit.json"), help="file for the law (default fit.json)")
     args = parser.parse_args(argv)
-    runs, unit, left = runs_of(_records(args.runs), args.metric)
+    runs, unit, left = runs_of(_ended(args.runs, columns_of(args.columns), args.metric))
     if not runs:
-        raise UserError("RUNS", f"hold no run that can be used ({left[0] if left else 'no journal'})", "give run folders")
+        raise UserError(
+            "RUNS", f"hold no run that can be used ({left[0] if left else 'no journal'})", "give run folders or W&B exports"
+        )
     law = fit_law(runs, unit, args.metric)
     echo("\n".join([*left, *law.lines]))
     if law.lr is not None:
@@ -34,16 +49,18 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _records(folders: Sequence[Path]) -> Iterator[RunRecord]:
-    """The runs in the folders, each once, in order. Raises UserError."""
-    journals = dict.fromkeys(j.resolve() for folder in folders for j in sorted(folder.rglob(JOURNAL)))
+def _ended(places: Sequence[Path], columns: Mapping[str, str], metric: str) -> Iterator[EndedRun]:
+    """The runs of the exports, then those of the folders, each once. Raises UserError."""
+    for file in (place for place in places if place.suffix in (".csv", ".json")):
+        yield from exported(file, columns, metric)
+    journals = dict.fromkeys(j.resolve() for folder in places for j in sorted(folder.rglob(JOURNAL)))
     for journal in journals:
         try:
             record = story_of(journal.parent.name, journal)
         except OSError as e:
             raise UserError("RUNS", f"{journal}: {e.strerror}", "leave it out") from e
         if record is not None:
-            yield record
+            yield of_record(record, metric)
 
 
 def _tree(law: Law) -> dict[str, object]:

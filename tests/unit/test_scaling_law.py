@@ -150,3 +150,65 @@ def test_the_loss_needs_batches_on_both_sides_of_the_critical_one() -> None:
 def test_a_folder_without_runs_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", str(tmp_path)]) == 2
     assert "hold no run" in capsys.readouterr().err
+
+
+def table(folder: Path) -> list[dict[str, Any]]:
+    """The planted runs as rows of an export: one more has crashed."""
+    rows = []
+    for journal in sorted(folder.rglob("events.jsonl")):
+        first, evaluated, _ = (json.loads(line) for line in journal.read_text().splitlines())
+        told = first["plan"]
+        rows.append(
+            {
+                "Name": journal.parent.name,
+                "State": "finished",
+                "bs": told["global_batch"],
+                "seen": told["total_samples"],
+                "rate": told["lr"],
+                "size": first["parameters"],
+                "val_loss": evaluated["eval/loss"],
+            }
+        )
+    return [*rows, rows[0] | {"Name": "lost", "State": "crashed", "val_loss": 0.0}]
+
+
+@pytest.mark.parametrize("kind", ["csv", "json"])
+def test_an_export_of_wandb_gives_the_law_that_the_journals_give(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = planted(tmp_path / "runs", settings=list(product(BATCHES, HORIZONS, SIZES)))
+    of_journals, _ = fitted(folder, tmp_path / "fit.json", capsys)
+    rows, file = table(folder), tmp_path / f"export.{kind}"
+    if kind == "csv":
+        cells = [list(rows[0]), *([str(cell) for cell in row.values()] for row in rows)]
+        file.write_text("\n".join(",".join(f'"{cell}"' for cell in line) for line in cells) + "\n")
+    else:
+        nested = [
+            {"name": r["Name"], "state": r["State"], "config": {k: r[k] for k in ("bs", "seen", "rate", "size")}}
+            | {"summary": {"val_loss": r["val_loss"]}}
+            for r in rows
+        ]
+        file.write_text(json.dumps(nested))
+    columns = ["--columns", "batch=bs", "horizon=seen", "lr=rate", "parameters=size"]
+    assert main(["fit", str(file), *columns, "--metric", "val_loss", "--out", str(tmp_path / "of_export.json")]) == 0
+    found = json.loads((tmp_path / "of_export.json").read_text())
+    for name, estimate in of_journals["exponents"].items():
+        assert found["exponents"][name]["value"] == pytest.approx(estimate["value"], rel=1e-9)
+    assert "lost left out: crashed, not finished" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "says"),
+    [
+        ("a,b\n1,2\n", [], "--columns: export.csv has no column 'plan.global_batch' for the batch; give batch=COLUMN, one of a, b"),
+        ("a,b\n1,2\n", ["--columns", "batch"], "--columns: batch is not NAME=COLUMN; the names are batch, horizon"),
+        ("a\n1\n", ["--columns", "batch=a", "horizon=a", "lr=a"], "--metric: export.csv has no column 'eval/loss'"),
+        ("", [], "has no row"),
+    ],
+)
+def test_an_export_that_lacks_something_is_refused_in_a_line(
+    text: str, flags: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "export.csv").write_text(text)
+    assert main(["fit", str(tmp_path / "export.csv"), *flags]) == 2
+    assert says in capsys.readouterr().err
