@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.config.schema import Config
+from harness.config.schema import Config, EvalConfig
 from harness.data.feed import Feed, Micro
 from harness.data.joined import Joined
 from harness.data.sample_order import derive, step_shards
@@ -80,6 +80,12 @@ def _all_sets(
     whole = most is None or all(stop - start <= most for _, start, stop in sets)
     means = _means(engine, recipe, measured, whole=whole) | means
     return means, next((found.examples for found in measured if found.examples), [])
+
+
+def diagnostics(engine: Engine, recipe: Recipe, config: EvalConfig, feed: Feed, look: StopLook) -> dict[str, float]:
+    """What the run file asks for of the loss's shape at this evaluation, on training samples. Raises AbandonedError."""
+    found = {} if not config.sharpness else {"eval/sharpness": sharpness(engine, recipe, feed, config.sharpness, look)}
+    return found | (noise_scales(engine, recipe, feed, config.noise_scales, look) if config.noise_scales else {})
 
 
 def sharpness(engine: Engine, recipe: Recipe, feed: Feed, samples: int, look: StopLook) -> float:

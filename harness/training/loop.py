@@ -45,7 +45,7 @@ from harness.training.bad_samples import meet, spent, take_up
 from harness.training.checkpointing import Saver
 from harness.training.culprits import culprits
 from harness.training.ending import check_counted, end_reason, ended, judged, unsaved
-from harness.training.evaluate import evaluate, noise_scales, sharpness
+from harness.training.evaluate import diagnostics, evaluate
 from harness.training.feeds import open_feed
 from harness.training.first_batch import check_metric, try_recipe
 from harness.training.guard import StopError, act, limit, suspicion
@@ -457,10 +457,7 @@ class Loop:
         try:
             with self.reporter.clock.pause("eval"):
                 found, examples = evaluate(self.engine, self.recipe, self.config, self.valid, look)
-                if self.config.eval.sharpness:
-                    found["eval/sharpness"] = sharpness(self.engine, self.recipe, self.feed, self.config.eval.sharpness, look)
-                if self.config.eval.noise_scales:
-                    found |= noise_scales(self.engine, self.recipe, self.feed, self.config.eval.noise_scales, look)
+                found |= diagnostics(self.engine, self.recipe, self.config.eval, self.feed, look)
         except AbandonedError:
             return
         if self.engine.any_rank(bool(self.valid.troubles)):
