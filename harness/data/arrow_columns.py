@@ -19,7 +19,7 @@ def pyarrow() -> Any:
         import pyarrow
         import pyarrow.parquet
     except ImportError as e:
-        raise UserError(SETTING, f"Arrow and Parquet need pyarrow ({e})", "pip install 'widebatch[data]'") from e
+        raise UserError(SETTING, f"Arrow, Parquet and compressed shards need pyarrow ({e})", "pip install 'widebatch[data]'") from e
     return pyarrow
 
 

@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
@@ -10,9 +12,12 @@ import numpy as np
 import orjson
 
 from harness.config.errors import UserError
+from harness.data.arrow_columns import pyarrow
 from harness.data.record_files import SETTING, RecordFiles
 
 INDEX = "index.json"
+_COMPRESSIONS = {"zstd": "zstd", "gz": "gzip", "bz2": "bz2", "br": "brotli"}
+"""MDS's names of compressions, and pyarrow's."""
 NUMBERS = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float16", "float32", "float64")
 
 
@@ -39,10 +44,13 @@ _CODES |= {64: "uint64", 65: "int64", 66: "float64"}
 
 @final
 class MdsShards(RecordFiles):
-    """The samples of a folder that holds an index.json and its shards, uncompressed: dicts by column; `columns`: these alone."""
+    """The samples of a folder that holds an index.json and its shards: dicts by column; `columns`: these alone.
+
+    Compressed shards are unpacked once, beside themselves, as Mosaic's own reader does.
+    """
 
     def __init__(self, folder: Path, columns: Sequence[str] | None = None) -> None:
-        """Raises UserError for a shard that is missing, cut off or compressed, and a column that is pickled or not there."""
+        """Raises UserError for a shard that is missing, cut off or packed unknowably, and a column that is pickled or not there."""
         shards = [shard for shard in _shards(folder) if shard["samples"]]  # its writer leaves one behind a very long sample
         if not shards:
             raise UserError(SETTING, f"{folder} holds no samples", "give a folder that has some")
@@ -52,6 +60,8 @@ class MdsShards(RecordFiles):
             _check_columns(folder, form, columns)
         super().__init__([folder / s["raw_data"]["basename"] for s in shards], [s["samples"] for s in shards])
         for path, shard in zip(self.paths, shards, strict=True):
+            if shard["zip_data"] and not path.is_file():
+                _unpack(path, folder / shard["zip_data"]["basename"], str(shard["compression"]))
             _check_shard(path, shard)
 
     def sample(self, file: int, row: int) -> dict[str, Any]:
@@ -98,15 +108,29 @@ def _shards(folder: Path) -> list[Mapping[str, Any]]:
         tree = json.loads((folder / INDEX).read_bytes())
         shards: list[Mapping[str, Any]] = tree["shards"]
         odd = next((s for s in shards if s["format"] != "mds" or s["version"] != 2), None)
-        packed = next((s for s in shards if s["zip_data"] and not (folder / s["raw_data"]["basename"]).is_file()), None)
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise UserError(SETTING, f"{folder / INDEX} cannot be read ({e})", "write the folder again") from e
     if odd is not None or not shards:
         raise UserError(SETTING, f"{folder / INDEX} is not of MDS, version 2", "give such a folder")
-    if packed is not None:
-        at = f"{folder / packed['zip_data']['basename']} is compressed ({packed['compression']}), in which no sample can be found"
-        raise UserError(SETTING, at, "write the folder without compression")
     return shards
+
+
+def _unpack(path: Path, packed: Path, compression: str) -> None:
+    """Write the shard `path` from its compressed form, whole or not at all. Raises UserError."""
+    kind = compression.partition(":")[0]
+    if kind not in _COMPRESSIONS:
+        at = f"{packed} is compressed by {kind}, which is not read here"
+        raise UserError(SETTING, at, f"write the folder uncompressed, or by {', '.join(_COMPRESSIONS)}")
+    pa = pyarrow()
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with pa.input_stream(str(packed), compression=_COMPRESSIONS[kind]) as source, draft.open("wb") as out:
+            shutil.copyfileobj(source, out, 1 << 20)
+        draft.replace(path)
+    except OSError as e:
+        raise UserError(SETTING, f"{packed} cannot be unpacked beside itself ({e})", "bring it back, or make room there") from e
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def _check_columns(folder: Path, form: Sequence[tuple[str, str, Any]], columns: Sequence[str] | None) -> None:

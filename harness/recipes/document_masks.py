@@ -97,18 +97,33 @@ def _logits(model: nn.Module, form: _Form, tokens: Tensor, position: Tensor) -> 
 
 
 def _check_apart(model: nn.Module, form: _Form, tokens: Tensor) -> None:
-    """Change a document, and look at the next one's logits: apart they stay, as one text they do not. Raises UserError."""
+    """Change a document, and look at the next one's logits: apart they stay, as one text they do not; they are those that it has
+    alone. Raises UserError.
+    """
+    inner = transformers_model(model)
+    if _is_flex(inner) and tokens.device.type == "cpu" and any(p.requires_grad for p in inner.parameters()):
+        at = "holds attn_implementation=flex_attention, for which torch has no backward on the CPU"
+        raise UserError("recipe.overrides", at, "train on a GPU, or leave it out")
     row = tokens[:1, :PROBE]
     half = row.shape[1] // 2
     if half < 1:
         return
     other = row.clone()
-    other[:, :half] = (row[:, :half] + 1) % transformers_model(model).config.get_text_config().vocab_size
+    other[:, :half] = (row[:, :half] + 1) % inner.config.get_text_config().vocab_size
     whole = torch.arange(row.shape[1], device=row.device)[None]
     apart = torch.where(whole < half, whole, whole - half)
     changes = [_logits(model, form, row, p)[:, half:] - _logits(model, form, other, p)[:, half:] for p in (apart, whole)]
     moved, seen = (change.abs().max().item() for change in changes)
-    if moved > seen * (LEAK if changes[0].itemsize > 2 else LEAK_HALF):
-        inner = transformers_model(model)
+    limit = LEAK if changes[0].itemsize > 2 else LEAK_HALF
+    if moved > seen * limit:
         at = f"{type(inner).__name__} lets documents in one row see each other"
         raise UserError("recipe.use", at, "leave out packing and documents: masked, or choose another model")
+    packed, alone = _logits(model, form, row, apart)[:, half:], _logits(model, form, row[:, half:], apart[:, half:])
+    off = (packed - alone).abs().max().item() / alone.abs().max().item()
+    if not off <= limit:
+        at = f"{type(inner).__name__} gives a document other logits in a row of several than alone (they differ by {off:.1%})"
+        raise UserError("recipe.use", at, "leave out packing and documents: masked, or choose another attn_implementation")
+
+
+def _is_flex(inner: Any) -> bool:
+    return "flex" in str(inner.config.get_text_config()._attn_implementation)

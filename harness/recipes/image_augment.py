@@ -22,11 +22,20 @@ def augment(image: Tensor, key: Tensor, *, flip: bool) -> Tensor:
     rows = torch.arange(height, device=key.device) + _below(key, ROW, 2 * up + 1)[:, None]
     columns = torch.arange(width, device=key.device).expand(n, width)
     if flip:
-        columns = torch.where((uniform(key, MIRROR) < 0.5)[:, None], columns.flip(1), columns)
+        columns = torch.where(_is_mirrored(key)[:, None], columns.flip(1), columns)
     columns = columns + _below(key, COLUMN, 2 * left + 1)[:, None]
     padded = fn.pad(image, (left, left, up, up))
     sample = torch.arange(n, device=key.device)[:, None, None]
     return padded.movedim(1, -1)[sample, rows[:, :, None], columns[:, None, :]].movedim(-1, 1).contiguous()
+
+
+def mirrored(image: Tensor, key: Tensor) -> Tensor:
+    """Half of the images [n, c, h, w] mirrored, chosen by `key` int64 [n]."""
+    return torch.where(_is_mirrored(key)[:, None, None, None], image.flip(-1), image)
+
+
+def _is_mirrored(key: Tensor) -> Tensor:
+    return uniform(key, MIRROR) < 0.5
 
 
 def _below(key: Tensor, purpose: int, bound: int) -> Tensor:

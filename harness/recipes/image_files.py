@@ -5,24 +5,28 @@ import math
 import struct
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast, final
+from typing import Any, BinaryIO, ClassVar, cast, final
 
 import torch
+from PIL import Image
 from torch import Tensor
 from typing_extensions import override
 
 from harness.config.errors import UserError
 from harness.data.feed import MapStyle, Table
 from harness.recipes.base import Split
+from harness.recipes.image_crops import Crop
 
 IDX_STEMS = {"train": "train", "valid": "t10k"}
 VALID_FOLDERS = ("valid", "val", "test")
 SUFFIXES = (".png", ".jpg", ".jpeg")
 _UNSIGNED_BYTES = 8
+Transform = Callable[[Image.Image], Any]
+"""From an opened image to a tensor [c, h, w]; a `Crop` decodes for itself, another is given the decoded RGB image."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +42,15 @@ class Shape:
 class ImageSource(ABC):
     """A data set on disk, with samples {"image": uint8 [c, h, w], "label": int64}."""
 
+    decodes: ClassVar[bool]
+    """Whether images are decoded one by one, each by a `Transform`; else they lie in memory as they are."""
+
     @abstractmethod
     def shape(self) -> Shape:
         """Shape of every image, without reading them all. Raises UserError."""
 
     @abstractmethod
-    def split(self, split: Split) -> Table | MapStyle:
+    def split(self, split: Split, transform: Transform) -> Table | MapStyle:
         """The samples of a split. Raises UserError."""
 
 
@@ -67,6 +74,7 @@ class IdxFiles(ImageSource):
 
     root: Path
     size: int | None
+    decodes: ClassVar[bool] = False
 
     @override
     def shape(self) -> Shape:
@@ -79,7 +87,8 @@ class IdxFiles(ImageSource):
             raise UserError("recipe.size", problem, "leave it out: IDX files are taken as they are")
         return Shape(1, height, width, self._classes())
 
-    def split(self, split: Split) -> Table:
+    @override
+    def split(self, split: Split, transform: Transform) -> Table:
         """Columns image uint8 [n, 1, h, w] and label int64 [n]."""
         images, labels = self._path(split, "images-idx3"), self._path(split, "labels-idx1")
         image, label, shape = read_idx(images, 3), read_idx(labels, 1).long(), self.shape()
@@ -146,12 +155,14 @@ class ClassFolders(ImageSource):
 
     root: Path
     size: int
+    decodes: ClassVar[bool] = True
 
     @override
     def shape(self) -> Shape:
         return Shape(3, self.size, self.size, len(_classes(self.root / "train")))
 
-    def split(self, split: Split) -> "ImageList":
+    @override
+    def split(self, split: Split, transform: Transform) -> "ImageList":
         """Samples in order of class and file name; a class's label is its place in the sorted names."""
         folder = self.root / "train" if split == "train" else self._valid()
         names, known = _classes(folder), _classes(self.root / "train")
@@ -165,7 +176,7 @@ class ClassFolders(ImageSource):
                 raise UserError("recipe.root", f"{folder / name} holds no {', '.join(SUFFIXES)}", "fill or remove it")
             paths += found
             labels += [label] * len(found)
-        return ImageList(paths, labels, self.size)
+        return ImageList(paths, labels, transform)
 
     def _valid(self) -> Path:
         for name in VALID_FOLDERS:
@@ -176,33 +187,32 @@ class ClassFolders(ImageSource):
 
 @final
 class ImageList:
-    """A map-style data set of image files: sample {"image": uint8 [3, size, size], "label": int}."""
+    """A map-style data set of image files: sample {"image": what `transform` makes of it, "label": int}."""
 
-    def __init__(self, paths: list[Path], labels: list[int], size: int) -> None:
-        self.paths, self.labels, self.size = paths, labels, size
+    def __init__(self, paths: list[Path], labels: list[int], transform: Transform) -> None:
+        self.paths, self.labels, self.transform = paths, labels, transform
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> dict[str, Tensor | int]:
-        return {"image": read_image(self.paths[index], self.size), "label": self.labels[index]}
+        return {"image": read_image(self.paths[index], self.transform), "label": self.labels[index]}
 
     def source(self, index: int) -> str:
         """The file."""
         return str(self.paths[index])
 
 
-def read_image(path: Path, size: int) -> Tensor:
-    """The largest centred square of an image, resized: uint8 [3, size, size]. Raises ValueError if it is damaged."""
-    from PIL import Image, ImageOps
-
+def read_image(path: Path, transform: Transform) -> Any:
+    """What `transform` makes of an image. Raises ValueError if it is damaged, and what a transform that is no `Crop` raises."""
     try:
         with Image.open(path) as image:
-            square = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BILINEAR)
+            if isinstance(transform, Crop):
+                return transform(image)
+            decoded = image.convert("RGB")
     except Exception as e:  # pillow's decoders raise of every kind
         raise ValueError(f"{path} is not an image that pillow can read ({e})") from e
-    flat = torch.frombuffer(bytearray(square.tobytes()), dtype=torch.uint8)
-    return flat.reshape(size, size, 3).permute(2, 0, 1).contiguous()
+    return transform(decoded)
 
 
 def _classes(folder: Path) -> list[str]:

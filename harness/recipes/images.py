@@ -1,7 +1,7 @@
 """Image classification: IDX files or a folder per class; a small ResNet of our own, or any model of timm."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 from torch import Tensor, nn
@@ -11,8 +11,9 @@ from harness.config.errors import UserError, did_you_mean
 from harness.config.schema import Below1, Count, NonNegative
 from harness.data.feed import Data
 from harness.recipes.base import Recipe, Split, Sum
-from harness.recipes.image_augment import augment
-from harness.recipes.image_files import Shape, open_images
+from harness.recipes.image_augment import augment, mirrored
+from harness.recipes.image_crops import CentreCrop, CentreSquare, RandomResizedCrop
+from harness.recipes.image_files import Shape, Transform, open_images
 from harness.recipes.mixup import mixed_loss
 from harness.recipes.resnet import BLOCKS, Norm, mlp, resnet, use_ghosts
 
@@ -24,7 +25,7 @@ RESNET_WIDTH, MLP_WIDTH = 16, 256
 class Images(Recipe):
     """Cross-entropy over classes. With BatchNorm, its n is a knob and the same on every layout of GPUs.
 
-    Bytes stay bytes until the loss, which maps them to [-1, 1] in the type of the model's weights.
+    Bytes stay bytes until the loss, which maps them to [-1, 1] in the type of the model's weights. `transform` is for subclasses.
     """
 
     root: str = "/usr/share/datasets/fashion-mnist"
@@ -42,7 +43,10 @@ class Images(Recipe):
     dropout: Below1 = 0.0
     """Share of features dropped before the last layer."""
     augment: bool = True
-    """Move each training image by up to 1/8 of its side, again in every epoch."""
+    """Cut each training image as `crop` says, and mirror it as `flip` says, drawn again in every epoch."""
+    crop: Literal["shift", "random_resized"] = "shift"
+    """shift: move by up to 1/8 of the side. random_resized, for image folders: 8 % to 100 % of the area at a ratio of 3/4 to 4/3,
+    as Goyal et al. 2017 (1706.02677); validation then cuts `size` out of the image resized to 8/7 of it (224 of 256)."""
     flip: bool = True
     """With augment: mirror half of the images, chosen again in every epoch. Not for digits or letters."""
     label_smoothing: Below1 = 0.0
@@ -86,15 +90,40 @@ class Images(Recipe):
 
     def data(self, split: Split) -> Data:
         """Samples of image uint8 [c, h, w] and label int64: a Table for IDX files, decoded on demand for folders."""
-        return open_images(self.root, self.size).split(split)
+        source = open_images(self.root, self.size)
+        if not source.decodes:
+            self._check_undecoded()
+        return source.split(split, self.transform(split))
+
+    def transform(self, split: Split) -> Transform:
+        """From an image of a folder to a tensor [3, size, size]: bytes, or floats that the model gets as they are.
+
+        A subclass may return torchvision's transforms.v2: they get the RGB image, and what they draw belongs to the sample and
+        epoch, whatever ranks and workers there are. It sets `augment: bool = False` where they replace `crop` and `flip`.
+        """
+        size = self.size or 0
+        if self.crop == "shift":
+            return CentreSquare(size)
+        return RandomResizedCrop(size) if split == "train" and self.augment else CentreCrop(size)
+
+    def _check_undecoded(self) -> None:
+        """Raises UserError for what is done when an image is decoded, where the images lie in memory."""
+        if type(self).transform is not Images.transform:
+            at = f"{self.root} holds IDX files, to which transform() of {type(self).__name__} is not applied"
+            raise UserError("recipe.root", at, "give a folder of images, or leave transform() out")
+        if self.crop != "shift":
+            at = f"is {self.crop}, but {self.root} holds IDX files, which are taken as they are"
+            raise UserError("recipe.crop", at, "leave it out, or give a folder of images")
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Sum:
         """Cross-entropy with label smoothing, summed over images. Augmented and mixed by the batch's `key` in training only."""
         image, label = batch["image"], batch["label"]
         if not model.training:
             return self._cross_entropy(model(scaled(image, model)), label).sum(), len(label)
-        if self.augment:
+        if self.augment and self.crop == "shift":
             image = augment(image, batch["key"], flip=self.flip)
+        elif self.augment and self.flip:
+            image = mirrored(image, batch["key"])
         x = scaled(image, model)
         if not self.mixup:
             return self._cross_entropy(self._logits(model, x, batch), label).sum(), len(label)
@@ -117,8 +146,9 @@ class Images(Recipe):
 
 
 def scaled(image: Tensor, model: nn.Module) -> Tensor:
-    """Bytes 0..255 [n, c, h, w] as numbers in [-1, 1], in the type of the model's weights."""
-    return image.to(next(model.parameters()).dtype) / 127.5 - 1
+    """Bytes 0..255 [n, c, h, w] as numbers in [-1, 1], in the type of the model's weights; floats as they are, in that type."""
+    numbers = image.to(next(model.parameters()).dtype)
+    return numbers if image.is_floating_point() else numbers / 127.5 - 1
 
 
 def timm_model(name: str, shape: Shape, dropout: float) -> nn.Module:

@@ -23,6 +23,7 @@ from harness.data.sample_order import keys, step_shards
 from harness.data.seeding import seed_all
 from harness.recipes.base import load_recipe
 from harness.recipes.image_augment import augment
+from harness.recipes.image_crops import CentreSquare
 from harness.recipes.image_files import ImageList, Shape, open_images, read_image
 from harness.recipes.images import Images, scaled
 from harness.recipes.mixup import mix, symmetric_beta
@@ -102,7 +103,7 @@ def test_idx_files_are_read_as_written(tmp_path: Path, packed: bool) -> None:
     write_split(tmp_path, "t10k", *valid, packed=packed)
     source = open_images(str(tmp_path), None)
     assert source.shape() == Shape(1, 8, 8, CLASSES)
-    for data, (image, label) in ((source.split("train"), train), (source.split("valid"), valid)):
+    for data, (image, label) in ((source.split("train", CentreSquare(8)), train), (source.split("valid", CentreSquare(8)), valid)):
         assert isinstance(data, Table)
         assert data.columns["image"].dtype == torch.uint8
         assert np.array_equal(data.columns["image"].numpy(), image[:, None])
@@ -216,8 +217,8 @@ def test_images_are_cut_to_their_centred_square(tmp_path: Path) -> None:
     pixels[0, 10] = (50, 60, 70)
     Image.fromarray(pixels).save(tmp_path / "wide.png")
     expected = torch.from_numpy(pixels[:, 8:16]).permute(2, 0, 1)
-    assert torch.equal(read_image(tmp_path / "wide.png", 8), expected)
-    assert read_image(tmp_path / "wide.png", 4)[:, 1:3, 1:3].flatten(1).tolist() == [[9] * 4, [99] * 4, [199] * 4]
+    assert torch.equal(read_image(tmp_path / "wide.png", CentreSquare(8)), expected)
+    assert read_image(tmp_path / "wide.png", CentreSquare(4))[:, 1:3, 1:3].flatten(1).tolist() == [[9] * 4, [99] * 4, [199] * 4]
 
 
 def test_decoding_processes_give_the_same_batches(folders: Path) -> None:
@@ -272,7 +273,7 @@ def test_classes_are_sorted_and_hidden_folders_are_none(tmp_path: Path) -> None:
             (tmp_path / split / name).mkdir(parents=True)
             Image.new("L", (4, 4), ord(name[0])).save(tmp_path / split / name / "one.jpeg")
     source = open_images(str(tmp_path), 4)
-    data = source.split("valid")
+    data = source.split("valid", CentreSquare(4))
     assert source.shape().classes == 8
     assert not isinstance(data, Table)
     assert [chr(int(data[i]["image"][0, 1, 1])) for i in range(8)] == [name[0] for name in sorted(names)]

@@ -1,5 +1,6 @@
 """Data on disk in the formats that people have: every kind gives the same samples by number, and what is wrong is named."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -39,6 +40,56 @@ def test_every_kind_gives_any_sample_by_its_number(kind: str, tmp_path: Path) ->
     few: Any = open_dataset(given, NAMES.get(kind, ["x", "label", "pair", "text"])[:1], tensors=False)
     assert [name.partition(".")[0] for name in few[0]] == ["x"]
     assert [(number, column(sample, "text")) for number, sample in read_samples(given)] == list(enumerate(TEXT))
+
+
+def compress(folder: Path, name: str, codec: str) -> None:
+    """Compress the shards of an MDS folder, as its writer does with `compression`, and remove what they were."""
+    pa = pytest.importorskip("pyarrow")
+    tree = json.loads((folder / "index.json").read_text())
+    for shard in tree["shards"]:
+        raw = folder / shard["raw_data"]["basename"]
+        shard["compression"], shard["zip_data"] = (
+            name,
+            {"basename": f"{raw.name}.{name.partition(':')[0]}", "bytes": 1, "hashes": {}},
+        )
+        if raw.exists():
+            with pa.output_stream(str(folder / shard["zip_data"]["basename"]), compression=codec) as out:
+                out.write(raw.read_bytes())
+            raw.unlink()
+    (folder / "index.json").write_text(json.dumps(tree))
+
+
+@pytest.mark.parametrize(("name", "codec"), [("zstd:7", "zstd"), ("gz:5", "gzip"), ("bz2:9", "bz2"), ("br:4", "brotli")])
+def test_compressed_shards_of_mds_are_unpacked_once(name: str, codec: str, tmp_path: Path) -> None:
+    folder = Path(KINDS["mds"](tmp_path))
+    compress(folder, name, codec)
+    data: Any = open_dataset(str(folder))
+    assert [(data[n]["x"], data[n]["text"]) for n in range(ROWS)] == list(zip(X.tolist(), TEXT, strict=True))
+    assert not list(folder.glob(".*"))
+    written = [path.stat().st_mtime_ns for path in data.paths]
+    assert open_dataset(str(folder))[49]["x"] == X[49]  # type: ignore[index]
+    assert [path.stat().st_mtime_ns for path in data.paths] == written
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda f: cut(f / "shard.00001.mds.zstd", 20), r"shard.00001.mds.zstd cannot be unpacked beside itself"),
+        (lambda f: (f / "shard.00000.mds.zstd").unlink(), r"shard.00000.mds.zstd cannot be unpacked beside itself"),
+        (lambda f: (f / "shard.00000.mds.zstd").write_bytes((f / "shard.00001.mds.zstd").read_bytes()), "and index.json says"),
+        (
+            lambda f: (f / "index.json").write_text((f / "index.json").read_text().replace("zstd:7", "snappy")),
+            "compressed by snappy",
+        ),
+    ],
+)
+def test_compressed_shards_that_are_damaged_are_named(damage: Callable[[Path], Any], said: str, tmp_path: Path) -> None:
+    folder = Path(KINDS["mds"](tmp_path))
+    compress(folder, "zstd:7", "zstd")
+    damage(folder)
+    with pytest.raises(UserError, match=said):
+        open_dataset(str(folder))
+    assert not list(folder.glob(".*"))
 
 
 @pytest.mark.parametrize("kind", ["parquet", "saved"])

@@ -149,6 +149,37 @@ def test_the_loss_and_its_gradients_are_those_of_the_documents_alone(kind: str, 
         torch.testing.assert_close(ours, parameter.grad, rtol=1e-5, atol=1e-6)
 
 
+def test_flex_attention_gives_the_logits_of_masks_and_is_not_trained_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without compilation, which takes minutes here; torch has no backward of it for the CPU."""
+    flex = pytest.importorskip("torch.nn.attention.flex_attention")
+    monkeypatch.setattr(flex, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
+    monkeypatch.setattr("torch._dynamo.config.disable", True)
+    position = torch.cat([torch.arange(10), torch.arange(3), torch.arange(11)])[None].expand(2, -1)
+    tokens = torch.randint(0, 50, position.shape, generator=torch.Generator().manual_seed(0))
+    flexible, masked = model_of("llama", "flex_attention").float().eval(), model_of("llama", "sdpa").float().eval()
+    with torch.no_grad():
+        with pytest.raises(UserError, match=r"recipe.overrides: .*flex_attention, for which torch has no backward on the CPU"):
+            document_logits(flexible, tokens, position)
+        flexible = model_of("llama", "flex_attention").float().eval().requires_grad_(False)
+        torch.testing.assert_close(document_logits(flexible, tokens, position), document_logits(masked, tokens, position))
+
+
+def test_an_attention_that_gives_documents_other_logits_than_alone_is_refused() -> None:
+    """One that loses the last document's first place, and lets no document see another."""
+    model = model_of("llama", "flash_that_forgets").eval()
+    tokens = torch.arange(20)[None]
+
+    def forgetful(*given_: Any, **more: Any) -> Any:
+        out, weights = varlen_attention(*given_, **more)
+        ends = more["cu_seq_lens_q"].tolist()
+        out[:, ends[-2]] *= float(len(ends) == 2)
+        return out, weights
+
+    pytest.importorskip("transformers").AttentionInterface.register("flash_that_forgets", forgetful)
+    with torch.no_grad(), pytest.raises(UserError, match="LlamaForCausalLM gives a document other logits in a row of several"):
+        document_logits(model, tokens, tokens % 5)
+
+
 def test_masks_and_ends_say_which_places_are_of_one_document() -> None:
     position = torch.tensor([[0, 1, 0, 0, 1], [3, 0, 1, 2, 0]])
     seen = [[i.nonzero()[:, 0].tolist() for i in row[0]] for row in block_diagonal(position)]
