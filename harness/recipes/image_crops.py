@@ -103,6 +103,6 @@ def _cut(image: Image.Image, box: Box, size: int) -> Tensor:
     across, down = image.size[0] / whole[0], image.size[1] / whole[1]
     left, top, right, bottom = round(box[0] * across), round(box[1] * down), round(box[2] * across), round(box[3] * down)
     pixels: Any = image if image.mode == "RGB" else image.convert("RGB")
-    cut = np.asarray(pixels.crop((left, top, max(right, left + 1), max(bottom, top + 1))))
+    cut = np.array(pixels.crop((left, top, max(right, left + 1), max(bottom, top + 1))))
     rows = torch.from_numpy(cut).permute(2, 0, 1)[None]
     return interpolate(rows, (size, size), mode="bilinear", antialias=True)[0].contiguous()

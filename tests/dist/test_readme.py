@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench import adam_rules, sources, tokens
+from tests.bench import adam_rules, blocks, sources, tokens
 from tests.bench.lab import MARKS, shown
 from tests.bench.launch import KINDS
 from tests.bench.launch import markdown as launch_table
@@ -104,6 +104,15 @@ def test_the_table_of_kinds_of_data_is_the_recorded_one_and_none_is_slower_than_
     record = json.loads((ROOT / "configs" / "results" / "sources.json").read_text())
     assert sources.table(record) in TEXT
     assert all(row["ratio"] >= 1 for row in record["rows"])
+
+
+def test_the_tables_of_the_order_of_blocks_are_the_recorded_ones_and_it_reads_less_from_disk() -> None:
+    record = json.loads((ROOT / "configs" / "results" / "blocks.json").read_text())
+    assert blocks.table(record) in TEXT
+    full, in_blocks = record["reads"]
+    assert in_blocks["faults"] < full["faults"] / 2
+    told = {(row["run"], row["order"]): row["largest_difference_se"] for row in record["shuffles"]}
+    assert told[blocks.RUNS[1], "blocks"] < 4 < told[blocks.RUNS[1], "as the data lie"]
 
 
 def test_the_sweeps_shown_are_the_recorded_ones() -> None:

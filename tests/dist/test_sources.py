@@ -20,7 +20,7 @@ from tests.support.data_files import KINDS, ROWS, column
 from tests.support.processes import run_ranks
 from tests.support.tiny_llama import write_conversations, write_llama
 
-BATCH, EPOCHS = 6, 3
+BATCH, EPOCHS = 12, 3
 
 
 class Together:
@@ -65,21 +65,21 @@ class Squares(Recipe):
         return (batch["x"] * 8).square().sum() + 0 * model(batch["x"]).sum(), len(batch["x"])
 
 
-def steps(folder: Path) -> list[dict[str, Any]]:
-    """The lines of steps in a journal."""
-    lines = map(json.loads, (folder / "events.jsonl").read_text().splitlines())
-    return [line for line in lines if line["event"] == "step"]
+def lines(folder: Path, event: str) -> list[dict[str, Any]]:
+    """The lines of a kind in a journal."""
+    return [line for line in map(json.loads, (folder / "events.jsonl").read_text().splitlines()) if line["event"] == event]
 
 
 def on_every_world(path: Path, folder: Path) -> list[list[dict[str, Any]]]:
-    """The steps of one rank; of three that are simulated; of two real ones that one takes up in mid-epoch."""
-    folders = [folder / name for name in ("one", "three", "two_one")]
+    """The steps of one rank; of three that are simulated; of two real ones that four take up in mid-epoch, and one after those."""
+    folders = [folder / name for name in ("one", "three", "two_four_one")]
     assert work(load(path, {"run.dir": str(folders[0])}), "run", {}) == 0
     assert work(load(path, {"run.dir": str(folders[1])}), "run", {}, simulate=3) == 0
-    begun = [part for name, value in (("run.dir", str(folders[2])), ("run.stop_after_steps", "3")) for part in (f"--{name}", value)]
-    run_ranks(2, ["harness", str(path), *begun], folder)
+    for ranks in (2, 4):
+        run_ranks(ranks, ["harness", str(path), "--run.dir", str(folders[2]), "--run.stop_after_steps", "3"], folder)
+        assert lines(folders[2], "start")[-1]["plan"]["world_size"] == ranks
     assert work(load(path, {"run.dir": str(folders[2])}), "run", {}) == 0
-    return [steps(folder) for folder in folders]
+    return [lines(folder, "step") for folder in folders]
 
 
 def run_file(folder: Path, recipe: dict[str, Any]) -> Path:
@@ -106,10 +106,19 @@ def test_every_format_gives_the_same_samples_on_every_world(tmp_path: Path) -> N
     path = run_file(tmp_path, {"use": f"{__file__}:Squares", "folder": str(tmp_path)})
     found = on_every_world(path, tmp_path)
     order = training_order([{}] * ROWS, load(path))
-    ids = [order.take(start, start + BATCH).tolist() for start in range(0, EPOCHS * ROWS, BATCH)]
+    ids = [order.take(start, min(start + BATCH, EPOCHS * ROWS)).tolist() for start in range(0, EPOCHS * ROWS, BATCH)]
     for steps_ in found:
-        assert [s["train/loss"] for s in steps_] == pytest.approx([sum(i * i for i in part) / BATCH for part in ids], rel=1e-6)
+        assert [s["train/loss"] for s in steps_] == pytest.approx([sum(i * i for i in part) / len(part) for part in ids], rel=1e-6)
     assert Counter(i for part in ids for i in part) == Counter(dict.fromkeys(range(ROWS), EPOCHS))
+
+
+def alike(path: Path, folder: Path) -> list[dict[str, Any]]:
+    """The steps of a run, the same on every world."""
+    one, *others = on_every_world(path, folder)
+    for other in others:
+        assert [s["batch/items"] for s in other] == [s["batch/items"] for s in one]
+        assert [s["train/loss"] for s in other] == pytest.approx([s["train/loss"] for s in one], rel=1e-6)
+    return one
 
 
 def test_packed_conversations_train_alike_on_every_world(tmp_path: Path) -> None:
@@ -117,11 +126,6 @@ def test_packed_conversations_train_alike_on_every_world(tmp_path: Path) -> None
     write_llama(tmp_path / "llama")
     write_conversations(tmp_path / "chat.jsonl")
     files = {"folder": str(tmp_path / "llama"), "files": str(tmp_path / "chat.jsonl")}
-    path = run_file(tmp_path, {"use": "chat", **files, "context": 64, "packing": "best_fit"})
-    one, *others = on_every_world(path, tmp_path)
-    for other in others:
-        assert [s["batch/items"] for s in other] == [s["batch/items"] for s in one]
-        assert [s["train/loss"] for s in other] == pytest.approx([s["train/loss"] for s in one], rel=1e-6)
-    lines = [json.loads(line) for line in (tmp_path / "one" / "events.jsonl").read_text().splitlines()]
-    (told,) = [line["message"] for line in lines if line.get("code") == "data"]
+    alike(run_file(tmp_path, {"use": "chat", **files, "context": 64, "packing": "best_fit"}), tmp_path)
+    (told,) = [line["message"] for line in lines(tmp_path / "one", "notice") if line.get("code") == "data"]
     assert told.startswith("40 conversations are packed into ")
