@@ -295,6 +295,6 @@ def depends_on_micro(split: Split, limits: Limits) -> Finding:
         return Finding("micro-batch", "differs", f"{losses}: BatchNorm and random operations depend on the pass")
     if calm and random:
         return Finding(
-            "micro-batch", "note", f"{losses}: dropout and other random operations draw anew in each pass. This is no error"
+            "micro-batch", "note", f"{losses}: dropout and other random operations draw again in each pass. This is no error"
         )
     return Finding("micro-batch", "differs", f"{losses}: samples of one pass influence each other, in evaluation mode too")

@@ -1,7 +1,7 @@
 """Whose the checkpoints at a place are: a run in another folder neither continues nor deletes them.
 
 A place outside the run folder has a mark that names the folder of its run and the random text that the folder keeps. The run may
-be renamed, or its folder be made anew under its path (as on a machine that keeps none): it is the same run.
+be renamed, or its folder be made again under its path (as on a machine that keeps none): it is the same run.
 """
 
 import json

@@ -264,7 +264,7 @@ class RemoteStore(Store):
 
     @override
     def read_into(self, folder: str, file: str, first: int, out: memoryview, *, fresh: bool = False) -> None:
-        with _as_os_error():  # by name: what comes second is not the same in every file system
+        with _as_os_error():  # named arguments: their order differs between file systems
             got = self._fs.cat_file(f"{self._at(folder)}/{file}", start=first, end=first + len(out)) if out else b""
         if len(got) != len(out):
             raise ShortReadError(f"{file} ends before byte {first + len(out)}")

@@ -191,7 +191,7 @@ class Feed:
             why = f" ({fetched.bad[0][1]})" if fetched.bad else ""
             raise UserError("recipe.use", f"none of the first samples {named(task.ids)} can be read{why}", "look at the data")
         batch, count = self._spare
-        return Micro(self._place(batch, chunk, tuple(range(count))), replace(chunk, count=count, ghost=True))
+        return Micro(self._place(batch, chunk, tuple(range(count))), replace(chunk, count=count, padding=True))
 
     def _place(self, batch: Any, chunk: Chunk, kept: tuple[int, ...] | None = None) -> Any:
         """Move a batch to the device, floats in the model's type; add the random keys where the recipe augments.

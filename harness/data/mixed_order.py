@@ -81,7 +81,7 @@ class _Stage:
 class MixedOrder(SampleOrder):
     """Sources one after another in one data set, each in its own order, mixed by weights. An epoch of a source is its own.
 
-    `then`: (stream position, weights from there on), positions in order. Each source goes on where it was.
+    `then`: (stream position, weights from there on), positions in order. Each source continues where it was.
     """
 
     def __init__(

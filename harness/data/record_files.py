@@ -80,7 +80,7 @@ class OpenFiles:
         return self._handles[path]
 
     def __reduce__(self) -> tuple[type["OpenFiles"], tuple[()]]:
-        """In another process they are opened anew."""
+        """In another process they are opened again."""
         return OpenFiles, ()
 
     def __del__(self) -> None:

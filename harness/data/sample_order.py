@@ -81,14 +81,14 @@ class Order(SampleOrder):
 
 
 class Chunk(Struct, frozen=True):
-    """One forward pass of one rank: stream positions [start, start + count). `ghost`: run it with weight zero.
+    """One forward pass of one rank: stream positions [start, start + count). `padding`: run it with weight zero.
 
-    A ghost stands where a short last batch leaves a rank without samples while others still have some.
+    A padding pass stands where a short last batch leaves a rank without samples while others still have some.
     """
 
     start: int
     count: int
-    ghost: bool = False
+    padding: bool = False
 
 
 class StepShards(Struct, frozen=True):
@@ -110,7 +110,7 @@ def shard_step(start: int, samples: int, micro: int, world: int, process: int, p
             if c < total:
                 chunks.append(Chunk(start + c * micro, min(micro, samples - c * micro)))
             else:
-                chunks.append(Chunk(start, min(micro, samples), ghost=True))
+                chunks.append(Chunk(start, min(micro, samples), padding=True))
     return StepShards(start, samples, tuple(chunks))
 
 

@@ -151,7 +151,7 @@ def _megatron(path: Path, size: int) -> TokenFile:
             raise UserError(SETTING, at, f"known: version 1, types {', '.join(map(str, MEGATRON_TYPES))}")
         dtype = np.dtype(MEGATRON_TYPES[code])
         least = _HEADER.size + 12 * rows + 8 * documents
-        if not rows or index.stat().st_size not in (least, least + rows):  # the last may be a mode of each row
+        if not rows or index.stat().st_size not in (least, least + rows):  # the file may end with one byte a row, its mode
             at = f"{index} has {index.stat().st_size:,} bytes for {rows:,} rows: it is cut off"
             raise UserError(SETTING, at, "write it again")
         file.seek(_HEADER.size + 4 * (rows - 1))

@@ -54,7 +54,7 @@ def join_again(name: str, rank: int, size: int, limit_s: float) -> None:
     make_again(name, rank, size, timedelta(seconds=limit_s))
     known = PartialState()
     known.num_processes, known.process_index = size, rank
-    AcceleratorState._reset_state()  # it has copied them
+    AcceleratorState._reset_state()  # it keeps a copy of rank and size
 
 
 def set_limit(limit_s: float) -> None:

@@ -71,7 +71,7 @@ class DdpAllReduce(Gradients):
     def regroup(self) -> None:
         """The reducer, a C++ object, goes at once, and its hooks on the parameters with it; its wrapper waits for Python."""
         for name in ("reducer", "logger"):
-            vars(self._wrapped).pop(name, None)  # a second rank may be lost while there is none
+            vars(self._wrapped).pop(name, None)  # already gone where a second rank is lost before they are made again
         self._carried.regroup()
         self._unit.carrier.grad = None
         self._fresh, self._sent, self._squares = True, True, []

@@ -52,7 +52,7 @@ def bare_step(optimizer: Optimizer) -> Step:
         if bare is None:
             optimizer.step()
             return
-        with torch.no_grad():  # as a decorator it would be made again at every call, by way of more calls
+        with torch.no_grad():  # cheaper than the decorator, which makes a new context at every call too
             bare(optimizer)
 
     return step
@@ -61,7 +61,7 @@ def bare_step(optimizer: Optimizer) -> Step:
 def kernel_step(optimizer: Optimizer, local: Local) -> Step:
     """As `bare_step`, for an optimizer whose state exists: by the kernels alone, where they are known and no hook is to be called.
 
-    State that is put in other tensors later is not seen: make the step anew then.
+    State that is put in other tensors later is not seen: make the step again then.
     """
     bare = bare_step(optimizer)
     if _hooked(optimizer) or type(optimizer) not in _KERNELS or not all(map(_alike, optimizer.param_groups)):

@@ -58,13 +58,13 @@ class Passes(ABC):
 
 
 def summed(loss: Loss, model: nn.Module, micro: Micro, stop: float, config: Config, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """One forward pass: (the summed loss, to differentiate; the sums [loss, count, stop] as `dtype`). A ghost counts nothing."""
+    """One forward pass: (the summed loss, to differentiate; the sums [loss, count, stop] as `dtype`). Padding counts nothing."""
     device = next(model.parameters()).device
     with autocast(config, device):
         total, count = loss.of(model, micro.batch)
-    numbers: tuple[Number, Number] = (0.0, 0.0) if micro.chunk.ghost else (total.detach(), count)
+    numbers: tuple[Number, Number] = (0.0, 0.0) if micro.chunk.padding else (total.detach(), count)
     sums = torch.stack([on_device(number, device, dtype) for number in (*numbers, stop)])
-    return total * 0 if micro.chunk.ghost else total, sums
+    return total * 0 if micro.chunk.padding else total, sums
 
 
 def as_sums(sums: Tensor) -> Sums:

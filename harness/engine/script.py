@@ -110,7 +110,7 @@ class ScriptPasses(Gradients):
 
     def begin_pass(self, micro: Micro) -> None:
         """The script will run a pass of `micro`. A padding pass leaves BatchNorm's running statistics alone."""
-        padding = micro.chunk.ghost
+        padding = micro.chunk.padding
         if self._model.training == padding:
             self._model.train(not padding)
         self._seed_pass(derive(self._pass_seed, micro.chunk.start))
@@ -121,7 +121,7 @@ class ScriptPasses(Gradients):
         if self.process.ranks > 1 and accelerator.sync_gradients != last:
             at = f"is called in a step of {self.plan.passes} passes, which the script does not accumulate"
             raise UserError("run.backward", at, "put the pass in `with accelerator.accumulate(model):`")
-        weight: Number = 0.0 if micro.chunk.ghost else micro.chunk.count if count is None else count
+        weight: Number = 0.0 if micro.chunk.padding else micro.chunk.count if count is None else count
         total = loss * weight
         accelerator.backward(total * accelerator.gradient_accumulation_steps)
         sums: Sums = (total.detach().to(self.process.dtype), weight, 0.0)

@@ -53,7 +53,7 @@ class SingleProcess(Gradients):
         """Where a step is one pass the backward begins at 1 / count: nothing is left to normalise."""
         with self._autocast:
             total, counted = self._loss.of(self._model, micro.batch)
-        if micro.chunk.ghost:
+        if micro.chunk.padding:
             total, counted = total * 0, 0
         count = counted.detach().to(self._dtype) if isinstance(counted, Tensor) else float(counted)
         if self.fp16:

@@ -109,9 +109,9 @@ class TrainingEngine(Engine):
         local: Sums | None = None
         for micro in micros:
             chunk = micro.chunk
-            if not self._entered or self.model.training == chunk.ghost:
+            if not self._entered or self.model.training == chunk.padding:
                 self._entered = True
-                self.model.train(not chunk.ghost)  # a padding pass leaves BatchNorm's running statistics alone
+                self.model.train(not chunk.padding)  # a padding pass leaves BatchNorm's running statistics alone
             self._seed_pass(derive(self._pass_seed, chunk.start))
             sums = self.passes.run(micro, stop, micro is last)
             if local is None:
@@ -119,7 +119,7 @@ class TrainingEngine(Engine):
                 local = sums
             else:
                 local = (local[0] + sums[0], local[1] + sums[1], local[2] + sums[2])
-            real, padding = real + chunk.count * (not chunk.ghost), padding + chunk.count * chunk.ghost
+            real, padding = real + chunk.count * (not chunk.padding), padding + chunk.count * chunk.padding
         assert local is not None  # noqa: S101  a step has at least one pass
         return local, real, padding
 

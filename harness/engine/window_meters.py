@@ -87,7 +87,7 @@ class Meters:
         self._noise.add((*small, count, norm, bad))
 
     def add_norms(self, labels: Tensor, found: Tensor, moments: int, grads: Tensor | None, decay: Tensor | None) -> None:
-        """The norms after a window's last step, as Moved.norms has them with `moments` moments of the optimizer at the end.
+        """The norms after a window's last step, as UpdateNorms.norms has them with `moments` moments of the optimizer at the end.
 
         `labels` int64 [parameters] says whose is whose; `grads` are the norms of gradients, [parameters], None if the backend
         keeps those to itself; `decay` [2] is NoiseSums' moment_decay and decay_square, None if no decay is coupled.

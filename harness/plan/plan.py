@@ -81,7 +81,7 @@ class Plan:
     warnings: tuple[Caution, ...]
     sources: dict[str, str] = field(compare=False)
     lost: int = 0
-    """Ranks of the planned world that were lost since. The same passes are dealt over the others, who may have different many."""
+    """Ranks of the planned world that were lost since. The others take the same passes between them, not all equally many."""
 
     def lr(self, step: int) -> float:
         """The learning rate of optimizer step `step` (the first is 0), if all steps before it were of this plan's batch."""
@@ -114,7 +114,7 @@ class Plan:
         return replace(self, global_batch=batch, micro_batch=size, accumulate=accumulate, ratio=ratio, ema=ema)
 
     def on_ranks(self, ranks: int) -> "Plan":
-        """The plan of a stretch of the run on other ranks: the same global batches, in the same passes, dealt over these."""
+        """The plan of a segment of the run on other ranks: the same global batches, in the same passes, divided over these."""
         lost, accumulate = self.world_size + self.lost - ranks, -(-self.global_batch // (self.micro_batch * ranks))
         return replace(self, world_size=ranks, processes=ranks, accumulate=accumulate, lost=lost)
 
@@ -333,8 +333,8 @@ def _schedule(config: Config, lengths: Lengths, done: Rewrite) -> tuple[Schedule
     """The learning rate over samples, with the reasons of its lengths."""
     s = config.schedule
     check_settings(s)
-    wished, unit = lengths.horizon(config)
-    horizon = round(wished * done.horizon) if config.scaling.extend else wished
+    requested, unit = lengths.horizon(config)
+    horizon = round(requested * done.horizon) if config.scaling.extend else requested
     warmup, warmup_reason = lengths.warmup(config, done.lr > 1, horizon, done.warmup)
     peak = config.optim.lr * done.lr
     start = 0.0 if config.scaling.warmup_from == "zero" and warmup else min(config.optim.lr, peak)
@@ -356,7 +356,7 @@ def _schedule(config: Config, lengths: Lengths, done: Rewrite) -> tuple[Schedule
     ramp = "zero" if start == 0 else f"the reference lr {start:g}"
     steps = "held fixed in samples, so the steps follow by division"
     return schedule, {
-        "total_samples": unit if horizon == wished else f"{unit}, x {done.horizon:g} by scaling.extend",
+        "total_samples": unit if horizon == requested else f"{unit}, x {done.horizon:g} by scaling.extend",
         "warmup_samples": f"{warmup_reason}, from {ramp}" if warmup else warmup_reason,
         "warmup_steps": steps,
         "schedule": f"shape {s.shape} over samples",

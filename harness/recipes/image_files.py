@@ -210,7 +210,7 @@ def read_image(path: Path, transform: Transform) -> Any:
             if isinstance(transform, Crop):
                 return transform(image)
             decoded = image.convert("RGB")
-    except Exception as e:  # pillow's decoders raise of every kind
+    except Exception as e:  # pillow's decoders raise many kinds of errors
         raise ValueError(f"{path} is not an image that pillow can read ({e})") from e
     return transform(decoded)
 

@@ -17,7 +17,7 @@ def resume_command(folder: str, plan: Plan, device: str) -> str:
 
 
 def after_renaming(command: str, folder: Path, now: Path) -> str:
-    """A command that goes on with the run in `folder`, which is at `now`: the run file in it still names the old path."""
+    """A command that resumes the run in `folder`, which is at `now`: the run file in it still names the old path."""
     if folder == now:
         return command
     old, new = (quote(str(RunFolder(path).run_file)) for path in (folder, now))

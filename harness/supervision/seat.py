@@ -61,7 +61,7 @@ def _sit(told: Launched, child: int, others: list[Path]) -> NoReturn:
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if status >= 0:
         os._exit(status)
-    child = 0x7FFFFFFF  # nobody's: a signal that comes now is for a rank that is gone
+    child = 0x7FFFFFFF  # no process has this id: a signal that comes now is for a rank that is gone
     while not asked and os.getppid() == agent and Path(f"/proc/{told.launcher}").exists() and not _over(others):
         time.sleep(LOOK_S)
     os._exit(0 if all((beat := read(path)) is not None and beat.status in _ENDED_WELL for path in others) else 1)

@@ -94,8 +94,8 @@ def measure(config: Config, cpu: bool, micro: int, passes: int, seconds: float, 
     base = _reset_peak(cpu)
     engine = open_engine(trial, planned, recipe, cpu=cpu)
     feed = open_feed(engine, recipe, trial, data, order=training_order(data, trial))
-    dealt = step_shards(0, batch * MOST_STEPS, batch, micro, here.size, engine.rank, engine.processes)
-    steps = feed.steps(dealt)
+    shards = step_shards(0, batch * MOST_STEPS, batch, micro, here.size, engine.rank, engine.processes)
+    steps = feed.steps(shards)
 
     def step() -> None:
         engine.step(next(steps)[1], planned.lr(0), False, close=True)

@@ -81,7 +81,7 @@ class Recorder(Engine):
 
     @override
     def step(self, micros: Sequence[Micro], lr: float, stop: bool, *, close: bool = False, limit: Limit | None = None) -> None:
-        self.rows.append([d for m in micros if not m.chunk.ghost for d in digests(m.batch, m.chunk.count)])
+        self.rows.append([d for m in micros if not m.chunk.padding for d in digests(m.batch, m.chunk.count)])
         self.used.append([])
         self._inner.step(micros, lr, stop, close=close, limit=limit)
 

@@ -120,7 +120,7 @@ class AlertTracker:
         return f"throughput dropped by {100 * (1 - rate / usual):.0f} %: {rate:,.0f} samples/s, and {usual:,.0f} before"
 
     def regroup(self) -> None:
-        """The ranks are others: what is usual is to be learnt anew."""
+        """The ranks are others: what is usual has to be learnt again."""
         self._rates.clear()
         self._straggler = Straggler()
 

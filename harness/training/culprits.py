@@ -38,7 +38,7 @@ def culprits(engine: Engine, recipe: Recipe, config: Config, feed: Feed, shards:
 def _finite(engine: Engine, recipe: Recipe, config: Config, feed: Feed, chunks: Sequence[Chunk]) -> list[bool]:
     """Whether the loss of each pass is finite; a pass that is only padding, or cannot be run, counts as finite."""
     micros = feed.few(StepShards(0, 0, tuple(chunks)))
-    return [micro.chunk.ghost or _is_finite(engine, recipe, config, micro) for micro in micros]
+    return [micro.chunk.padding or _is_finite(engine, recipe, config, micro) for micro in micros]
 
 
 def _is_finite(engine: Engine, recipe: Recipe, config: Config, micro: Micro) -> bool:

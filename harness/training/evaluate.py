@@ -96,8 +96,8 @@ def sharpness(engine: Engine, recipe: Recipe, feed: Feed, samples: int, look: St
     engine.sync_buffers()
     engine.model.eval()
     size, ranks, micro = min(samples, len(feed.data)), engine.processes, engine.plan.micro_batch
-    dealt = step_shards(0, size, ranks * micro, micro, ranks, engine.rank, ranks)
-    held = [one for _, micros in feed.steps(dealt) for one in micros if not one.chunk.ghost]
+    shards = step_shards(0, size, ranks * micro, micro, ranks, engine.rank, ranks)
+    held = [one for _, micros in feed.steps(shards) for one in micros if not one.chunk.padding]
     with torch.no_grad():
         counts = [torch.as_tensor(_loss(engine, recipe, one)[1], device=engine.device).double() for one in held]
     count = engine.reduce(torch.stack([*counts, torch.zeros((), dtype=torch.float64, device=engine.device)]).sum())
@@ -144,8 +144,8 @@ def _passes(engine: Engine, recipe: Recipe, feed: Feed, start: int, stop: int, *
     """
     ranks, micro = engine.processes, engine.plan.micro_batch
     stop -= (stop - start) % (ranks * micro) if recipe.gathers else 0
-    dealt = step_shards(start, stop, ranks * micro, micro, ranks, engine.rank, ranks)
-    return map(feed.few, dealt) if few else (micros for _, micros in feed.steps(dealt))
+    shards = step_shards(start, stop, ranks * micro, micro, ranks, engine.rank, ranks)
+    return map(feed.few, shards) if few else (micros for _, micros in feed.steps(shards))
 
 
 @dataclass
@@ -174,8 +174,8 @@ def _measure(engine: Engine, recipe: Recipe, config: Config, passes: Iterable[li
                 for name, pair in sums.items():
                     had = found.totals.get(name, 0.0)
                     parts = torch.stack([torch.as_tensor(v, device=engine.device).double() for v in pair])
-                    found.totals[name] = had + (torch.zeros_like(parts) if one.chunk.ghost else parts)
-                if outputs and not one.chunk.ghost:
+                    found.totals[name] = had + (torch.zeros_like(parts) if one.chunk.padding else parts)
+                if outputs and not one.chunk.padding:
                     found.rows.append((one.chunk.start, {name: t.detach().cpu() for name, t in outputs.items()}))
             look()
     return found

@@ -92,7 +92,7 @@ def _mean(engine: Engine, recipe: Recipe, config: Config, feed: Feed, start: int
     half = size // 2
     chunks = (Chunk(start, size), Chunk(start, half), Chunk(start + half, size - half), Chunk(start, size))
     micros = feed.few(StepShards(0, size, chunks))
-    if any(micro.chunk.ghost for micro in micros):
+    if any(micro.chunk.padding for micro in micros):
         return None
     engine.model.eval()
     sums: list[tuple[float, float]] = []

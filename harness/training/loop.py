@@ -226,7 +226,7 @@ class Loop:
         self.plan, self.state = done.plan, replace(self.state, recoveries=self.state.recoveries + 1)
         at = self.state.step + (0 if window is None else len(window.taken))
         engine.heartbeat.at(at)
-        self.reporter.noticer.regroup()
+        self.reporter.alerts.regroup()
         yield RanksLost(at, self.state.samples, "rank_lost", str(done), done.lost, done.plan.world_size, done.seconds)
         yield from events
         if window is not None and window.taken:
@@ -435,7 +435,7 @@ class Loop:
             yield from self.saver.settle()
         self.state, notices = act(self.config, self.reporter.plan, self.engine, self.saver.places, before, wrong)
         if self.state.guard.interventions > before.guard.interventions:
-            self.reporter.noticer.forget()
+            self.reporter.alerts.forget()
         yield from notices
         self.state, notices = follow_noise(self.config, self.plan, self.state)
         yield from notices

@@ -54,11 +54,11 @@ class WindowReporter:
     _work: Work | None = None
     _recent: deque[tuple[int, float, float]] = field(default_factory=deque)
     _kept: int = 0
-    noticer: AlertTracker = field(init=False)
+    alerts: AlertTracker = field(init=False)
     uniform_loss: float | None = field(init=False)
 
     def __post_init__(self) -> None:
-        self.noticer = AlertTracker(self.engine)
+        self.alerts = AlertTracker(self.engine)
         self.uniform_loss = self.recipe.uniform_loss()  # called once: it may read the model's configuration
 
     def window(
@@ -80,7 +80,7 @@ class WindowReporter:
         metrics |= self._stability(state, scored, reading.steps[-1]) | self._reliability(state)
         events.append(Windowed(state.step, state.samples, metrics))
         wrong = troubles(self.uniform_loss, self.plan, state, reading, scored.worst)
-        events += self.noticer.notices(self.plan, state, reading, metrics, wrong, self.saved_at_samples)
+        events += self.alerts.notices(self.plan, state, reading, metrics, wrong, self.saved_at_samples)
         return state, events, wrong
 
     def _steps(self, state: State, rows: Sequence[StepRow], taken: Sequence[StepRecord], scored: "_Scored") -> list[Event]:
@@ -218,13 +218,13 @@ class WindowReporter:
         if not self.counts_flops:
             return None
         if self.recipe.gathers:
-            self.noticer.no_count = "the loss gathers over ranks"
+            self.alerts.no_count = "the loss gathers over ranks"
         if self.engine.rank or self.recipe.gathers:
             return None
         try:
             return count_flops(self.recipe, self.feed.example, self.plan.micro_batch, self.engine.parameters())
         except CountError as e:
-            self.noticer.no_count = str(e)
+            self.alerts.no_count = str(e)
             return None
 
     def _peak(self) -> float | None:
@@ -234,7 +234,7 @@ class WindowReporter:
         name, precision = torch.cuda.get_device_name(self.engine.device), self.plan.precision
         known = peak_tflops(name, precision, tf32=self.config.compute.tf32)
         if known is None:
-            self.noticer.no_peak = unknown_peak(name, precision)
+            self.alerts.no_peak = unknown_peak(name, precision)
             return None
         return known[0]
 

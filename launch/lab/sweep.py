@@ -192,7 +192,7 @@ def _results(args: argparse.Namespace, config: Config, told: Mapping[Point, Outc
     if target is None:
         target = Target(metric, direction(metric, "--metric"))
     elif metric != target.metric:
-        raise UserError("--metric", f"is {metric}, the target's {target.metric}", "leave one of them out")
+        raise UserError("--metric", f"is {metric}, but --target is by {target.metric}", "leave out --metric")
     rows = tuple(row(p.rule, p.batch, p.seed, o, target) for p, o in told.items())
     return Results(rows, config.batch.reference, target)
 

@@ -23,9 +23,9 @@ class Axis:
             return (value - self.low) / (self.high - self.low)
         return math.log(value / self.low) / math.log(self.high / self.low) if value > 0 else -1.0
 
-    def ticks(self, wished: int = 5) -> list[float]:
-        """About `wished` round values on the axis, at least two on a linear one."""
-        return _log_ticks(self.low, self.high, wished) if self.log else _ticks(self.low, self.high, wished)
+    def ticks(self, requested: int = 5) -> list[float]:
+        """About `requested` round values on the axis, at least two on a linear one."""
+        return _log_ticks(self.low, self.high, requested) if self.log else _ticks(self.low, self.high, requested)
 
 
 def axis(values: Sequence[float], *, zero: bool = False, log: bool | None = None) -> Axis:
@@ -43,23 +43,23 @@ def axis(values: Sequence[float], *, zero: bool = False, log: bool | None = None
     return Axis(low if zero and low >= 0 else low - room, high + room)
 
 
-def _ticks(low: float, high: float, wished: int) -> list[float]:
-    rough = (high - low) / max(wished, 1)
+def _ticks(low: float, high: float, requested: int) -> list[float]:
+    rough = (high - low) / max(requested, 1)
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(s * power for s in (1, 2, 2.5, 5, 10) if s * power >= rough * (1 - 1e-9))
     first = math.ceil(low / step - 1e-9)
     return [float(f"{n * step:.12g}") for n in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def _log_ticks(low: float, high: float, wished: int) -> list[float]:
+def _log_ticks(low: float, high: float, requested: int) -> list[float]:
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7)):
         found = [s * 10.0**d for d in decades for s in steps if low <= s * 10.0**d <= high]
-        if len(found) >= min(wished, 4):
+        if len(found) >= min(requested, 4):
             break
     if len(found) < 2:
-        return _ticks(low, high, wished)
-    return found[:: max(1, round(len(found) / (wished + 1)))]
+        return _ticks(low, high, requested)
+    return found[:: max(1, round(len(found) / (requested + 1)))]
 
 
 def short(value: float | None) -> str:

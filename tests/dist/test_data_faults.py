@@ -45,7 +45,7 @@ def told(log: Path, **options: Any) -> list[Event]:
 
 
 def ids(log: Path) -> Counter[int]:
-    """How often each sample was trained on, over all ranks; ghosts included."""
+    """How often each sample was trained on, over all ranks; padding passes included."""
     return Counter(int(i) for f in log.glob("*.ids") for i in f.read_text().split())
 
 

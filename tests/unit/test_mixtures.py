@@ -106,7 +106,7 @@ def test_a_mixture_is_the_same_on_every_world_and_over_resumes() -> None:
             order = [mixed() for _ in range(world)]
             dealt = [list(step_shards(start, stop, 48, 4, world, rank, world)) for rank in range(world)]
             for parts in zip(*dealt, strict=True):
-                chunks = [(c, rank) for rank, shards in enumerate(parts) for c in shards.chunks if not c.ghost]
+                chunks = [(c, rank) for rank, shards in enumerate(parts) for c in shards.chunks if not c.padding]
                 steps.append(sorted(i for c, rank in chunks for i in order[rank].take(c.start, c.start + c.count).tolist()))
         return steps
 

@@ -250,11 +250,11 @@ def test_ranks_that_are_left_take_the_same_passes(batch: int, micro: int, left: 
             args = p.global_batch, p.micro_batch, p.world_size
             shards = [shard_step(0, *args, rank, p.processes) for rank in range(p.world_size)]
             assert {len(each.chunks) for each in shards} == {p.passes}
-            return sorted((c for each in shards for c in each.chunks if not c.ghost), key=lambda c: c.start)
+            return sorted((c for each in shards for c in each.chunks if not c.padding), key=lambda c: c.start)
 
         assert chunks(now) == chunks(planned_now)
         shares = {
-            sum(c.count for c in shard_step(0, batch, now.micro_batch, left, r, left).chunks if not c.ghost) for r in range(left)
+            sum(c.count for c in shard_step(0, batch, now.micro_batch, left, r, left).chunks if not c.padding) for r in range(left)
         }
         assert (now.at_batch(batch).share is not None) == (len(shares) == 1)
 

@@ -18,8 +18,8 @@ LAYOUTS = [(1, 1), (2, 1), (2, 2), (4, 1), (4, 2), (4, 4), (8, 2), (8, 8)]
 
 
 def positions(step: Sequence[StepShards]) -> list[int]:
-    """All stream positions that a step's processes take, ghosts left out, sorted."""
-    return sorted(p for d in step for c in d.chunks if not c.ghost for p in range(c.start, c.start + c.count))
+    """All stream positions that a step's processes take, padding passes left out, sorted."""
+    return sorted(p for d in step for c in d.chunks if not c.padding for p in range(c.start, c.start + c.count))
 
 
 @given(n=st.integers(1, 5000), key=st.integers(0, 2**63))
@@ -145,7 +145,7 @@ def test_chunks_are_identical_on_every_layout_with_the_same_micro_batch(samples:
     seen = set()
     for world, processes in LAYOUTS:
         step = [shard_step(100, samples, micro, world, p, processes) for p in range(processes)]
-        seen.add(tuple(sorted((c.start, c.count) for d in step for c in d.chunks if not c.ghost)))
+        seen.add(tuple(sorted((c.start, c.count) for d in step for c in d.chunks if not c.padding)))
     assert len(seen) == 1
 
 
@@ -162,7 +162,7 @@ def test_one_process_plays_its_ranks_in_turn_within_a_pass() -> None:
 def test_a_short_last_batch_has_its_true_count() -> None:
     steps = list(step_shards(0, 100, 64, 8, 4, 0, 1))
     assert [(d.start, d.samples) for d in steps] == [(0, 64), (64, 36)]
-    assert [c.count for c in steps[1].chunks if not c.ghost] == [8, 8, 8, 8, 4]
+    assert [c.count for c in steps[1].chunks if not c.padding] == [8, 8, 8, 8, 4]
 
 
 @given(samples=st.integers(1, 200), micro=st.integers(1, 20), world=st.integers(1, 8))
@@ -170,9 +170,9 @@ def test_ghosts_stand_exactly_where_a_rank_has_nothing_left(samples: int, micro:
     real = -(-samples // micro)
     for rank in range(world):
         chunks = shard_step(0, samples, micro, world, rank, world).chunks
-        assert [c.ghost for c in chunks] == [p * world + rank >= real for p in range(-(-real // world))]
+        assert [c.padding for c in chunks] == [p * world + rank >= real for p in range(-(-real // world))]
         for c in chunks:
-            assert 0 <= c.start < c.start + c.count <= samples, "a ghost too runs on samples of its own step"
+            assert 0 <= c.start < c.start + c.count <= samples, "a padding pass too runs on samples of its own step"
 
 
 def test_a_run_resumed_at_any_step_takes_the_same_steps() -> None:
