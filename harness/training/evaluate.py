@@ -120,7 +120,7 @@ def noise_scales(engine: Engine, recipe: Recipe, feed: Feed, samples: int, look:
     with engine.evaluated(), torch.enable_grad():
         for _, micros in feed.steps(step_shards(0, size - size % chunk, ranks * chunk, chunk, ranks, engine.rank, ranks)):
             for one in micros:
-                if not one.chunk.ghost:
+                if not one.chunk.padding:
                     total, count = _loss(engine, recipe, one)
                     found.add(torch.autograd.grad(total / count, params, materialize_grads=True))
     told = found.read(chunk, look.reduce)
