@@ -80,10 +80,9 @@ class RunFolder:
         """The folder of W&B's files."""
         return self.path / "wandb"
 
-    @property
-    def tracker(self) -> Path:
+    def tracker(self, name: str) -> Path:
         """The folder of a tracker's files, by Accelerate's name of the tracker."""
-        return self.path / self.path.name
+        return self.path / name
 
     @property
     def wandb_id(self) -> Path:

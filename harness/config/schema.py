@@ -384,6 +384,9 @@ class WatchConfig:
     wandb: Literal["off", "offline", "online"] | None = None
     """Weights & Biases: off, a local run folder to sync later, or the service. Unset: as WANDB_MODE says, else online under
     `wandb agent`, else offline."""
+    histograms: bool = False
+    """Histograms of weights and gradients by layer, in powers of two, at the end of each window: for W&B and TensorBoard. Gradients
+    not on zero1 to zero3."""
     artifacts: bool = False
     """W&B: log each checkpoint's manifest as an artifact that refers to the checkpoint's files."""
     trackers: tuple[str, ...] = ()
@@ -391,11 +394,12 @@ class WatchConfig:
     against: str | None = None
     """Run folder of a reference run: at the end, the losses at equal samples are compared to say whether the rule held."""
     project: str | None = None
-    """W&B: the project. Unset: WANDB_PROJECT, else widebatch. Under `wandb agent` the sweep's project and entity are used."""
+    """W&B and trackers: the project. Unset: widebatch; for W&B first WANDB_PROJECT. Under `wandb agent` the sweep's project and
+    entity are used."""
     entity: Name | None = None
     """W&B: the user or team that the project belongs to. Unset: WANDB_ENTITY, else your default there."""
     name: Name | None = None
-    """W&B: the name of the run. Unset: WANDB_NAME, else the name of its folder."""
+    """W&B and trackers: the name of the run. Unset: the name of its folder; for W&B first WANDB_NAME."""
     group: Name | None = None
     """W&B: the group that the run is shown in, as for all seeds of one experiment. Unset: WANDB_RUN_GROUP, else none."""
     job_type: Name | None = None

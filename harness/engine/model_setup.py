@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from harness.config.errors import UserError
 from harness.engine.frozen import Frozen
+from harness.engine.layer_histograms import LayerHistograms
 from harness.engine.optimizer_state import OwnNumbers
 from harness.engine.param_names import layer_label, persistent
 from harness.engine.process import Process
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 @final
 @dataclass(frozen=True)
 class ModelSetup:
-    """`model` is the recipe's own; `average` is that of its weights, where the plan asks for one."""
+    """`model` is the recipe's own; `average` is that of its weights, where the plan asks for one; `histograms` where the run file
+    does."""
 
     model: nn.Module
     optimizer: Optimizer
@@ -34,6 +36,7 @@ class ModelSetup:
     frozen: Frozen
     average: "Average | None"
     meters: Meters
+    histograms: LayerHistograms | None
 
 
 def set_up(
@@ -53,7 +56,8 @@ def set_up(
     own, frozen = OwnNumbers(optimizer), Frozen(model, trained, digests, local)
     labels = norm_labels(process, trained, optimizer)
     meters = Meters(process.device, process.rank, process.ranks, labels)
-    return ModelSetup(model, optimizer, trained, Unused(), own, frozen, _average(plan, model), meters)
+    histograms = LayerHistograms([layer_label(n) for n in trained.names]) if process.config.watch.histograms else None
+    return ModelSetup(model, optimizer, trained, Unused(), own, frozen, _average(plan, model), meters, histograms)
 
 
 def _check_norms(model: nn.Module, device: torch.device) -> None:

@@ -29,7 +29,7 @@ class TorchStep(StepOwner):
         setup = gradients.setup
         self._gradients, self._state, self._params = gradients, state, gradients.params
         self._optimizer, self._trained, self._unused, self._meters = setup.optimizer, setup.trained, setup.unused, setup.meters
-        self._dtype = gradients.process.dtype
+        self._dtype, self._histograms = gradients.process.dtype, setup.histograms
         self._wanted = len(self._params)  # how many parameters should have a gradient
         self._unit_scale = torch.ones((), device=gradients.process.device)
         self._begun = False
@@ -53,6 +53,8 @@ class TorchStep(StepOwner):
         sums, norm, scale = self._gradients.reduce(grads, local)
         if close:
             self.grad_norms = self._each(grads, norm, scale)
+            if self._histograms is not None:
+                self._histograms.count("gradients", grads, scale)
         norm = norm if is_one(scale) else norm * scale
         most = self.clip_norm(limit)
         factor: Number = 1.0 if most is None else (norm + 1e-6).reciprocal_().mul_(most).clamp_(max=1.0)

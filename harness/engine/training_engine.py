@@ -6,6 +6,7 @@ What backends do differently is in three strategies: Passes (how a pass runs, an
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import cached_property
 from math import prod
 from typing import final
@@ -138,6 +139,8 @@ class TrainingEngine(Engine):
             meters.add_noise(small, count, norm, bad)
         if updates is not None:
             moments, decay = self._moments()
+            if self.setup.histograms is not None:
+                self.setup.histograms.count("weights", [view.held for view in views])
             meters.add_norms(self._labels, updates.norms(moments), len(moments), self.owner.grad_norms, decay)
 
     def _forget(self, kept: Kept) -> None:
@@ -177,7 +180,10 @@ class TrainingEngine(Engine):
         self.passes.check_trained()
         if self.setup.unused.looking:
             self._check_first_window()
-        return self.meters.read(data_wait_s, troubles, self.state.copies, (float(save_due), float(save_failed)), self.node())
+        histograms, copies = self.setup.histograms, self.state.copies
+        found = None if histograms is None else histograms.take(copies, self.processes)
+        reading = self.meters.read(data_wait_s, troubles, copies, (float(save_due), float(save_failed)), self.node())
+        return reading if found is None else replace(reading, histograms=found)
 
     @override
     def stop_asked(self) -> bool:

@@ -16,6 +16,8 @@ from harness.config.run_folder import RunFolder
 from harness.supervision.log_file import open_log
 from harness.supervision.output_redirect import say
 
+TRACKERS = ("tensorboard", "mlflow", "trackio")
+"""Trackers whose files lie in the run folder."""
 _LARGEST = 16 << 20
 
 
@@ -45,7 +47,7 @@ def check_folders(folder: Path, *, own_checkpoints: bool) -> None:
     `own_checkpoints`: the checkpoints lie in it.
     """
     run = RunFolder(folder)
-    for path in (run.logs, run.ranks, run.wandb, run.tracker, *([run.own_checkpoints] if own_checkpoints else [])):
+    for path in (run.logs, run.ranks, run.wandb, *map(run.tracker, TRACKERS), *([run.own_checkpoints] if own_checkpoints else [])):
         refuse_link(path)
     for path in run.logs.iterdir() if run.logs.is_dir() else ():
         refuse_link(path)

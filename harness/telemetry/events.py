@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harness.plan.plan import Plan
+from harness.telemetry.histograms import Histogram
 
 Metrics = dict[str, float | None]
 """Metrics by name. None: cannot be known; a number that is not finite was measured as such."""
@@ -52,6 +53,15 @@ class Windowed:
     step: int
     samples: int
     metrics: Metrics
+
+
+@dataclass(frozen=True)
+class Histograms:
+    """Before the window's event: histograms of its last step, by `weights/NAME` and `gradients/NAME`. Not in the journal."""
+
+    step: int
+    samples: int
+    histograms: dict[str, Histogram]
 
 
 @dataclass(frozen=True)
@@ -122,11 +132,12 @@ class Ended:
     metrics: Metrics = field(default_factory=dict)
 
 
-Event = Started | Stepped | Windowed | Evaluated | Shown | Saved | Noticed | Ended
+Event = Started | Stepped | Histograms | Windowed | Evaluated | Shown | Saved | Noticed | Ended
 
 NAMES: dict[type[Event], str] = {
     Started: "start",
     Stepped: "step",
+    Histograms: "histograms",
     Windowed: "window",
     Evaluated: "eval",
     Shown: "examples",

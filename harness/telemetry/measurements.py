@@ -1,8 +1,9 @@
 """What an engine measures: a row for each step, the same on every rank, and a row for each rank, over a window."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from harness.telemetry.histograms import Histogram
 from harness.telemetry.node_metrics import NO_NODE, NodeRow
 
 
@@ -154,3 +155,4 @@ class Reading:
     norms: dict[str, NormRow]
     laps_s: list[float]
     own: HostRow
+    histograms: dict[str, Histogram] = field(default_factory=dict)

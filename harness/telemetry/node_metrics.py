@@ -55,19 +55,17 @@ def met_nodes(sums: Sequence[float], highs: Sequence[float]) -> NodeRow:
 
 
 def system(nodes: NodeRow, devices: int, samples_per_s: float | None) -> Metrics:
-    """The group system/. Nothing where no node was measured; what is not known is None.
+    """The group system/. What is not known is None: all of it before the first sample.
 
     Energy is known where each of the run's `devices` says its power.
     """
-    if not nodes.nodes:
-        return {}
     power = nodes.gpu_power_w if nodes.powered else None
     known = power is not None and nodes.powered >= devices and samples_per_s and math.isfinite(samples_per_s)
     return {
-        "system/cpu_pct": nodes.cpu_pct / nodes.nodes,
+        "system/cpu_pct": nodes.cpu_pct / nodes.nodes if nodes.nodes else None,
         "system/memory_pct": nodes.memory_pct,
-        "system/network_sent_mib_per_s": nodes.sent_mib_per_s,
-        "system/network_received_mib_per_s": nodes.received_mib_per_s,
+        "system/network_sent_mib_per_s": nodes.sent_mib_per_s if nodes.nodes else None,
+        "system/network_received_mib_per_s": nodes.received_mib_per_s if nodes.nodes else None,
         "system/gpu_utilization_pct": nodes.gpu_utilization_pct / nodes.gpus if nodes.gpus else None,
         "system/gpu_memory_gib": nodes.gpu_memory_gib,
         "system/gpu_power_w": power,

@@ -32,5 +32,5 @@ class Straggler:
         if now.windows < WINDOWS:
             return now, ""
         busy, others = (1e3 * s / steps for s in (ranks.busy_s, ranks.others_busy_s))
-        text = f"rank {now.rank} delays the others: it is busy for {busy:.3g} ms a step, the others for {others:.3g} ms"
+        text = f"rank {now.rank} is a straggler: {busy:.3g} ms a step, the others {others:.3g}"
         return now, f"{text}; that is {100 * longer_s / seconds:.0f} % of the time, for {now.windows} windows"

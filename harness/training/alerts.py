@@ -38,7 +38,7 @@ def troubles(uniform: float | None, plan: Plan, state: State, reading: Reading, 
     if bad:
         found["nonfinite"] = f"{bad} of {len(reading.steps)} steps had a loss or gradient that was not finite"
     if worst is not None and worst > FLAGGED:
-        found["spike"] = f"a loss or gradient norm stood {worst:.0f} robust deviations above the median"
+        found["spike"] = f"spike: a loss or gradient norm {worst:.0f} sigma above the usual"
     if diverged := _divergence(health, bad, len(reading.steps)):
         found["divergence"] = f"{diverged}: {too_high(plan, state.noise.samples, state.losses.count)}"
     if state.scheduled > plan.warmup_samples and health.dead(uniform):
@@ -50,7 +50,7 @@ def troubles(uniform: float | None, plan: Plan, state: State, reading: Reading, 
         found["dead"] = f"{how}; lr {plan.target_lr:g} may be too high, or the data may contain nothing to learn"
     if health.erratic:
         high = too_high(plan, state.noise.samples, state.losses.count)
-        found["erratic"] = f"a step changed the weights by an unusually large share of their norm: {high}"
+        found["erratic"] = f"the update/weight ratio is abnormally high: {high}"
     return found
 
 

@@ -19,7 +19,7 @@ from harness.plan.guard_policy import Trouble
 from harness.plan.plan import Plan
 from harness.recipes.base import Recipe
 from harness.telemetry.clock import Age, Clock
-from harness.telemetry.events import Event, Metrics, Noticed, Stepped, Windowed
+from harness.telemetry.events import Event, Histograms, Metrics, Noticed, Stepped, Windowed
 from harness.telemetry.measurements import Reading, StepRow
 from harness.telemetry.node_metrics import system
 from harness.telemetry.noise_scale import NoiseScale
@@ -78,6 +78,8 @@ class WindowReporter:
         metrics |= throughput(window, self._costs()) | memory(reading.ranks) | skew(reading.ranks)
         metrics |= system(reading.ranks.nodes, window.ranks, metrics["throughput/samples_per_s"])
         metrics |= self._stability(state, scored, reading.steps[-1]) | self._reliability(state)
+        if reading.histograms:
+            events.append(Histograms(state.step, state.samples, reading.histograms))
         events.append(Windowed(state.step, state.samples, metrics))
         wrong = troubles(self.uniform_loss, self.plan, state, reading, scored.worst)
         events += self.alerts.notices(self.plan, state, reading, metrics, wrong, self.saved_at_samples)
@@ -98,7 +100,7 @@ class WindowReporter:
             elif not row.applied:
                 events.append(_skipped(number, position, row))
             if score is not None and score > FLAGGED:
-                text = f"loss {loss:.4g} is far above the {len(state.losses.memory)} before it"
+                text = f"loss spike: {loss:.4g}, {score:.0f} sigma above the last {len(state.losses.memory)}"
                 events.append(Noticed(number, position, "spike", text))
             self._remember(step.samples, row)
         return events

@@ -18,7 +18,7 @@ from harness.config.run_folder import RunFolder
 from harness.plan.plan_warnings import SHOWN
 from harness.supervision.held import HeldFolder
 from harness.supervision.resume_command import after_renaming, resume_command
-from harness.telemetry.events import Ended, Evaluated, Event, Metrics, Noticed, Saved, Shown, Started, Stepped, Windowed
+from harness.telemetry.events import Ended, Evaluated, Event, Histograms, Metrics, Noticed, Saved, Shown, Started, Stepped, Windowed
 from harness.watch.plan_table import plan_table, shown
 
 _TROUBLE = ("nonfinite", "spike", "divergence", "dead", "erratic", "back_off", "warm_up", "roll_back", "past_noise_scale")
@@ -59,7 +59,7 @@ class Terminal:
         match event:
             case Started():
                 self._start(event)
-            case Stepped() | Shown():
+            case Stepped() | Shown() | Histograms():
                 pass
             case Windowed():
                 self._window(event)

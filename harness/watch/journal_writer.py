@@ -8,7 +8,7 @@ from typing import Any, final
 import orjson
 
 from harness.supervision.safe_files import append_own
-from harness.telemetry.events import NAMES, Event, Shown, Started, Stepped, Windowed
+from harness.telemetry.events import NAMES, Event, Histograms, Shown, Started, Stepped, Windowed
 
 WAITING = 1 << 26
 """How many bytes of lines are kept while the disk is full."""
@@ -60,7 +60,12 @@ class Journal:
             self._waiting += b"\n"
 
     def __call__(self, event: Event) -> None:
-        """Write one line. Raises OSError if the file takes nothing; the line is lost where more than WAITING are in memory."""
+        """Write one line; histograms stay out.
+
+        Raises OSError if the file takes nothing; the line is lost where more than WAITING are in memory.
+        """
+        if isinstance(event, Histograms):
+            return
         if len(self._waiting) > WAITING:
             self._flush()
         line = _numbers(event) if isinstance(event, Stepped | Windowed) else _text(event)

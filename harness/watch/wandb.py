@@ -24,6 +24,7 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any, Literal, final
 from urllib.parse import urlsplit
 
+import numpy as np
 from torch import Tensor
 
 from harness.analysis.run_record import best_by
@@ -35,7 +36,7 @@ from harness.supervision.output_redirect import say
 from harness.supervision.resume_command import resume_command
 from harness.supervision.safe_files import write_once, write_own
 from harness.supervision.temporary_folders import own
-from harness.telemetry.events import Ended, Evaluated, Event, Noticed, Saved, Shown, Started, Stepped, Windowed
+from harness.telemetry.events import Ended, Evaluated, Event, Histograms, Noticed, Saved, Shown, Started, Stepped, Windowed
 from harness.watch.git_info import commit, uncommitted_changes
 from harness.watch.isolation import Isolated, describe
 from harness.watch.wandb_names import RUN_ID, run_names
@@ -52,7 +53,7 @@ SLOW_START_S = 60
 """How long the end of a run waits for a start that is not over: wandb is large, and a machine may be busy."""
 WAITING = 10_000
 """How many points may be queued for the writing thread; further ones are dropped and counted."""
-GROUPS = ("train", "eval", "batch", "throughput", "memory", "system", "stability", "reliability", "pause")
+GROUPS = ("train", "eval", "batch", "throughput", "memory", "system", "stability", "reliability", "pause", "weights", "gradients")
 LEVELS = {
     "ERROR": ("failed", "guard", "unsaved", "dead", "divergence", "checkpoint_failed"),
     "WARN": (
@@ -79,6 +80,7 @@ class WandbWatcher:
         self._events: queue.Queue[Event | None] = queue.Queue(WAITING)
         self._take = Isolated("W&B", self._tell)
         self._dropped = self._told = 0
+        self._histograms: dict[str, Any] = {}  # they go with their window's point
         self._alerted: dict[str, float] = {}
         self._writer = threading.Thread(target=self._write, name="wandb writer", daemon=True)
 
@@ -107,8 +109,11 @@ class WandbWatcher:
         match event:
             case Started():
                 self._start(event)
+            case Histograms():
+                self._histograms = histograms_of(event)
             case Windowed() | Evaluated():
-                self._log(known(event.metrics | {"reliability/log_points_dropped": self._dropped + self._take.missed}))
+                histograms, self._histograms = self._histograms, {}
+                self._log(histograms | known(event.metrics | {"reliability/log_points_dropped": self._dropped + self._take.missed}))
             case Shown():
                 self._log({"progress/samples": event.samples, "eval/examples": table(event.rows)})
             case Saved():
@@ -120,14 +125,18 @@ class WandbWatcher:
                 if event.code in ALERTS:
                     self._alert(event.code, event.message)
             case Ended():
-                self._status = EXIT[event.reason]
-                if event.reason in ALERTS:
-                    self._alert(event.reason, event.message)
-                if self._status == STOPPED:
-                    self._run.mark_preempting()
-                self._run.summary.update({"end/reason": event.reason, "end/message": event.message, **known(event.metrics)})
+                self._end(event)
             case _:
                 pass
+
+    def _end(self, event: Ended) -> None:
+        """How the run ended: its summary, and what `finish` tells."""
+        self._status = EXIT[event.reason]
+        if event.reason in ALERTS:
+            self._alert(event.reason, event.message)
+        if self._status == STOPPED:
+            self._run.mark_preempting()
+        self._run.summary.update({"end/reason": event.reason, "end/message": event.message, **known(event.metrics)})
 
     def _log(self, row: dict[str, Any]) -> None:
         """Log a point, under the next number."""
@@ -296,6 +305,14 @@ def overview(event: Started) -> dict[str, Any]:
 def known(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """The metrics that have a value; null has no place on a curve."""
     return {name: value for name, value in metrics.items() if value is not None}
+
+
+def histograms_of(event: Histograms) -> dict[str, Any]:
+    """Each histogram that holds a value, as W&B shows it."""
+    import wandb
+
+    found = {name: h for name, h in event.histograms.items() if h.counts}
+    return {name: wandb.Histogram(np_histogram=(np.array(h.counts), np.array(h.edges))) for name, h in found.items()}
 
 
 def end_service() -> None:

@@ -89,7 +89,8 @@ def open_watchers(watching: Watching, folder: Path, stack: ExitStack, *, show_pl
     if config.trackers:
         from harness.watch.trackers import TrackerWatcher
 
-        opened += [Isolated(f"tracker {tracker}", TrackerWatcher(tracker, folder)) for tracker in config.trackers]
+        others = [(name, TrackerWatcher(name, config, folder)) for name in config.trackers]
+        opened += [Isolated(f"tracker {name}", other, other.close) for name, other in others]
     for watcher in opened:
         stack.callback(watcher.close)
     return opened

@@ -169,7 +169,7 @@ class Watch:
             say(f"error: {fault.text}")
         elif fault.kind != "guard":  # rank 0 has explained the guard's stop
             again = f"logs of this host's ranks: {self.told.logs}\nto resume: the same command"
-            say(f"{words_of(fault, self.told, self.before)}error: {_at(fault)}; not started again: {why}\n{again}")
+            say(f"{words_of(fault, self.told, self.before)}error: {_at(fault)}; giving up: {why}\n{again}")
         return STATUS.get(fault.kind, FAILED)
 
 

@@ -249,6 +249,7 @@ def _give_up(end: Fault, why: str, kept: str, words: str, said: str) -> int:
     if end.kind == "user":
         say(f"error: {end.text}")
     elif end.kind != "guard":  # rank 0 has explained the guard's stop
-        text = f"error: {end}; not started again: {why}\n{kept}"
+        memory = " (SIGKILL: out of host memory? see dmesg)" if end.kind == "killed" else ""
+        text = f"error: {end}{memory}; giving up: {why}\n{kept}"
         say(f"{words if words != said else ''}{text}")
     return STATUS.get(end.kind, FAILED)

@@ -113,7 +113,7 @@ def test_a_launch_whose_folder_is_renamed_is_not_started_again_at_the_old_path(t
         wait_for(lambda: list((new / "checkpoints").glob("samples-*")), "a checkpoint")
         os.kill(launch.at_step(5)[1], signal.SIGKILL)
         assert launch.wait() == 1, launch.text()
-        assert f"not started again: {tmp_path}/run was renamed to {new}" in launch.text()
+        assert f"giving up: {tmp_path}/run was renamed to {new}" in launch.text()
         assert "kept: the checkpoint samples-" in launch.text()
         assert f"logs of all ranks: {new}/logs\n" in launch.text()
         assert f"to resume: widebatch launch {new}/run.yaml --gpus 0 --procs 2 --run.dir {new}\n" in launch.text()

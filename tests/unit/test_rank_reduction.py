@@ -92,7 +92,7 @@ def words(*windows: RanksRow) -> list[str]:
 
 def test_a_rank_that_is_slow_three_times_in_a_row_is_named_with_what_it_costs() -> None:
     slow = meet([row(0.5), row(0.5), row(1.5), row(0.5)])
-    text = "rank 2 delays the others: it is busy for 150 ms a step, the others for 50 ms; that is 50 % of the time, for 3 windows"
+    text = "rank 2 is a straggler: 150 ms a step, the others 50; that is 50 % of the time, for 3 windows"
     assert words(slow, slow, slow) == ["", "", text]
 
 

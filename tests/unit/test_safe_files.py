@@ -64,7 +64,17 @@ def left(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def test_whatever_a_launched_run_leaves_a_link_of_that_name_leads_no_write_elsewhere(
     left: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert {"checkpoints/", "logs/", "logs/rank-0.log", "run/", "wandb/", "origin", "accelerate.yaml", "events.jsonl"} <= {*left}
+    assert {
+        "checkpoints/",
+        "logs/",
+        "logs/rank-0.log",
+        "ranks/",
+        "tensorboard/",
+        "wandb/",
+        "origin",
+        "accelerate.yaml",
+        "events.jsonl",
+    } <= {*left}
     (tmp_path / "secret").write_text("hunter2")
     (tmp_path / "elsewhere").mkdir()
     run = run_file(tmp_path, epochs=1, size=8)
