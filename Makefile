@@ -71,6 +71,7 @@ soak: .venv/.ops  ## The long counts: 1,000 damaged checkpoints, 100 full disks,
 	$(BIN)/python -m tests.soak.checkpoints
 	$(BIN)/python -m tests.soak.kills
 	$(BIN)/python -m tests.soak.survivors
+	$(BIN)/python -m tests.soak.spares
 	$(BIN)/python -m tests.soak.sigterm
 	$(BIN)/python -m tests.bench.signals
 	$(BIN)/python -m tests.soak.hosts --write

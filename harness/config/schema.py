@@ -359,11 +359,20 @@ class RestartConfig:
     hang_s: Seconds = 60.0
     """Seconds without a step or a batch of an evaluation, or in one collective, after which a rank counts as hung. Applies from the
     third step on."""
+    hang_factor: Annotated[float, Meta(ge=2, le=1e9)] | None = None
+    """A rank in training counts as hung after so many times the median step, where that is less than restart.hang_s: under
+    `widebatch launch` on one machine. Unset: after restart.hang_s."""
+    hang_least_s: Seconds = 10.0
+    """With restart.hang_factor: the fewest seconds without a step that count as a hang."""
     start_s: Seconds = 600.0
     """As restart.hang_s, for phases that may take longer: the start with the first steps, a checkpoint, the end."""
     in_place: bool = False
     """A rank that is killed (not rank 0) is done without: the others continue in their processes, with their weights and the same
     global batch, and the lost rank's passes are theirs. For ddp on CPU ranks of one machine, under `widebatch launch`."""
+
+    spares: Annotated[int, Meta(ge=0, le=1)] = 0
+    """1: `widebatch launch` keeps an idle process that has imported everything, on one machine. Ranks that start again are forks of
+    it, and need no imports but those of your own files. It costs the memory of one idle rank."""
 
 
 @dataclass(frozen=True, kw_only=True)

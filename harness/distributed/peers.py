@@ -115,6 +115,8 @@ class Peers:
         """
         before, deadline = self.seats, time.monotonic() + limit_s
         while True:
+            if before[0] in self._gone:
+                raise NotInPlaceError(f"rank {before[0]} is gone, which keeps the journal")
             self._attempt += 1
             store: Any = dist.PrefixStore(f"in_place/{self._attempt}", base_store())  # type: ignore[attr-defined]
             store.set(f"at/{self.seat}", stand)

@@ -26,16 +26,7 @@ def open_deepspeed(module: nn.Module, optimizer: Optimizer, settings: Mapping[st
     """The DeepSpeed engine over `module` and `optimizer`, on the ranks that have joined. Raises UserError."""
     check_row_major(module, "DeepSpeed")
     os.environ.setdefault("LOCAL_RANK", "0")
-    if device.type == "cpu":
-        os.environ["DS_ACCELERATOR"] = "cpu"
-    try:
-        import deepspeed
-    except ImportError as e:
-        raise UserError("backend.name", f"DeepSpeed cannot be imported: {e}", "pip install deepspeed, or use fsdp") from e
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
-    if device.type == "cpu":
-        build_cpu_ops()
+    deepspeed = import_deepspeed(cpu=device.type == "cpu")
     join_alone(device)
     with redirect_stdout(sys.stderr):  # its messages do not concern a user
         engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=dict(settings))
@@ -44,6 +35,21 @@ def open_deepspeed(module: nn.Module, optimizer: Optimizer, settings: Mapping[st
         asked = settings["zero_optimization"]["stage"]
         raise UserError("backend.name", f"zero{asked} asked for, DeepSpeed gave stage {found}", "check backend.deepspeed")
     return engine
+
+
+def import_deepspeed(*, cpu: bool) -> Any:
+    """DeepSpeed, imported for this device. Raises UserError."""
+    if cpu:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    try:
+        import deepspeed
+    except ImportError as e:
+        raise UserError("backend.name", f"DeepSpeed cannot be imported: {e}", "pip install deepspeed, or use fsdp") from e
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
+    if cpu:
+        build_cpu_ops()
+    return deepspeed
 
 
 def evaluate_first(model: nn.Module) -> None:

@@ -1,7 +1,10 @@
 """The engine of a run, by `backend.name`. A backend is imported when it is asked for."""
 
+from importlib import import_module
+
 from harness.config.schema import Config
 from harness.engine.interface import Engine
+from harness.plan.backend_checks import ZERO
 from harness.plan.plan import Plan
 from harness.recipes.base import Recipe
 
@@ -33,3 +36,12 @@ def open_engine(config: Config, plan: Plan, recipe: Recipe, *, cpu: bool) -> Eng
             from harness.engine.zero import open_zero
 
             return open_zero(config, plan, recipe, cpu=cpu)
+
+
+def import_backend(name: str, *, cpu: bool) -> None:
+    """Import what the engine of a backend consists of. Raises UserError if DeepSpeed cannot be imported."""
+    import_module("harness.engine.zero" if name in ZERO else f"harness.engine.{name}")
+    if name in ("zero0", *ZERO):
+        from harness.engine.deepspeed import import_deepspeed
+
+        import_deepspeed(cpu=cpu)

@@ -52,6 +52,8 @@ def check_backend(config: Config, facts: OptimizerFacts, world: World) -> None:
         raise UserError("compute.channels_last", at, "leave it out, or use backend.name: ddp")
     _check_sharpness(config)
     _check_in_place(config, world)
+    if config.restart.spares and world.nodes > 1:
+        raise UserError("restart.spares", "is 1, but ranks of several nodes are started by torchrun", "leave it out")
     if backend.shard == "node" and world.nodes == 1:
         raise UserError("backend.shard", "is node, but the plan has one node", "leave it out, or plan for more --nodes")
 

@@ -164,6 +164,12 @@ class Recipe(ABC):
         return default_collate(samples)
 
 
+def import_built_in(config: RecipeConfig) -> None:
+    """Import the module of a built-in recipe; a user's own file is left alone."""
+    if config.use in BUILT_IN:
+        import_module(BUILT_IN[config.use].partition(":")[0])
+
+
 def load_recipe(config: RecipeConfig) -> Recipe:
     """The recipe named in the run file, with its knobs checked. Raises UserError."""
     if ":" in config.use:

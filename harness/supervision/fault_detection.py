@@ -91,16 +91,29 @@ def furthest(looks: Sequence[RankStatus]) -> int:
     return max((look.beat.step for look in looks if look.beat), default=0)
 
 
-def hung(looks: Sequence[RankStatus], now_s: float, began_s: float, hang_s: float, start_s: float) -> Fault | None:
-    """Whether the run hangs: every rank that has not ended is past its limit. Names the rank that the others wait for."""
+def hung(
+    looks: Sequence[RankStatus], now_s: float, began_s: float, hang_s: float, start_s: float, step_s: float | None = None
+) -> Fault | None:
+    """Whether the run hangs: every rank that has not ended is past its limit. Names the rank that the others wait for.
+
+    `step_s`: the limit of a rank in training, from the usual length of its steps, where it is lower than `hang_s`.
+    """
+    if step_s is not None and step_s >= hang_s:
+        step_s = None
     if not any(look.beat for look in looks) and now_s - began_s > start_s:
         return Fault("hung", None, 0, f"no rank started within {now_s - began_s:.0f} s, longer than restart.start_s,")
     running = [(look, look.beat) for look in looks if look.beat is not None and look.beat.status is None and look.alive]
-    if not running or any(now_s - beat.moved_s < (hang_s if beat.warm else start_s) for _, beat in running):
+    if not running or any(now_s - beat.moved_s < _limit(beat, hang_s, start_s, step_s) for _, beat in running):
         return None
     step = min(beat.step for _, beat in running)
     since = f"for {min(now_s - beat.moved_s for _, beat in running):.0f} s"
-    return _silent(running, now_s, step, since) or _held_up(running, step, since)
+    return _silent(running, now_s, step, since) or _held_up(running, step, since, by_steps=step_s is not None)
+
+
+def _limit(beat: Beat, hang_s: float, start_s: float, step_s: float | None) -> float:
+    if not beat.warm:
+        return start_s
+    return hang_s if step_s is None or beat.phase != "train" else step_s
 
 
 def _silent(running: Sequence[tuple[RankStatus, Beat]], now_s: float, step: int, since: str) -> Fault | None:
@@ -112,19 +125,21 @@ def _silent(running: Sequence[tuple[RankStatus, Beat]], now_s: float, step: int,
     return Fault("hung", look.rank, step, f"hung {since}, {what},")
 
 
-def _held_up(running: Sequence[tuple[RankStatus, Beat]], step: int, since: str) -> Fault:
+def _held_up(running: Sequence[tuple[RankStatus, Beat]], step: int, since: str, *, by_steps: bool) -> Fault:
     """The fault of ranks that all run and do not continue: that of the one behind the others, if one is."""
     least = min(beat.ticks for _, beat in running)
     behind = [(look, beat) for look, beat in running if beat.ticks == least]
     if len(behind) < len(running):
         look, beat = behind[0]
-        return Fault("hung", look.rank, step, f"hung {since} {_busy(beat)}, behind the others,")
+        return Fault("hung", look.rank, step, f"hung {since} {_busy(beat, by_steps=by_steps)}, behind the others,")
     busy = next((beat for _, beat in running if beat.phase == "data"), running[0][1])
-    return Fault("hung", None, step, f"no rank made progress {since} {_busy(busy)},")
+    return Fault("hung", None, step, f"no rank made progress {since} {_busy(busy, by_steps=by_steps)},")
 
 
-def _busy(beat: Beat) -> str:
+def _busy(beat: Beat, *, by_steps: bool) -> str:
     """The phase in which a rank hangs, and the setting with its time limit."""
+    if by_steps and beat.warm and beat.phase == "train":
+        return f"{_DOING[beat.phase]}, longer than the usual step by restart.hang_factor"
     return f"{_DOING[beat.phase]}, longer than restart.{'hang_s' if beat.warm else 'start_s'}"
 
 

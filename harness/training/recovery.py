@@ -35,12 +35,12 @@ class Recovery:
 def recover(engine: Engine, peers: Peers, plan: Plan, stand: str, limit_s: float, error: RuntimeError) -> Recovery:
     """Make group and engine those of the ranks that are left; `stand` says where this one stands.
 
-    Raises `error`, with which a collective has failed, where no rank is lost, or they cannot continue.
+    Raises `error`, with which a collective has failed, where no rank is lost, or they cannot continue, or not within `limit_s`.
     """
     began = time.monotonic()
     lost: list[int] = []
     while True:
-        if not peers.lost(error):
+        if not peers.lost(error) or time.monotonic() - began > limit_s:
             raise error
         try:
             lost += peers.meet(stand, limit_s - (time.monotonic() - began))

@@ -3,12 +3,13 @@
 import os
 import re
 import secrets
+import select
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import takewhile
 from pathlib import Path
 from types import FrameType
@@ -155,6 +156,53 @@ class Child:
         self._process.send_signal(number)
 
 
+@final
+class Piped:
+    """A process that takes lines on its standard input, and answers in lines on its standard output."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]") -> None:
+        self._process = process
+        assert process.stdin is not None  # noqa: S101  both are pipes
+        assert process.stdout is not None  # noqa: S101
+        self.pid, self._input, self._output = process.pid, process.stdin, process.stdout
+        os.set_blocking(self._output.fileno(), False)
+        self._part = b""
+
+    def poll(self) -> int | None:
+        """As Child's."""
+        return self._process.poll()
+
+    def send(self, line: str) -> None:
+        """Give it a line. Raises OSError where it is gone."""
+        self._input.write(f"{line}\n".encode())
+        self._input.flush()
+
+    def lines(self) -> list[str]:
+        """What it has answered since the last call."""
+        while chunk := self._read():
+            self._part += chunk
+        *whole, self._part = self._part.split(b"\n")
+        return [line.decode() for line in whole]
+
+    def wait_for_line(self) -> None:
+        """Wait until it answers, or is gone."""
+        select.select([self._output], [], [])
+
+    def end(self) -> None:
+        """End it."""
+        self._process.kill()
+        self._process.wait()
+        with suppress(OSError):  # what was not sent
+            self._input.close()
+        self._output.close()
+
+    def _read(self) -> bytes:
+        try:
+            return os.read(self._output.fileno(), 4096)
+        except BlockingIOError:
+            return b""
+
+
 def _log(path: Path) -> BinaryIO:
     """A log to append to; if the disk is full or the folder is gone, a warning says so and the output is lost."""
     try:
@@ -169,15 +217,22 @@ def start(command: Command, environ: Mapping[str, str], log: Path) -> Child:
 
     It ignores SIGUSR1, which would kill the launching process between us and the ranks; the ranks hear it.
     """
+    return Child(_start(command, environ, log, subprocess.DEVNULL, None))
+
+
+def start_piped(command: Command, log: Path) -> Piped:
+    """As `start`, for a process that is told what to do by lines. Its environment is that of the command, and nothing else."""
+    return Piped(_start(command, None, log, subprocess.PIPE, subprocess.PIPE))
+
+
+def _start(
+    command: Command, environ: Mapping[str, str] | None, log: Path, stdin: int, stdout: int | None
+) -> "subprocess.Popen[bytes]":
     before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    whole = dict(command.environ) if environ is None else without_ranks(os.environ) | dict(command.environ) | dict(environ)
     with _log(log) as words:
         process = subprocess.Popen(  # noqa: S603  argv is ours, no shell
-            command.argv,
-            env=without_ranks(os.environ) | dict(command.environ) | dict(environ),
-            start_new_session=True,
-            stdin=subprocess.DEVNULL,
-            stdout=words,
-            stderr=subprocess.STDOUT,
+            command.argv, env=whole, start_new_session=True, stdin=stdin, stdout=stdout or words, stderr=words
         )
     signal.signal(signal.SIGUSR1, before)
-    return Child(process)
+    return process

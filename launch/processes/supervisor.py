@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import final
@@ -22,6 +22,7 @@ from harness.supervision.launch_env import Launched, memory_files
 from harness.supervision.output_redirect import answer, say
 from harness.supervision.resume_command import after_renaming
 from harness.supervision.seat import can_watch
+from harness.supervision.step_pace import StepPace
 from harness.supervision.stop_signals import stopping
 from harness.supervision.temporary_folders import remove_dead
 from launch.processes.checkpoints import newest
@@ -29,7 +30,8 @@ from launch.processes.command import Command
 from launch.processes.output_relay import Output, plain
 from launch.processes.proc_table import kill, look, members, there
 from launch.processes.restart_policy import Restarts
-from launch.processes.spawn import Child, start
+from launch.processes.spare import Ranks, Spare, start_ranks
+from launch.processes.spawn import Child
 from launch.processes.survivors import Survivors
 
 LOOK_S = 0.1
@@ -87,7 +89,7 @@ def supervise(command: Command, folder: Path, place: str, ranks: int, micro: int
     said, restarts, cause = "", Restarts(restart.budget, micro, checkpoint=newest(place)), ""
     held = HeldFolder(folder)
     pulses, errors = memory_files(ranks), memory_files(ranks)
-    with Output(logs / "rank-0.log") as output, Stop() as stop:
+    with Output(logs / "rank-0.log") as output, Stop() as stop, Spare(command, wanted=restart.spares > 0) as spare:
         while True:
             told = Launched(
                 os.getpid(), str(logs), output.path, cause, pulses=pulses, errors=errors, in_place=restart.in_place and can_watch()
@@ -95,7 +97,7 @@ def supervise(command: Command, folder: Path, place: str, ranks: int, micro: int
             argv = command.argv if restarts.micro == micro else (*command.argv, "--batch.micro", str(restarts.micro))
             before = log_sizes(told, ranks)
             survivors = Survivors(restarts, lambda: newest(place))
-            end = _attempt(replace(command, argv=argv), told, survivors, restart, output, stop)
+            end = _attempt(replace(command, argv=argv), told, survivors, restart, output, stop, spare)
             if isinstance(end, int):
                 return end
             restarts = survivors.restarts
@@ -109,32 +111,35 @@ def supervise(command: Command, folder: Path, place: str, ranks: int, micro: int
 
 
 def _attempt(
-    command: Command, told: Launched, survivors: Survivors, restart: RestartConfig, output: Output, stop: Stop
+    command: Command, told: Launched, survivors: Survivors, restart: RestartConfig, output: Output, stop: Stop, spare: Spare
 ) -> int | Fault:
     """One start of the ranks: their exit status, or what went wrong. No process of it is left."""
     told.clear()
-    child = start(command, told.environ(), Path(told.logs) / "launcher.log")
+    child = start_ranks(command, told, spare)
     end: int | Fault = FAILED
     try:
-        end = _watch(child, told, survivors, restart, output, stop)
+        end = _watch(child, told, survivors, restart, output, stop, spare)
     finally:
         well = isinstance(end, int) and not stop.twice
-        sweep(child, output, LAST_WORDS_S if well else 0.0)
+        sweep(child, output, LAST_WORDS_S if well else 0.0, spare.pids)
         drop_empty(Path(told.logs).parent)
     return end
 
 
-def _watch(child: Child, told: Launched, survivors: Survivors, restart: RestartConfig, output: Output, stop: Stop) -> int | Fault:
+def _watch(
+    child: Child | Ranks, told: Launched, survivors: Survivors, restart: RestartConfig, output: Output, stop: Stop, spare: Spare
+) -> int | Fault:
     """Look until all ranks have reported their end, or one of them went wrong."""
-    began_s = time.monotonic()
+    limits = _Limits(restart, time.monotonic(), StepPace(restart.hang_factor, restart.hang_least_s))
     while True:
         output.pump(LOOK_S)
         gone = child.poll()  # read before the ranks are looked at: whoever ended until then has reported it
         looks = survivors.among(look(told, len(told.pulses)))
+        spare.follow(looks, told)
         stop.pass_on([x.beat.pid for x in looks if x.beat and x.alive and x.beat.status is None])
         ended = _ended(looks, gone, stop)
         if ended is None:
-            ended = _fault(survivors.answerable(looks) if told.in_place else looks, told, output, restart, began_s)
+            ended = _fault(survivors.answerable(looks) if told.in_place else looks, told, output, limits)
         if ended is not None:
             return ended
         if gone is not None and not any(x.alive for x in looks):
@@ -153,17 +158,31 @@ def _ended(looks: Sequence[RankStatus], gone: int | None, stop: Stop) -> int | F
     return Fault("agent", None, furthest(looks), "the process that starts the ranks was killed") if killed else status
 
 
-def _fault(looks: Sequence[RankStatus], told: Launched, output: Output, restart: RestartConfig, began_s: float) -> Fault | None:
+def _fault(looks: Sequence[RankStatus], told: Launched, output: Output, limits: "_Limits") -> Fault | None:
     """What went wrong first, None if nothing did: a rank that failed, or a hang, which counts when it is seen twice."""
-    limits, now_s = (restart.hang_s, restart.start_s), time.monotonic()
+    now_s = time.monotonic()
+    limits.pace.see(looks)
     failed = first_failure(looks)
     if failed is not None:
         _last_words(told, looks, output)
         return first_failure(_again(looks, told)) or failed
-    if hung(looks, now_s, began_s, *limits) is None:
+    if limits.hung(looks, now_s) is None:
         return None
     again = _again(looks, told)
-    return first_failure(again) or hung(again, now_s, began_s, *limits)
+    return first_failure(again) or limits.hung(again, now_s)
+
+
+@dataclass(frozen=True)
+class _Limits:
+    """What counts as a hang, in a start of the ranks that began at `began_s`."""
+
+    restart: RestartConfig
+    began_s: float
+    pace: StepPace
+
+    def hung(self, looks: Sequence[RankStatus], now_s: float) -> Fault | None:
+        """See fault_detection.hung."""
+        return hung(looks, now_s, self.began_s, self.restart.hang_s, self.restart.start_s, self.pace.limit_s)
 
 
 def _again(looks: Sequence[RankStatus], told: Launched) -> list[RankStatus]:
@@ -179,13 +198,13 @@ def _last_words(told: Launched, looks: Sequence[RankStatus], output: Output) -> 
         output.pump(LOOK_S)
 
 
-def sweep(child: Child, output: Output, patience_s: float) -> None:
-    """End every process of an attempt, and remove what the killed left in the temporary folder.
+def sweep(child: Child | Ranks, output: Output, patience_s: float, kept: Sequence[int] = ()) -> None:
+    """End every process of an attempt but those `kept`, and remove what the killed left in the temporary folder.
 
     They may take `patience_s` to leave by themselves.
     """
     deadline = time.monotonic() + patience_s
-    while left := members(os.getpid()):
+    while left := [pid for pid in members(os.getpid()) if pid not in kept]:
         while left := there(left):
             if time.monotonic() >= deadline:
                 for pid in left:
