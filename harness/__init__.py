@@ -29,13 +29,16 @@ if TYPE_CHECKING:
     from harness.training.script_run import Run
     from harness.watch.hf_guard import TrainerGuard
     from harness.watch.hf_trainer import Telemetry
+    from harness.watch.lightning_guard import LightningGuard
 
 __all__ = [
-    "OrderBatchSampler", "OrderSampler", "PassNoise", "Plan", "Recipe", "Run", "Spikes", "Table", "Telemetry", "TokenFiles",
-    "TrainerGuard", "UserError", "World", "arguments_for", "load", "make_plan", "mixture", "open_dataset", "planned", "train",
+    "LightningGuard", "OrderBatchSampler", "OrderSampler", "PassNoise", "Plan", "Recipe", "Run", "Spikes", "Table", "Telemetry",
+    "TokenFiles", "TrainerGuard", "UserError", "World", "arguments_for", "load", "make_plan", "mixture", "open_dataset", "planned",
+    "train",
 ]  # fmt: skip
 
 _HOMES = {
+    "LightningGuard": "harness.watch.lightning_guard",
     "OrderBatchSampler": "harness.data.samplers",
     "OrderSampler": "harness.data.samplers",
     "PassNoise": "harness.modeling.noise_meter",

@@ -40,6 +40,7 @@ class StepSeen:
 
 
 Trace = Sequence[StepSeen]
+_UNSEEN = "the gradients of single ranks are not seen, as FSDP keeps them: whether they are averaged is not known"
 
 
 def judge_script(ranks: Sequence[Trace], alone: Trace) -> list[Finding]:
@@ -55,6 +56,8 @@ def judge_script(ranks: Sequence[Trace], alone: Trace) -> list[Finding]:
         "dropout": _dropout(ranks),
     }
     found = [Finding(what, "differs" if text else "same", text or _SAME[what]) for what, text in checks.items()]
+    if not _owned(ranks):
+        found = [Finding("gradients", "note", _UNSEEN) if one.what == "gradients" else one for one in found]
     schedule = _schedule(ranks, alone)
     return [*found, Finding("schedule", "note", schedule)] if schedule else found
 
@@ -86,6 +89,11 @@ def _weights(ranks: Sequence[Trace]) -> str:
     if any(_differ(one.weights, first[0].weights) for one in first):
         return "the ranks begin from different weights: seed them alike, or wrap the model in DDP, which sends rank 0's"
     return ""
+
+
+def _owned(ranks: Sequence[Trace]) -> bool:
+    """Whether the gradients of each rank's own passes were seen."""
+    return any(any(one.own) for _, step in _steps(ranks) for one in step)
 
 
 def _gradients(ranks: Sequence[Trace]) -> str:
@@ -140,6 +148,11 @@ def _loss(ranks: Sequence[Trace]) -> str:
         (1 / passes, f"the loss is divided by the {passes} passes of a step twice: gradients are {passes} times too small"),
         (1 / world, f"the loss is divided by the {world} ranks, and the gradients again: they are {world} times too small"),
         (float(world), f"the loss is multiplied by the {world} ranks: gradients are {world} times too large"),
+        (
+            float(passes * world),
+            f"the loss is not divided by the {passes} passes of a step, and multiplied by the {world} ranks: gradients are "
+            f"{passes * world} times too large",
+        ),
     ):
         if _all_are(known, value):
             return text

@@ -83,6 +83,14 @@ def before_reduction(engine: Any, look: Callable[[], None]) -> None:
     engine.allreduce_gradients = looked
 
 
+def full_gradient(parameter: nn.Parameter) -> torch.Tensor | None:
+    """The reduced gradient of `parameter`, gathered from the ranks that hold parts of it: all call this."""
+    from deepspeed.utils import safe_get_full_grad
+
+    found: torch.Tensor | None = safe_get_full_grad(parameter)
+    return found
+
+
 def override_loss_scale(zero: Any, scale: float) -> None:
     """Say how many times too large the gradients of DeepSpeed's optimizer `zero` are: before a backward and before the step.
 

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 
 from harness.analysis.script_findings import PassSeen, StepSeen
 from harness.data.batch_tree import leaves
+from harness.tools.probe_libraries import watch_libraries
 
 LOSSES = (
     "cross_entropy", "nll_loss", "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "binary_cross_entropy",
@@ -56,6 +57,7 @@ class Probe:
     def install(self) -> None:
         """Wrap the functions that a script calls."""
         self._undo.append(register_optimizer_step_pre_hook(self._stepped).remove)
+        self._undo.append(watch_libraries(self._record))
         self._replace(Tensor, "backward", self._backward)
         self._replace(nn.Module, "__call__", self._call)
         self._replace(DataLoader, "__iter__", self._iter)
@@ -143,23 +145,42 @@ class Probe:
 
         return backward
 
-    def _stepped(self, optimizer: Optimizer, args: Any, options: Any) -> None:
-        """An optimizer is about to step. Raises DoneError."""
+    def _stepped(self, optimizer: Optimizer, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        """An optimizer is about to step, or will once its closure has run the passes, as in Lightning. Raises DoneError."""
+        closure = options.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None:
+            self._look(optimizer)
+            return None
+
+        def closed() -> Any:
+            loss = closure()
+            self._look(optimizer)
+            return loss
+
+        return args[:1], options | {"closure": closed}
+
+    def _look(self, optimizer: Optimizer) -> None:
+        groups = optimizer.param_groups
+        self._record([p for group in groups for p in group["params"]], [float(group["lr"]) for group in groups], lambda p: p.grad)
+
+    def _record(
+        self, parameters: Sequence[nn.Parameter], rates: Sequence[float], grad_of: Callable[[nn.Parameter], Tensor | None]
+    ) -> None:
+        """The weights are about to move. A step is recorded once: DeepSpeed's optimizers step within its engine's step."""
         if not self._passes:
             return
         gradient, weights = [0.0] * SKETCHES, [0.0] * SKETCHES
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                number = self._hooked.get(id(parameter))
-                if number is None:
-                    continue
-                for held, tensor in ((gradient, parameter.grad), (weights, parameter.detach())):
-                    for place, value in enumerate(_sketch(number, tensor) if tensor is not None else ()):
-                        held[place] += value
+        for parameter in parameters:
+            number = self._hooked.get(id(parameter))
+            if number is None:
+                continue
+            for held, tensor in ((gradient, grad_of(parameter)), (weights, parameter.detach())):
+                for place, value in enumerate(_sketch(number, tensor) if tensor is not None else ()):
+                    held[place] += value
         self.steps.append(
             StepSeen(
                 epoch=self._epoch,
-                rates=tuple(float(group["lr"]) for group in optimizer.param_groups),
+                rates=tuple(rates),
                 gradient=tuple(gradient),
                 own=tuple(self._own),
                 weights=tuple(weights),

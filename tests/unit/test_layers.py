@@ -53,6 +53,7 @@ HOMES = {
         "harness/recipes/pretrained.py",
     ),
     "peft": ("harness/recipes/lora.py",),
+    "lightning": ("harness/watch/lightning_guard.py",),
     "rich": ("harness/watch/",),
     "subprocess": (
         "launch/processes/spawn.py",

@@ -13,8 +13,9 @@ from harness.config.old_paths import MOVED
 from tests.support.processes import ROOT
 
 NAMES = [
-    "OrderBatchSampler", "OrderSampler", "PassNoise", "Plan", "Recipe", "Run", "Spikes", "Table", "Telemetry", "TokenFiles",
-    "TrainerGuard", "UserError", "World", "arguments_for", "load", "make_plan", "mixture", "open_dataset", "planned", "train",
+    "LightningGuard", "OrderBatchSampler", "OrderSampler", "PassNoise", "Plan", "Recipe", "Run", "Spikes", "Table", "Telemetry",
+    "TokenFiles", "TrainerGuard", "UserError", "World", "arguments_for", "load", "make_plan", "mixture", "open_dataset", "planned",
+    "train",
 ]  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""A training script in the style of plain Accelerate, two passes a step, with one bug planted, or none (clean, weighted)."""
+"""A training script in the style of plain Accelerate, three passes a step, with one bug planted, or none (clean, weighted)."""
 
 import sys
 from contextlib import nullcontext
@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 bug = sys.argv[1]
-PASSES, BATCH = 2, 8
+PASSES, BATCH = 3, 8
 
 accelerator = Accelerator(cpu=True)
 rank, world = accelerator.process_index, accelerator.num_processes
