@@ -26,7 +26,7 @@ from harness.config.validate import check, show
 from harness.config.yaml_text import decode_text, from_yaml
 
 MAX_BYTES = 1_000_000
-WITHOUT_SECTION = ("precision", "init_from")
+WITHOUT_SECTION = ("precision", "init_from", "init_partial")
 """Settings that stand alone in a run file."""
 
 
@@ -105,6 +105,8 @@ def decode(tree: Mapping[str, Any]) -> Config:
     config = check(Config, tree)
     if config.watch.project is not None:
         checked("watch.project", config.watch.project, PROJECT, "give a name of letters, digits, blanks and . _ - only")
+    if config.init_partial and config.init_from is None:
+        raise UserError("init_partial", "is true, without init_from", "name the weights to begin with, or leave it out")
     if config.run.dir is not None:
         checked_folder("run.dir", config.run.dir)
     if config.checkpoint.dir is not None:

@@ -27,6 +27,7 @@ TABLE: dict[str, tuple[Class, str]] = {
     "schedule": ("warn", "lr continues along another curve from here"),
     "precision": ("warn", "numbers are rounded differently from here on"),
     "init_from": ("free", "a run that resumes has its own weights; of those that are not trained the digests must be the same"),
+    "init_partial": ("free", "a run that resumes has its own weights"),
     "backend": ("free", "every backend resumes from every other's checkpoints"),
     "compute": ("free", "changes speed and memory only"),
     "eval": ("free", "the weights do not depend on it"),

@@ -451,6 +451,9 @@ class Config:
     """Weights to begin with: a .safetensors file, a Hugging Face folder (in shards too), a .pt file of tensors, a folder of torch's
     distributed checkpoint, or the folder of another run. Unset: fresh ones. A run that resumes ignores this and loads its
     checkpoint."""
+    init_partial: bool = False
+    """Take from init_from what has the names of the model's weights: the missing keep fresh weights, and both these and what is
+    left over are listed. A weight of another shape is refused all the same."""
     data: DataConfig = field(default_factory=DataConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

@@ -46,7 +46,7 @@ def open_fsdp(config: Config, plan: Plan, recipe: Recipe, *, cpu: bool) -> Engin
     process = open_process(config, plan, cpu=cpu)
     join_alone(process.device)  # fully_shard needs a group, also of one
     mesh = fsdp_mesh(process.device.type, process.ranks, plan.nodes if config.backend.shard == "node" else 1)
-    model = initial_model(recipe, config.run.seed, config.init_from)
+    model = initial_model(recipe, config.run.seed, config.init_from, partial=config.init_partial)
     digests = base_digests(model, recipe)
     model = cast_model(model, process.dtype)  # on the host: fully_shard moves it unit by unit
     model = prepare_model(model, recipe, config.compute)

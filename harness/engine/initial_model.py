@@ -12,10 +12,13 @@ from harness.engine.param_names import persistent
 from harness.modeling.tensor_digest import close, digest, sketch
 from harness.recipes.base import Recipe
 from harness.recipes.contract import fresh_model
+from harness.supervision.output_redirect import say
 
 
-def initial_model(recipe: Recipe, seed: int, init_from: str | None = None) -> nn.Module:
+def initial_model(recipe: Recipe, seed: int, init_from: str | None = None, *, partial: bool = False) -> nn.Module:
     """The recipe's model, fresh or with the weights of `init_from`; `seed` is the run's. All ranks call it.
+
+    `partial`: weights that init_from lacks stay fresh, and rank 0 lists them.
 
     Raises UserError if ranks get different ones, the weights do not fit, a tensor has no contents, or one that is trained is not
     finite.
@@ -23,7 +26,9 @@ def initial_model(recipe: Recipe, seed: int, init_from: str | None = None) -> nn
     seed_all(derive(seed, MODEL))
     model = fresh_model(recipe)
     if init_from is not None:
-        start_from(model, init_from)
+        listed = start_from(model, init_from, partial=partial)
+        if listed and peers()[0] == 0:
+            say(f"note   init_from: {listed}")
     _check_contents(model)
     if peers()[1] > 1:
         state = {**dict(model.named_parameters()), **dict(model.named_buffers())}

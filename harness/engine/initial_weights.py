@@ -14,12 +14,16 @@ _PREFIXES = ("", "model.", "module.", "state_dict.", "model_state_dict.")
 _COMPILED = "_orig_mod."
 
 
-def start_from(model: nn.Module, path: str) -> None:
-    """Give a fresh model, on the host, the weights at `path`. One tensor is read at a time. Raises UserError."""
+def start_from(model: nn.Module, path: str, *, partial: bool = False) -> str:
+    """Give a fresh model, on the host, the weights at `path`. One tensor is read at a time. Raises UserError.
+
+    `partial`: missing and unexpected names are returned as a sentence, "" if there are none, and not refused.
+    """
     weights = open_weights(path)
     here = {name.replace(_COMPILED, ""): held for name, held in _state(model).items()}
     there = _names(weights.shapes, here)
-    _check_names(here, {name: weights.shapes[full] for name, full in there.items()}, weights)
+    differing = _check_names(here, {name: weights.shapes[full] for name, full in there.items()}, weights, partial=partial)
+    there = {name: full for name, full in there.items() if name in here}
     trainable = {id(p) for p in model.parameters()}
     for name, full in there.items():
         try:
@@ -29,6 +33,7 @@ def start_from(model: nn.Module, path: str) -> None:
         _check_numbers(name, found, here[name], weights.where, finite=id(here[name]) in trainable)
         with torch.no_grad():
             here[name].copy_(found)
+    return differing
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:
@@ -46,8 +51,8 @@ def _names(found: Iterable[str], wanted: Mapping[str, Tensor]) -> dict[str, str]
     return max(map(under, _PREFIXES), key=lambda names: len(names.keys() & wanted.keys()))
 
 
-def _check_names(here: Mapping[str, Tensor], there: Mapping[str, tuple[int, ...]], weights: Weights) -> None:
-    """Raises UserError that lists what is missing, unexpected or of another shape."""
+def _check_names(here: Mapping[str, Tensor], there: Mapping[str, tuple[int, ...]], weights: Weights, *, partial: bool) -> str:
+    """What is missing or unexpected, which only `partial` allows. Raises UserError that lists it, and what has another shape."""
     covered = {id(held) for name, held in here.items() if name in there}
     missing = [name for name, held in here.items() if id(held) not in covered]
     unexpected = [name for name in there if name not in here]
@@ -58,8 +63,14 @@ def _check_names(here: Mapping[str, Tensor], there: Mapping[str, tuple[int, ...]
     ]
     parts = [("missing", missing), ("unexpected", unexpected), ("of another shape", shaped)]
     wrong = "; ".join(f"{len(names)} {what}: {listed(names)}" for what, names in parts if names)
-    if wrong:
-        raise UserError(SETTING, f"{weights.where} does not fit the model ({wrong})", "give weights of this model, by its names")
+    if not wrong:
+        return ""
+    if partial and not shaped and covered:
+        return f"{weights.where} gave {len(here) - len(missing)} of {len(here)} tensors ({wrong}); the missing ones are fresh"
+    remedy = "give weights of this model, by its names"
+    if not shaped and covered and not partial:
+        remedy += ", or set init_partial: true to begin with what fits"
+    raise UserError(SETTING, f"{weights.where} does not fit the model ({wrong})", remedy)
 
 
 def _check_numbers(name: str, found: Tensor, held: Tensor, where: str, *, finite: bool) -> None:

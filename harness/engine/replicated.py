@@ -65,7 +65,7 @@ class Replica:
 def open_replica(config: Config, plan: Plan, recipe: Recipe, *, cpu: bool) -> Replica:
     """Model and optimizer on this rank's device."""
     process = open_process(config, plan, cpu=cpu)
-    model = initial_model(recipe, config.run.seed, config.init_from)
+    model = initial_model(recipe, config.run.seed, config.init_from, partial=config.init_partial)
     digests = base_digests(model, recipe)
     model = prepare_model(cast_model(model, process.dtype, process.device), recipe, config.compute)
     optimizer = open_optimizer(plan, recipe, model, fused=True)

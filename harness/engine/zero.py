@@ -75,7 +75,7 @@ class Unit(nn.Module):
 def open_zero(config: Config, plan: Plan, recipe: Recipe, *, cpu: bool) -> Engine:
     """The engine of one rank. Raises UserError if DeepSpeed cannot train this model so."""
     process = open_process(config, plan, cpu=cpu)
-    model = initial_model(recipe, config.run.seed, config.init_from)
+    model = initial_model(recipe, config.run.seed, config.init_from, partial=config.init_partial)
     digests = base_digests(model, recipe)
     model = prepare_model(cast_model(model, process.dtype), recipe, config.compute)
     _check_running(model, plan)

@@ -56,7 +56,7 @@ def _base(config: Config, digests: Mapping[str, str]) -> dict[str, Tensor]:
     """The frozen weights that a checkpoint has the digests of: as the recipe's model() makes them. Raises UserError."""
     if not digests:
         return {}
-    model = initial_model(load_recipe(config.recipe), config.run.seed, config.init_from)
+    model = initial_model(load_recipe(config.recipe), config.run.seed, config.init_from, partial=config.init_partial)
     held = {name: p.detach() for name, p in model.named_parameters() if name in digests}
     for name, there in digests.items():
         if name not in held or digest(held[name]) != there:

@@ -50,9 +50,10 @@ def script_of(command: Sequence[str]) -> tuple[str, list[str]]:
 def _seen(folder: Path, ranks: int, args: argparse.Namespace, script: str, options: Sequence[str]) -> list[list[StepSeen]]:
     """What each rank did. One process takes as many steps as the ranks take together. Raises UserError if the script fails."""
     folder.mkdir()
-    start = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", "-m", "--"]  # --: not its own options
+    start = torchrun if ranks > 1 else ["-m"]
     steps = args.steps * args.procs if ranks == 1 else args.steps
-    probe = ["-m", "harness.tools.script_probe", str(folder), str(steps), script, *options]
+    probe = ["harness.tools.script_probe", str(folder), str(steps), script, *options]
     status = run(Command((sys.executable, *start, *probe), CPU))
     files = [folder / f"rank-{rank}.json" for rank in range(ranks)]
     if status or not all(file.is_file() for file in files):

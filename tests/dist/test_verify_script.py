@@ -55,7 +55,10 @@ def test_the_record_has_every_style_and_bug() -> None:
 
 
 def test_the_command_runs_a_script_and_says_so_by_its_status(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert main(["verify", "--steps", "2", "--", "accelerate", "launch", "--num_processes", "8", str(SCRIPT), "undivided"]) == 1
+    assert (
+        main(["verify", "--steps", "2", "--", "accelerate", "launch", "--num_processes", "8", str(SCRIPT), "undivided", "--run"])
+        == 1
+    )
     said = capfd.readouterr().out
     assert "differs loss       the loss is not divided by the 3 passes of a step" in said
     assert "verified on 2 ranks, 2 steps: differs in loss" in said

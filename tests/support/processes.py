@@ -44,8 +44,8 @@ def run_ranks(
     They are forked from a process that has imported torch; with `torchrun` each is an interpreter of its own, started by that.
     """
     if torchrun:
-        several = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-        return run_command([sys.executable, *several, "-m", *argv], cwd, status=status, limit_s=limit_s)
+        several = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", "-m", "--"]
+        return run_command([sys.executable, *several, *argv], cwd, status=status, limit_s=limit_s)
     with tempfile.NamedTemporaryFile("r") as out, tempfile.NamedTemporaryFile("r") as err:
         request = Request(ranks, list(argv), str(cwd), environ(), out.name, err.name)
         ended = _server().run(request, limit_s)

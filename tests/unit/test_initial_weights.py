@@ -3,6 +3,7 @@
 import json
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from harness.config.errors import UserError
+from harness.config.loader import decode, encode
 from harness.engine.initial_weights import start_from
 from harness.plan.plan import plan
 from harness.plan.world import World
@@ -118,6 +120,37 @@ def test_what_does_not_fit_is_listed_by_name(tmp_path: Path) -> None:
         start_from(net(2), str(file))
     for part in ("2 missing: norm.weight, norm.bias", "1 unexpected: head.weight", r"first.bias ((7,) there, (6,) here)"):
         assert part in str(found.value)
+
+
+def test_a_part_is_taken_where_the_run_says_so_and_the_rest_is_listed(tmp_path: Path) -> None:
+    weights = net(1).state_dict()
+    del weights["norm.weight"]
+    weights["head.weight"] = torch.zeros(2)
+    here, fresh = net(2), net(2).state_dict()
+    fresh["norm.weight"] = here.norm.weight.data.fill_(5.0).clone()
+    listed = start_from(here, str(safe(weights, tmp_path)), partial=True)
+    for part in ("of 9 tensors", "1 missing: norm.weight", "1 unexpected: head.weight", "the missing ones are fresh"):
+        assert part in listed, listed
+    assert torch.equal(here.norm.weight, fresh["norm.weight"])
+    assert torch.equal(here.first.weight, weights["first.weight"])
+    for wrong in ({"first.bias": torch.zeros(7)}, {"strange": torch.zeros(1)}):
+        whole = weights | wrong if "first.bias" in wrong else wrong
+        with pytest.raises(UserError, match="does not fit the model"):
+            start_from(net(2), str(safe(whole, tmp_path)), partial=True)
+
+
+def test_a_run_begins_with_a_part_and_says_which(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    p = plan(config(), World(1, device="cpu"), 1437)
+    part = load_recipe(config().recipe).model().state_dict()
+    gone = list(part)[-1]
+    save_file({name: held.contiguous() for name, held in part.items() if name != gone}, tmp_path / "part.safetensors")
+    begun = {"init_from": str(tmp_path / "part.safetensors")}
+    with pytest.raises(UserError, match="init_partial: true"):
+        list(train(config(begun), p, cpu=True, folder=tmp_path / "refused"))
+    list(train(replace(config(begun), init_partial=True), p, cpu=True, folder=tmp_path / "run"))
+    assert f"1 missing: {gone}" in capfd.readouterr().err
+    with pytest.raises(UserError, match="init_partial: is true, without init_from"):
+        decode(encode(config()) | {"init_partial": True})
 
 
 def test_weights_that_are_not_finite_or_of_another_kind_are_refused(tmp_path: Path) -> None:

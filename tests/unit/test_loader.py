@@ -20,7 +20,8 @@ from harness.config.yaml_text import from_yaml, to_yaml
 SETTINGS = 134
 """The run file does not grow past this: a new setting needs an old one to go, or a reason (threshold, alpha: of
 torch; min_delta: of Keras and Lightning; sample_tokens, parameters, total_tokens, tokens, tokens_per_parameter: language models are
-planned in tokens; init_from: weights of others; entity, group, name, job_type, tags, notes: what a run is called in W&B;
+planned in tokens; init_from, init_partial: weights of others, whole or in part;
+entity, group, name, job_type, tags, notes: what a run is called in W&B;
 section reference and horizon_exponent: rates for another horizon;
 steps, stage_lr: batches by position, as Megatron-LM and OLMo-core have them; lr_source: the fit that gave lr)."""
 

@@ -19,6 +19,10 @@ class Losses(Callback):  # type: ignore[misc]
         self.passes: list[torch.Tensor] = []
         self.seen: list[tuple[int, float, float]] = []
 
+    def on_train_start(self, trainer: Any, module: Any) -> None:
+        """A resumed run has steps behind it."""
+        self.steps = trainer.global_step
+
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, number: int) -> None:
         """A pass has run; Lightning has divided its loss by the passes."""
         self.passes.append(outputs["loss"].detach())
