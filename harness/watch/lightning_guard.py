@@ -78,7 +78,11 @@ class LightningGuard(Callback):  # type: ignore[misc]
         state: Mapping[str, int] | None = checkpoint.get("widebatch")
         if state is not None:
             self._samples = state["samples"]
-            checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"] = dict.fromkeys(_COUNTS, 0)
+            progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+            progress["total"]["completed"] = progress["total"][
+                "processed"
+            ]  # else it counts the last batch again, into the next step
+            progress["current"] = dict.fromkeys(_COUNTS, 0)
 
 
 _COUNTS = ("ready", "completed", "started", "processed")

@@ -1,16 +1,16 @@
 """verify -- COMMAND on foreign scripts of four styles: every planted bug is found and named, and clean scripts pass."""
 
-import json
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from harness.analysis.equivalence import Finding
+from harness.analysis.script_findings import PassSeen, StepSeen, judge_script
 from harness.config.errors import UserError
 from launch.cli import main
 from launch.lab.foreign_script import script_of
-from tests.support.planted_scripts import BUGS, CLEAN, RECORD, differing, found_in
+from tests.support.planted_scripts import BUGS, CLEAN, differing, found_in
 from tests.support.planted_scripts import script_of as planted_in
 
 SCRIPT = planted_in("accelerate")
@@ -47,11 +47,15 @@ def test_a_clean_script_passes(found: dict[str, Found], tmp_path_factory: pytest
     assert ["the scheduler steps 2 times a step" in note for note in notes] == [True] * (name == "fast schedule")
 
 
-def test_the_record_has_every_style_and_bug() -> None:
-    record = json.loads(RECORD.read_text())
-    assert {bug: record[bug] for bug in BUGS} == {bug: dict.fromkeys(CLEAN, "named") for bug in BUGS}
-    passed = {(style, name) for name in record.keys() - BUGS for style, said in record[name].items() if said == "passes"}
-    assert passed == {(style, name) for style, names in CLEAN.items() for name in names}
+def test_where_single_ranks_gradients_are_not_seen_it_is_said_and_not_guessed() -> None:
+    step = StepSeen(
+        epoch=1, rates=(0.1,), gradient=(1.0, 2.0), own=(0.0, 0.0), weights=(3.0, 4.0), buffers="", random="", dropout=False,
+        passes=(PassSeen(None, 0, ()),),
+    )  # fmt: skip
+    found = {one.what: one for one in judge_script([[step], [step]], [step])}
+    assert found["gradients"].verdict == "note"
+    assert "as FSDP keeps them" in found["gradients"].text
+    assert differing(list(found.values())) == {}
 
 
 def test_the_command_runs_a_script_and_says_so_by_its_status(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

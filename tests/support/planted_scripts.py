@@ -1,11 +1,7 @@
-"""Training scripts in four styles, each with one bug planted, and what `verify -- COMMAND` finds in each.
-
-`python -m tests.support.planted_scripts` runs all of them and rewrites configs/results/planted_scripts.json.
-"""
+"""Training scripts in four styles, each with one bug planted, and what `verify -- COMMAND` finds in each."""
 
 import json
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +11,6 @@ from harness.analysis.equivalence import Finding
 from harness.analysis.script_findings import StepSeen, judge_script
 from tests.support.processes import ROOT, run_command, run_ranks
 
-RECORD = ROOT / "configs" / "results" / "planted_scripts.json"
 BUGS = {
     "own weights": ("weights", "begin from different weights"),
     "unsynced": ("gradients", "with its own gradients, not averaged"),
@@ -65,21 +60,3 @@ def _read(folder: Path, name: str, ranks: int) -> list[list[StepSeen]]:
 def differing(found: Sequence[Finding]) -> dict[str, str]:
     """What differs, each with its sentence."""
     return {one.what: one.text for one in found if one.verdict == "differs"}
-
-
-def main() -> None:
-    """See the module."""
-    record: dict[str, dict[str, str]] = {name: {} for name in [*BUGS, *dict.fromkeys(n for names in CLEAN.values() for n in names)]}
-    for style in CLEAN:
-        with tempfile.TemporaryDirectory() as folder:
-            for name, found in found_in(style, Path(folder)).items():
-                differs, (what, words) = differing(found), BUGS.get(name, ("", ""))
-                if name in BUGS:
-                    record[name][style] = "named" if words in differs.get(what, "") else "missed"
-                else:
-                    record[name][style] = f"differs in {', '.join(differs)}" if differs else "passes"
-    RECORD.write_text(json.dumps(record, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    main()
