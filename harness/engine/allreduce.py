@@ -13,7 +13,8 @@ from harness.config.schema import Config
 from harness.data.feed import Micro
 from harness.engine.device_scalars import Number, on_device
 from harness.engine.loss_scale import LossScale
-from harness.engine.passes import Sums, as_sums, summed
+from harness.engine.loss_sums import LossSums
+from harness.engine.passes import Sums, as_sums
 from harness.engine.process import Process
 from harness.engine.replicated import Replica
 from harness.recipes.base import Recipe
@@ -25,13 +26,14 @@ class Unit(nn.Module):
 
     def __init__(self, recipe: Recipe, model: nn.Module, config: Config, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
-        self.loss, self.model, self.config = Loss(recipe), model, config
+        self.model, self._sums = model, LossSums(Loss(recipe), config, dtype, device)
         self.carrier = nn.Parameter(torch.zeros(3, dtype=dtype, device=device))
 
     def forward(self, micro: Micro, stop: float, divide: Number) -> tuple[Tensor, Tensor]:
         """(scalar whose gradient is that of the summed loss / `divide` and carries the sums, the sums [loss, count, stop])."""
-        total, sums = summed(self.loss, self.model, micro, stop, self.config, self.carrier.dtype)
-        return total.to(self.carrier.dtype) / divide + (self.carrier * sums).sum(), sums
+        total, sums = self._sums.of(self.model, micro, stop)
+        total = total.to(self.carrier.dtype)
+        return (total if divide == 1.0 else total / divide) + self.carrier.dot(sums), sums
 
 
 def open_unit(replica: Replica, recipe: Recipe) -> Unit:

@@ -26,9 +26,10 @@ from harness.engine.fsdp_layout import Shards, units
 from harness.engine.gradients import Gradients
 from harness.engine.initial_model import initial_model
 from harness.engine.interface import AUTOCAST, DTYPES, Engine
+from harness.engine.loss_sums import LossSums
 from harness.engine.model_setup import ModelSetup, set_up
 from harness.engine.moment_noise import moments_estimator
-from harness.engine.passes import Sums, as_sums, summed
+from harness.engine.passes import Sums, as_sums
 from harness.engine.process import Process, join_alone, open_process
 from harness.engine.torch_engine import torch_engine
 from harness.engine.trained import leaves
@@ -63,14 +64,15 @@ class ReduceScatter(Gradients):
 
     def __init__(self, process: Process, plan: Plan, setup: ModelSetup, root: FSDPModule, loss: Loss, copies: int) -> None:
         super().__init__(process, plan, setup, moments_estimator(plan, process.config, setup.optimizer))
-        self._root, self._loss, self._copies, self._used = root, loss, copies, set[str]()
+        self._root, self._copies, self._used = root, copies, set[str]()
+        self._sums = LossSums(loss, process.config, torch.float64, process.device)
 
     @override
     def run(self, micro: Micro, stop: float, last: bool) -> Sums:
         config, setup = self.process.config, self.setup
         self._root.set_requires_gradient_sync(last)
         self._root.set_reshard_after_backward(last or config.backend.reshard)
-        total, sums = summed(self._loss, setup.model, micro, stop, config, torch.float64)
+        total, sums = self._sums.of(setup.model, micro, stop)
         if setup.unused.looking:
             self._look(total, last)
         total.backward()  # type: ignore[no-untyped-call]

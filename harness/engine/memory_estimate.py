@@ -29,8 +29,8 @@ from harness.data.feed import Data, Micro
 from harness.data.sample_order import Chunk, keys
 from harness.engine.fsdp import fsdp_mesh, shard_model
 from harness.engine.interface import AUTOCAST, DTYPES
+from harness.engine.loss_sums import LossSums
 from harness.engine.memory_estimate_zero import ZeroMemory
-from harness.engine.passes import summed
 from harness.modeling.optimizer import build_optimizer
 from harness.modeling.prepare import prepare_model
 from harness.plan.plan import Plan, plan
@@ -111,6 +111,7 @@ def _step(rank: _Rank, micro: Micro, tracker: Any) -> None:
     """One step on fake tensors, as the plan's backend takes it."""
     config, planned, model, beside = rank.config, rank.planned, rank.model, rank.beside
     passes = min(planned.accumulate, PASSES)
+    sums = LossSums(Loss(rank.recipe, whole=False), config, torch.float64, next(model.parameters()).device)
     for number in range(passes):
         last = number == passes - 1
         if beside:
@@ -118,7 +119,7 @@ def _step(rank: _Rank, micro: Micro, tracker: Any) -> None:
         if isinstance(model, FSDPModule):  # as fsdp's passes do it
             model.set_requires_gradient_sync(last)
             model.set_reshard_after_backward(last or config.backend.reshard)
-        total, _sums = summed(Loss(rank.recipe, whole=False), model, micro, 0.0, config, torch.float64)
+        total, _sums = sums.of(model, micro, 0.0)
         total.backward()  # type: ignore[no-untyped-call]
         del total, _sums
         tracker.reset_mod_stats()

@@ -2,18 +2,15 @@
 
 from abc import ABC, abstractmethod
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from harness.config.schema import Config
 from harness.data.feed import Micro
 from harness.engine.buffers import Buffers, Kept
-from harness.engine.device_scalars import Number, on_device
-from harness.engine.interface import Estimator, autocast
+from harness.engine.device_scalars import Number
+from harness.engine.interface import Estimator
 from harness.engine.model_setup import ModelSetup
 from harness.engine.process import Process
 from harness.plan.plan import Plan
-from harness.recipes.contract import Loss
 
 Sums = tuple[Number, Number, Number]
 """Summed loss, count of items and stop flags."""
@@ -55,16 +52,6 @@ class Passes(ABC):
     def forget(self) -> None:
         """Drop the gradients and buffers of a step that did not fit in memory."""
         self.small = None
-
-
-def summed(loss: Loss, model: nn.Module, micro: Micro, stop: float, config: Config, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """One forward pass: (the summed loss, to differentiate; the sums [loss, count, stop] as `dtype`). Padding counts nothing."""
-    device = next(model.parameters()).device
-    with autocast(config, device):
-        total, count = loss.of(model, micro.batch)
-    numbers: tuple[Number, Number] = (0.0, 0.0) if micro.chunk.padding else (total.detach(), count)
-    sums = torch.stack([on_device(number, device, dtype) for number in (*numbers, stop)])
-    return total * 0 if micro.chunk.padding else total, sums
 
 
 def as_sums(sums: Tensor) -> Sums:

@@ -34,11 +34,12 @@ from harness.engine.frozen import base_digests
 from harness.engine.initial_model import initial_model
 from harness.engine.interface import Engine, Estimator, Limit
 from harness.engine.loss_scale import power_of_two
+from harness.engine.loss_sums import LossSums
 from harness.engine.model_setup import ModelSetup, set_up
 from harness.engine.moment_noise import moments_estimator
 from harness.engine.nvme_swap import claim
 from harness.engine.param_names import persistent
-from harness.engine.passes import Passes, Sums, as_sums, summed
+from harness.engine.passes import Passes, Sums, as_sums
 from harness.engine.process import Process, open_process
 from harness.engine.step_owner import Row, StepOwner
 from harness.engine.trained import listed
@@ -63,13 +64,14 @@ SENDABLE = frozenset(
 class Unit(nn.Module):
     """What DeepSpeed wraps: model and loss in one forward."""
 
-    def __init__(self, recipe: Recipe, model: nn.Module, config: Config) -> None:
+    def __init__(self, recipe: Recipe, model: nn.Module, config: Config, device: torch.device) -> None:
         super().__init__()
-        self.loss, self.model, self.config = Loss(recipe, whole=config.backend.name != "zero3"), model, config
+        self.model = model
+        self._sums = LossSums(Loss(recipe, whole=config.backend.name != "zero3"), config, torch.float64, device)
 
     def forward(self, micro: Micro, stop: float) -> tuple[Tensor, Tensor]:
         """(summed loss, the sums [loss, count, stop] as float64)."""
-        return summed(self.loss, self.model, micro, stop, self.config, torch.float64)
+        return self._sums.of(self.model, micro, stop)
 
 
 def open_zero(config: Config, plan: Plan, recipe: Recipe, *, cpu: bool) -> Engine:
@@ -88,7 +90,9 @@ def open_zero(config: Config, plan: Plan, recipe: Recipe, *, cpu: bool) -> Engin
     initial = _copied(model)
     if config.backend.nvme_path is not None:
         claim(config.backend.nvme_path, process.rank)
-    deepspeed = open_deepspeed(Unit(recipe, model, config), inner, deepspeed_json(plan, config.backend), process.device)
+    deepspeed = open_deepspeed(
+        Unit(recipe, model, config, process.device), inner, deepspeed_json(plan, config.backend), process.device
+    )
     setup = set_up(process, plan, model, deepspeed.optimizer.optimizer, digests, lambda p: vars(p).get("ds_tensor", p))
     on_disk = config.backend.nvme_path is not None  # the moments
     passes = ZeroPasses(process, plan, setup, "none" if on_disk else moments_estimator(plan, config, inner), deepspeed)
