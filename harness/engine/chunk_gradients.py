@@ -18,7 +18,8 @@ from harness.data.feed import Micro
 from harness.engine.device_scalars import Number, total_norm
 from harness.engine.gradients import Gradients, is_one, ratio
 from harness.engine.interface import Engine
-from harness.engine.passes import Sums, as_sums, summed
+from harness.engine.loss_sums import LossSums
+from harness.engine.passes import Sums, as_sums
 from harness.engine.replicated import Replica, open_replica
 from harness.engine.torch_engine import torch_engine
 from harness.plan.plan import Plan
@@ -47,15 +48,16 @@ class ChunkGradients(Gradients):
 
     def __init__(self, replica: Replica, recipe: Recipe, optimizer: Adam) -> None:
         super().__init__(replica.process, replica.plan, replica.setup, replica.estimator)
-        self._loss, self._optimizer = Loss(recipe), optimizer
+        process = replica.process
+        self._sums = LossSums(Loss(recipe), process.config, process.dtype, process.device)
+        self._optimizer = optimizer
         self._added: list[Tensor] = []
         self._squares: list[Tensor] = []
         self._reached: set[str] = set()
 
     @override
     def run(self, micro: Micro, stop: float, last: bool) -> Sums:
-        process = self.process
-        total, sums = summed(self._loss, self.setup.model, micro, stop, process.config, process.dtype)
+        total, sums = self._sums.of(self.setup.model, micro, stop)
         total.backward()  # type: ignore[no-untyped-call]
         count = sums[1]
         self._add([self._taken(name, p) for name, p in self.setup.trained], torch.where(count > 0, count, 1.0))
