@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from harness.config.schema import Config
 from harness.data.feed import Micro
 from harness.engine.device_scalars import Number, on_device
+from harness.engine.gradients import is_one
 from harness.engine.loss_scale import LossScale
 from harness.engine.loss_sums import LossSums
 from harness.engine.passes import Sums, as_sums
@@ -33,7 +34,7 @@ class Unit(nn.Module):
         """(scalar whose gradient is that of the summed loss / `divide` and carries the sums, the sums [loss, count, stop])."""
         total, sums = self._sums.of(self.model, micro, stop)
         total = total.to(self.carrier.dtype)
-        return (total if divide == 1.0 else total / divide) + self.carrier.dot(sums), sums
+        return (total if is_one(divide) else total / divide) + self.carrier.dot(sums), sums
 
 
 def open_unit(replica: Replica, recipe: Recipe) -> Unit:
