@@ -77,7 +77,7 @@ class Task(lightning.LightningModule):  # type: ignore[misc, name-defined]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Plain SGD."""
-        return torch.optim.SGD(self.parameters(), lr=0.1)
+        return torch.optim.SGD(self.parameters(), lr=0.01)
 
 
 @pytest.mark.filterwarnings("ignore")
