@@ -28,8 +28,7 @@ class Spare:
     """As a context manager it ends with the run. `wanted`: whether there is to be one; else it never is ready."""
 
     def __init__(self, command: Command, *, wanted: bool) -> None:
-        module = command.argv.index("harness")
-        self._python, self._argv, self._wanted = command.argv[0], command.argv[module + 1 :], wanted
+        self._command, self._wanted = command, wanted
         self._environs: list[Environ] = []
         self._process: Piped | None = None
         self._ready = False
@@ -57,7 +56,7 @@ class Spare:
         except OSError:  # one has just ended
             return
         shared = {name: value for name, value in self._environs[0].items() if name not in _RANKS}
-        argv = (self._python, "-m", "harness.tools.spare", *self._argv)
+        argv = (self._command.argv[0], "-m", "harness.tools.spare", *_arguments(self._command))
         self._process = start_piped(Command(argv, shared), Path(told.logs) / "launcher.log")
 
     def start(self, command: Command, told: Launched) -> "Ranks | None":
@@ -65,7 +64,7 @@ class Spare:
         if not self._is_ready() or self._process is None:
             return None
         port = str(_free_port())
-        argv = command.argv[command.argv.index("harness") + 1 :]
+        argv = _arguments(command)
         environs = [_again(environ, told.environ(), port) for environ in self._environs]
         try:
             self._process.send(json.dumps({"argv": argv, "environs": environs}))
@@ -126,6 +125,11 @@ class Ranks:
 def start_ranks(command: Command, told: Launched, spare: Spare) -> Child | Ranks:
     """All ranks of a start: by the spare, or by `command`."""
     return spare.start(command, told) or start(command, told.environ(), Path(told.logs) / "launcher.log")
+
+
+def _arguments(command: Command) -> tuple[str, ...]:
+    """What is handed to `python -m harness`, below whatever starts it."""
+    return tuple(command.argv[command.argv.index("harness") + 1 :])
 
 
 def _environ(pid: int) -> Environ:

@@ -55,7 +55,9 @@ def test_help_shows_the_settings_used_most_and_help_all_every_one_with_its_value
         texts.append(" ".join(capsys.readouterr().out.encode("ascii").decode().split()))
     short, whole = texts
     assert set(re.findall(r"--([a-z_]+\.[a-z_]+) VALUE", short)) == {*MOST_USED, "section.setting"}
-    assert set(re.findall(r"--([a-z_]+\.[a-z_0-9]+|precision|init_from) VALUE", whole)) >= set(field_docs()) - {"recipe.knobs"}
+    assert set(re.findall(r"--([a-z_]+\.[a-z_0-9]+|precision|init_from|init_partial) VALUE", whole)) >= set(field_docs()) - {
+        "recipe.knobs"
+    }
     assert "--backend.name VALUE ddp: a whole copy per GPU" in whole
     assert "[ddp, fsdp, zero0, zero1, zero2, zero3; default: ddp]" in short
     assert "[number > 0; must be given]" in short

@@ -128,5 +128,5 @@ def sent(ranks: int, labels: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_the_metrics_of_all_ranks_are_as_many_numbers_on_any_world(monkeypatch: pytest.MonkeyPatch) -> None:
     two, many = sent(2, 2, monkeypatch), sent(16_384, 2, monkeypatch)
     assert two == many
-    assert sum(many) < 40
+    assert sum(many) < 48
     assert sum(sent(16_384, 1_000, monkeypatch)) < 4_040, "norms of a thousand layers"

@@ -216,6 +216,7 @@ class Frozen:
 def test_no_full_collection_walks_what_start_up_made_in_the_midst_of_training(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    gc.unfreeze()  # what another test has imported
     watch = {"wandb": "off", "every_steps": 4, "use": [f"{__file__}:Frozen"]}
     assert work(config({"run": {"dir": str(tmp_path / "run")}, "watch": watch}), "run", {"ACCELERATE_USE_CPU": "true"}) == 0
     told = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("frozen")]

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 import harness.data.training_order
-import harness.engine.allreduce
 import harness.engine.ddp
 from harness.config.loader import decode
 from harness.data.feed import Micro
 from harness.distributed.process_group import join, leave
 from harness.engine.device_scalars import Number
 from harness.engine.gradients import Gradients
+from harness.engine.loss_sums import LossSums
 from harness.engine.passes import Sums
 from harness.engine.training_engine import TrainingEngine
 from harness.plan.world import World, place
@@ -74,12 +74,12 @@ def patched(owner: Any, name: str, to: Callable[[Any], Any]) -> Iterator[None]:
 def mean_per_rank(real: Any) -> Any:
     """Each pass's loss is divided by the count of its own items."""
 
-    def summed(*args: Any) -> tuple[Tensor, Tensor]:
+    def of(*args: Any) -> tuple[Tensor, Tensor]:
         total, sums = real(*args)
         count = sums[1].clamp(min=1)  # a pass that only fills up has none
         return total / count, torch.stack([sums[0] / count, (sums[1] > 0).to(sums), sums[2]])
 
-    return summed
+    return of
 
 
 def step_per_process(real: Any) -> Any:
@@ -109,7 +109,7 @@ def own_shuffle(real: Any) -> Any:
 
 
 PLANTS: dict[str, tuple[str, Any, str, Any]] = {
-    "mean loss per rank": ("bytes_lm", harness.engine.allreduce, "summed", mean_per_rank),
+    "mean loss per rank": ("bytes_lm", LossSums, "of", mean_per_rank),
     "scheduler per process": ("digits", TrainingEngine, "step", step_per_process),
     "short window": ("digits", harness.engine.ddp.DdpAllReduce, "reduce", full_count),
     "wrong shuffle": ("digits", harness.data.training_order, "_order", own_shuffle),
