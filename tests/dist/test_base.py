@@ -25,7 +25,7 @@ EXTRAS = {
 }
 """Commands of the READMEs that want more than the base, and what they then say."""
 DEMO = "widebatch launch configs/digits.yaml --gpus 0 --procs 2"
-AFTER_EXTRAS = ("python tiny_chat.py", "widebatch export runs/chat")
+AFTER_EXTRAS = ("python tiny_chat.py", "widebatch export runs/chat", "python configs/examples/lightning_run.py")
 """Commands that need what an extra brings, or a run that could not be."""
 OTHERS = [command for command in COMMANDS if not command.startswith(("make ", *AFTER_EXTRAS)) and command != DEMO]
 
