@@ -15,7 +15,7 @@ from typing_extensions import override
 from harness.config.errors import UserError
 from harness.config.schema import Config
 from harness.data.feed import Micro
-from harness.engine.device_scalars import Number, total_norm
+from harness.engine.device_scalars import Number, on_device, total_norm
 from harness.engine.gradients import Gradients, is_one, ratio
 from harness.engine.interface import Engine
 from harness.engine.loss_sums import LossSums
@@ -95,14 +95,13 @@ class ChunkGradients(Gradients):
     def reduce(self, grads: list[Tensor], local: Sums) -> tuple[Sums, Tensor, Number]:
         sums = local
         if self.process.ranks > 1:
-            dtype, device = self.process.dtype, self.process.device
-            carried = torch.stack([torch.as_tensor(part, dtype=dtype, device=device) for part in local])
+            carried = torch.stack([on_device(part, self.process.device, self.process.dtype) for part in local])
             for tensors in _alike([*grads, *self._squares, carried]):
                 flat = self.process.reduce(torch.cat([t.reshape(-1) for t in tensors]))
                 for tensor, part in zip(tensors, torch.split(flat, [t.numel() for t in tensors]), strict=True):
                     tensor.copy_(part.view_as(tensor))
             sums = as_sums(carried)
-        torch._foreach_div_(self._squares, torch.as_tensor(sums[1]))
+        torch._foreach_div_(self._squares, sums[1])
         return sums, self.total(grads), ratio(1.0, sums[1])
 
     @override
