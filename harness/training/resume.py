@@ -63,6 +63,8 @@ class Facts:
     """Sketches of the fresh model's buffers that are in no checkpoint."""
     frozen: dict[str, str] | None = None
     """Digests of the fresh weights that are not trained; None in checkpoints of earlier versions, which hold these weights."""
+    derived: dict[str, float] = field(default_factory=dict)
+    """What the plan derived for the optimizer beside lr, by name; empty in checkpoints of earlier versions."""
 
 
 def facts_of(config: Config, plan: Plan, recipe: Recipe, data: Data, engine: Engine) -> Facts:
@@ -77,7 +79,14 @@ def facts_of(config: Config, plan: Plan, recipe: Recipe, data: Data, engine: Eng
         warned=tuple(w.code for w in plan.warnings[:SHOWN]),
         unsaved=unsaved(engine.model),
         frozen=dict(engine.base),
+        derived=_derived(plan),
     )
+
+
+def _derived(plan: Plan) -> dict[str, float]:
+    beta1, beta2 = plan.betas or (None, None)
+    numbers = {"weight_decay": plan.weight_decay, "beta1": beta1, "beta2": beta2, "alpha": plan.alpha, "eps": plan.eps}
+    return {name: number for name, number in numbers.items() if number is not None}
 
 
 def same_scale(state: State, estimator: str) -> State:
@@ -117,10 +126,12 @@ def resume(engine: Engine, config: Config, facts: Facts, folder: Path) -> tuple[
 
 
 def _since(before: Facts, facts: Facts) -> str:
-    """World, batch and rate; where one of them has changed, both values."""
+    """World, batch and rate, and other numbers of the optimizer that have changed; where one has changed, both values."""
     values = (before.world_size, facts.world_size), (before.global_batch, facts.global_batch), (before.lr, facts.lr)
     ranks, batch, lr = (f"{was:g}" if was == now else f"{was:g} -> {now:g}" for was, now in values)
-    return f"{ranks} ranks, global batch {batch}, lr {lr}"
+    others = ((name, was, facts.derived.get(name, was)) for name, was in before.derived.items())
+    changed = "".join(f", {name} {was:g} -> {now:g}" for name, was, now in others if was != now)
+    return f"{ranks} ranks, global batch {batch}, lr {lr}{changed}"
 
 
 def _length(config: Config) -> str:

@@ -319,6 +319,15 @@ def test_what_changed_is_said_and_what_is_free_is_not(tmp_path: Path) -> None:
     assert "global batch 8 -> 16, lr 0.02 -> 0.04" in resumed
 
 
+def test_a_resume_says_what_another_rule_derives(tmp_path: Path) -> None:
+    """As where `auto` of a later version takes another rule: the lr is the same here, and the weight decay is not."""
+    over: dict[str, Any] = {"batch": {"reference": 8, "total": 32}, "optim": {"name": "adamw", "lr": 0.02, "weight_decay": 0.01}}
+    run(config(over | {"scaling": {"rule": "sqrt"}, "run": {"stop_after_steps": 1}}), tmp_path)
+    events = run(config(over | {"scaling": {"rule": "auto"}}), tmp_path)
+    resumed = next(e.message for e in events if isinstance(e, Noticed) and e.code == "resumed")
+    assert resumed.endswith("global batch 32, lr 0.04, weight_decay 0.01 -> 0.02")
+
+
 def test_a_run_that_is_complete_says_what_to_do_for_more(tmp_path: Path) -> None:
     run(config({}), tmp_path)
     events = run(config({}), tmp_path)
