@@ -396,6 +396,9 @@ class WatchConfig:
     histograms: bool = False
     """Histograms of weights and gradients by layer, in powers of two, at the end of each window: for W&B and TensorBoard. Gradients
     not on zero1 to zero3."""
+    loss_by_source: bool = False
+    """For a mixture: with each window, the loss of each source's samples in the next step. A window costs a forward pass of a step
+    more, and that step's samples are read twice."""
     artifacts: bool = False
     """W&B: log each checkpoint's manifest as an artifact that refers to the checkpoint's files."""
     trackers: tuple[str, ...] = ()

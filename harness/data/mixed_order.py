@@ -89,7 +89,7 @@ class MixedOrder(SampleOrder):
     ) -> None:
         """Raises UserError for weights that make no order."""
         self.n = sum(order.n for order in orders)
-        self._orders = list(orders)
+        self.orders = list(orders)
         self._first = np.cumsum([0, *(order.n for order in orders)])
         self._starts = np.array([0, *(start for start, _ in then)])
         self._stages = [_Stage(part) for part in (weights, *(part for _, part in then))]
@@ -110,13 +110,13 @@ class MixedOrder(SampleOrder):
         for number in np.unique(sources).tolist():
             here = np.flatnonzero(sources == number)
             a, b = int(draws[here[0]]), int(draws[here[-1]])
-            out[here] = self._orders[number].take(a, b + 1) + self._first[number]
+            out[here] = self.orders[number].take(a, b + 1) + self._first[number]
         return out
 
     def positions(self, sample: int, stop: int) -> list[int]:
         """See SampleOrder.positions."""
         number = int(np.searchsorted(self._first, sample, side="right")) - 1
-        draws = self._orders[number].positions(sample - int(self._first[number]), self.drawn(stop)[number])
+        draws = self.orders[number].positions(sample - int(self._first[number]), self.drawn(stop)[number])
         return [self._position(number, draw) for draw in draws]
 
     def drawn(self, stop: int) -> list[int]:

@@ -56,6 +56,7 @@ METRICS = [
         ("eval_s", "evaluations", "rank 0", "this process"),
         ("checkpoint_s", "checkpoints", "rank 0", "this process"),
         ("count_flops_s", "counting operations on shapes", "rank 0", "this process"),
+        ("source_losses_s", "data/SOURCE_loss", "rank 0", "this process"),
         ("recovery_s", "ranks that were lost: until the others could train again", "rank 0", "this process"),
     ),
     *_group(
@@ -142,6 +143,12 @@ METRICS = [
         "data",
         ("SOURCE_samples", "samples of the stream so far that are of this source of a mixture", "all", "run"),
         ("SOURCE_epoch", "data/SOURCE_samples / size of the source", "all", "run"),
+        (
+            "SOURCE_loss",
+            "with watch.loss_by_source: loss of the source's samples in the next step, in eval mode; null where it has none there",
+            "all",
+            "next step",
+        ),
     ),
     *_group(
         "throughput",

@@ -50,12 +50,7 @@ class ScriptLoader:
 def script_config(settings: Settings, loader: ScriptLoader, optimizer: Optimizer, precision: str) -> Config:
     """The settings as a run file that the script has filled in. Raises UserError if they contradict the script."""
     tree = dict(settings) if isinstance(settings, Mapping) else read_tree(Path(settings))
-    for name in ("recipe", "compute", "init_from"):
-        if tree.get(name):
-            raise UserError(name, "is given, but model, data and loss are the script's", "leave it out")
-    for key in _EVALUATED:
-        if (tree.get("eval") or {}).get(key) is not None:
-            raise UserError(f"eval.{key}", "is given, but the script evaluates", "leave it out, and call run.evaluated(metrics)")
+    _check_own(tree)
     if tree.setdefault("precision", precision) != precision:
         at = f"is {tree['precision']}, but the script's Accelerator computes in {precision}"
         raise UserError("precision", at, "leave it out: the Accelerator decides")
@@ -68,3 +63,15 @@ def script_config(settings: Settings, loader: ScriptLoader, optimizer: Optimizer
     if config.batch.micro == "auto":
         config = replace(config, batch=replace(config.batch, micro=loader.batch))
     return config
+
+
+def _check_own(tree: Mapping[str, Any]) -> None:
+    """Raises UserError for settings of what the script does itself."""
+    for name in ("recipe", "compute", "init_from"):
+        if tree.get(name):
+            raise UserError(name, "is given, but model, data and loss are the script's", "leave it out")
+    for key in _EVALUATED:
+        if (tree.get("eval") or {}).get(key) is not None:
+            raise UserError(f"eval.{key}", "is given, but the script evaluates", "leave it out, and call run.evaluated(metrics)")
+    if (tree.get("watch") or {}).get("loss_by_source"):
+        raise UserError("watch.loss_by_source", "is true, but the script computes its loss", "leave it out")

@@ -26,6 +26,7 @@ from harness.telemetry.noise_scale import NoiseScale
 from harness.telemetry.spikes import FLAGGED, LEAST_LOG, Spikes
 from harness.telemetry.window_metrics import Window, Work, memory, skew, throughput, training
 from harness.training.alerts import AlertTracker, troubles
+from harness.training.source_losses import SourceLosses
 from harness.training.step_rate import StepRecord
 
 SPIKE_LEAST = 0.15
@@ -56,10 +57,14 @@ class WindowReporter:
     _kept: int = 0
     alerts: AlertTracker = field(init=False)
     uniform_loss: float | None = field(init=False)
+    sources: SourceLosses | None = None
 
     def __post_init__(self) -> None:
+        """Raises UserError for what the run file asks for and the data does not have."""
         self.alerts = AlertTracker(self.engine)
         self.uniform_loss = self.recipe.uniform_loss()  # called once: it may read the model's configuration
+        if self.config.watch.loss_by_source:
+            self.sources = SourceLosses(self.engine, self.recipe, self.config, self.feed)
 
     def window(
         self, state: State, reading: Reading, taken: Sequence[StepRecord], *, first: bool
@@ -77,7 +82,7 @@ class WindowReporter:
         metrics = self.progress(state) | trained | self._groups(taken[-1].lr)
         metrics |= throughput(window, self._costs()) | memory(reading.ranks) | skew(reading.ranks)
         metrics |= system(reading.ranks.nodes, window.ranks, metrics["throughput/samples_per_s"])
-        metrics |= self._stability(state, scored, reading.steps[-1]) | self._reliability(state)
+        metrics |= self._stability(state, scored, reading.steps[-1]) | self._reliability(state) | self._by_source(state)
         if reading.histograms:
             events.append(Histograms(state.step, state.samples, reading.histograms))
         events.append(Windowed(state.step, state.samples, metrics))
@@ -197,6 +202,14 @@ class WindowReporter:
             moment = sums.moment_square * whole**2 - 2 * whole * sums.moment_decay + sums.decay_square
             return scale.after_moments(square, moment, beta, plan.global_batch, len(good))
         return scale
+
+    def _by_source(self, state: State) -> Metrics:
+        """The loss of each source in the step that follows, where the run file asks for it. All ranks call it."""
+        if self.sources is None:
+            return {}
+        with self.clock.pause("source_losses"):
+            start = state.guard.past(state.samples)
+            return dict(self.sources.of(start, start + self.plan.global_batch))
 
     def _groups(self, lr: float) -> Metrics:
         """The rate of each parameter group."""

@@ -17,7 +17,7 @@ from harness.data.workers import Batched
 from harness.recipes.base import Recipe, Split, Sum
 from harness.worker import work
 from tests.support.data_files import KINDS, ROWS, column
-from tests.support.processes import run_ranks
+from tests.support.processes import ROOT, run_ranks
 from tests.support.tiny_llama import write_conversations, write_llama
 
 BATCH, EPOCHS = 12, 3
@@ -129,3 +129,17 @@ def test_packed_conversations_train_alike_on_every_world(tmp_path: Path) -> None
     alike(run_file(tmp_path, {"use": "chat", **files, "context": 64, "packing": "best_fit"}), tmp_path)
     (told,) = [line["message"] for line in lines(tmp_path / "one", "notice") if line.get("code") == "data"]
     assert told.startswith("40 conversations are packed into ")
+
+
+def test_losses_by_source_are_the_same_on_two_ranks(tmp_path: Path) -> None:
+    """With weights in shards, where a rank that has no sample of a source must take part in its passes all the same."""
+    path = run_file(tmp_path, {"use": f"{ROOT}/tests/unit/test_mixtures.py:Lines"})
+    more = ["--watch.loss_by_source", "true", "--watch.every_steps", "3", "--batch.micro", "2"]
+    config = load(path, {"watch.loss_by_source": "true", "watch.every_steps": "3", "run.dir": str(tmp_path / "one")})
+    assert work(config, "run", {}) == 0
+    run_ranks(2, ["harness", str(path), *more, "--backend.name", "fsdp", "--run.dir", str(tmp_path / "two")], tmp_path)
+    one, two = (
+        [line[f"data/{name}_loss"] for line in lines(tmp_path / run, "window") for name in ("up", "down")] for run in ("one", "two")
+    )
+    assert len(one) > 10
+    assert two == pytest.approx(one, rel=1e-6)

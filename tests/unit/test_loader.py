@@ -17,7 +17,7 @@ from harness.config.loader import decode, encode, fields_of, load
 from harness.config.schema import EXCLUSIVE, Config
 from harness.config.yaml_text import from_yaml, to_yaml
 
-SETTINGS = 135
+SETTINGS = 136
 """The run file does not grow past this: a new setting needs an old one to go, or a reason (threshold, alpha: of
 torch; min_delta: of Keras and Lightning; sample_tokens, parameters, total_tokens, tokens, tokens_per_parameter: language models are
 planned in tokens; init_from, init_partial: weights of others, whole or in part;

@@ -144,6 +144,9 @@ class Lines(Recipe):
 
     kind: str = "table"
     same: bool = False
+    ups: int = 3
+    """Samples of slope 1 for one of slope -1."""
+    alone: bool = False
 
     def model(self) -> nn.Module:
         """[n, 1] -> [n, 1]."""
@@ -151,11 +154,13 @@ class Lines(Recipe):
 
     def data(self, split: Split) -> Data | Mapping[str, Data]:
         """Points of slope 1 and of slope -1."""
+        if self.alone:
+            return self._set(64, 1)
         sizes = (40, 24) if split == "train" else (10, 5)
         sets = {name: self._set(size, sign) for name, size, sign in zip(("up", "down"), sizes, (1, -1), strict=True)}
         if split == "valid":
             return sets if not self.same else {"up": sets["up"], "again": sets["up"]}
-        return mixture(sets, {"down": 1, "up": 3})
+        return mixture(sets, {"down": 1, "up": self.ups})
 
     def _set(self, size: int, sign: int) -> Data:
         x = torch.linspace(-1, 1, size)[:, None]
@@ -199,6 +204,32 @@ def test_a_run_on_a_mixture_tells_its_sources_and_evaluates_each_set(kind: str) 
         assert both == pytest.approx((10 * up + 5 * down) / 15, rel=1e-12)
     ends = [e.metrics["eval/down/loss"] or 0.0 for e in evals]
     assert [e.best for e in evals] == [ends[n] == min(ends[: n + 1]) for n in range(4)]
+
+
+@pytest.mark.parametrize(("kind", "ups"), [("table", 15), ("list", 3)])
+def test_the_losses_of_the_sources_add_up_to_that_of_the_next_step_and_measuring_them_changes_nothing(kind: str, ups: int) -> None:
+    """A source that has no sample in the next step has no loss there."""
+    watch = {"wandb": "off", "every_steps": 1}
+    plain, told = (run(over={"watch": watch | more}, kind=kind, ups=ups) for more in ({}, {"loss_by_source": True}))
+    losses = [e.metrics["train/loss"] for e in told if isinstance(e, Stepped)]
+    assert losses == [e.metrics["train/loss"] for e in plain if isinstance(e, Stepped)]
+    windows = [e.metrics for e in told if isinstance(e, Windowed)]
+    assert not any(
+        name.endswith("_loss") and name.startswith("data/") for e in plain if isinstance(e, Windowed) for name in e.metrics
+    )
+    absent = 0
+    for now, after, loss in zip(windows, windows[1:], losses[1:], strict=False):
+        counts = [(after[f"data/{name}_samples"] or 0) - (now[f"data/{name}_samples"] or 0) for name in ("up", "down")]
+        means = [now[f"data/{name}_loss"] for name in ("up", "down")]
+        assert [mean is None for mean in means] == [count == 0 for count in counts]
+        absent += 0 in counts
+        assert sum(count * (mean or 0) for count, mean in zip(counts, means, strict=True)) / 8 == pytest.approx(loss, rel=1e-12)
+    assert (absent > 0) == (ups == 15)
+
+
+def test_losses_by_source_of_what_has_no_sources_is_one_line() -> None:
+    with pytest.raises(UserError, match=r"watch.loss_by_source: is true, but the training data is no mixture; leave it out"):
+        run(over={"watch": {"wandb": "off", "loss_by_source": True}, "eval": {"every_epochs": 1}}, alone=True)
 
 
 def test_losses_of_a_mixture_are_the_same_on_simulated_worlds() -> None:

@@ -134,6 +134,7 @@ def test_the_plan_s_numbers_are_put_in_the_place_of_the_tuned_ones(tmp_path: Pat
         ({"optim": {"lr": 0.3}}, r"optim\.lr: is 0\.3, but the script's SGD has 0\.02"),
         ({"recipe": {"use": "digits"}}, "recipe: is given, but model, data and loss are the script's"),
         ({"eval": {"every_epochs": 1}}, r"eval\.every_epochs: is given, but the script evaluates"),
+        ({"watch": {"loss_by_source": True}}, r"watch\.loss_by_source: is true, but the script computes its loss"),
         ({"precision": "bf16"}, "precision: is bf16, but the script's Accelerator computes in fp32"),
         ({"backend": {"name": "zero2"}}, r"backend\.name: is zero2, but an own loop runs on ddp"),
     ],
