@@ -1,6 +1,6 @@
 """What a larger batch costs Adam under each rule: tasks x k x rules, three seeds, the reference lr tuned first.
 
-`python -m tests.bench.adam_rules` takes 22 minutes of one core, writes configs/results/adam_rules.json after each run and goes on
+`python -m tests.bench.adam_rules` takes 25 minutes of one core, writes configs/results/adam_rules.json after each run and goes on
 from there; then the table goes into the README. Each run has the same samples; the loss is that of its last evaluation.
 
 digits        a convnet on scikit-learn's digits, ten epochs
@@ -30,6 +30,7 @@ TASKS: dict[str, tuple[dict[str, Any], int, float]] = {
 }
 """(recipe, samples, the lr at which the search begins) of each."""
 RULES: dict[str, dict[str, str]] = {
+    "none (lr kept)": {"rule": "none"},
     "linear": {"rule": "linear"},
     "sqrt": {"rule": "sqrt"},
     "sqrt, wd by timescale": {"rule": "sqrt", "weight_decay": "timescale"},

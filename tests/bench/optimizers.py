@@ -19,11 +19,13 @@ OUT = ROOT / "configs" / "results" / "optimizers.json"
 TASK = "bytes_once"
 CHUNKS = {"name": "adamw", "second_moment": "chunks"}
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "adamw, none": ({"name": "adamw"}, {"rule": "none"}),
     "muon, none": ({"name": "muon"}, {"rule": "none"}),
     "muon, sqrt": ({"name": "muon"}, {"rule": "sqrt"}),
     "muon, sqrt, wd by timescale": ({"name": "muon"}, {"rule": "sqrt", "weight_decay": "timescale"}),
     "muon, linear": ({"name": "muon"}, {"rule": "linear"}),
     "chunks, none": (CHUNKS, {"rule": "none"}),
+    "chunks, sqrt, wd by timescale": (CHUNKS, {"rule": "sqrt", "weight_decay": "timescale"}),
     "chunks, linear, both betas": (CHUNKS, {"rule": "linear", "betas": "half_life_both"}),
 }
 """(settings of optim, of scaling) of each; those of one optimizer are tuned together, at k = 1."""
@@ -63,7 +65,7 @@ def table(record: Record) -> str:
         }
         rows.append([f"adamw, {rule}", f"{tuned:g}", *map(spread, losses.values())])
     for variant, (optim, _) in VARIANTS.items():
-        ones, one = (known, "sqrt") if optim == CHUNKS else (record, "muon, none")
+        ones, one = (known, "sqrt") if optim["name"] == "adamw" else (record, "muon, none")
         tuned = ones.tuned_lr(TASK, one, start)
         losses = {k: [record.loss(TASK, variant, k, seed, tuned) for seed in SEEDS] for k in adam_rules.RATIOS}
         losses = {1: [ones.loss(TASK, one, 1, seed, tuned) for seed in SEEDS]} | losses
