@@ -17,10 +17,22 @@ LONGEST = (
 )  # fmt: skip
 
 
+def _launcher() -> dict[str, str]:
+    """The variables by which a launcher tells a rank its place."""
+    return {name: value for name, value in os.environ.items() if name.startswith(("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_"))}
+
+
+BEGAN = _launcher()
+
+
 @pytest.fixture(autouse=True)
 def _own_environment() -> Iterator[None]:
-    """What a test leaves in the environment reaches no other: DeepSpeed's LOCAL_RANK made every later loop of Accelerate's fail."""
+    """What a test leaves in the environment reaches no other: DeepSpeed's LOCAL_RANK made every later loop of Accelerate's fail.
+
+    A fixture that several tests share comes before this one: it may not leave a launcher's variables at all.
+    """
     before = dict(os.environ)
+    assert _launcher() == BEGAN, "a shared fixture has made this process a rank: later loops would wait for others"
     yield
     if dict(os.environ) != before:
         os.environ.clear()

@@ -37,6 +37,7 @@ def settle(environ: MutableMapping[str, str]) -> Place:
             )
         if not (told["MASTER_PORT"].isdecimal() and 0 < int(told["MASTER_PORT"]) < 65536):
             raise UserError("MASTER_PORT", f"is {told['MASTER_PORT']!r}", "give a free port of rank 0's host, such as 29500")
+        told.setdefault("LOCAL_WORLD_SIZE", str(here.size))  # as `place` reads it; accelerate would write 1
     _write(environ, {name: told[name] for name in (*OURS, *MEETING) if name in told} if here.size > 1 else {})
     return here
 

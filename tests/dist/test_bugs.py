@@ -18,6 +18,7 @@ from tests.support.processes import ROOT, environ
 
 RECIPE = """
 import json
+import random
 from dataclasses import dataclass
 import torch
 from torch import nn
@@ -49,6 +50,7 @@ class Rows:
             case "os": open("/no/such/file")
             case "json": json.loads("{")
             case "division": 1 / 0
+            case "library index": random.choice([])
 
 @dataclass(frozen=True)
 class Mine(Recipe):
@@ -147,7 +149,7 @@ def test_a_bug_is_no_bad_sample_and_names_its_line(folder: Path, kind: str, at: 
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.parametrize("kind", ["value", "os", "json", "division"])
+@pytest.mark.parametrize("kind", ["value", "os", "json", "division", "library index"])
 def test_what_damaged_data_raise_is_a_bad_sample(folder: Path, kind: str, workers: int) -> None:
     found, feed = micros(folder, kind, workers)
     assert [m.chunk.count for m in found] == [4, 3]

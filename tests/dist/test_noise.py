@@ -210,12 +210,15 @@ def check_moments(metrics: Iterable[Mapping[str, Any]]) -> None:
         ("sgd", "ddp", 1e-4),
         ("sgd", "ddp", 1e-3),
         ("adam", "ddp", 5e-4),
-        ("adamw", "ddp", 1e-3),
+        ("adamw", "ddp", 5e-4),
         ("sgd", "fsdp", 1e-3),
     ],
 )
 def test_coupled_decay_is_no_gradient(optimizer: str, backend: str, decay: float) -> None:
-    """The moment of SGD and Adam holds decay x weights too, here 0.1 to 1 times the gradient; AdamW's does not."""
+    """The moment of SGD and Adam holds decay x weights too, here 0.1 to 1 times the gradient; AdamW's does not.
+
+    At 1 times it gradient and decay have a difference as long as the gradient: what is taken away in error would not be seen.
+    """
     c = decode(slope(optimizer, backend, decay))
     events = list(train(c, plan(c, World(1, device="cpu")), cpu=True))
     leave()  # fsdp has made a group, and other tests in this process make their own

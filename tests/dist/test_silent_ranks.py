@@ -35,7 +35,7 @@ def two_ranks(path: Path, deaf_s: float) -> Iterator[list["subprocess.Popen[byte
     """Two ranks without anything above them that would end one for the other."""
     port, ranks = reserve_port(), list[subprocess.Popen[bytes]]()
     for rank in ("0", "1"):
-        env = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        env = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2"}
         env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         argv = [sys.executable, "-m", "tests.dist.workers.silent", str(deaf_s), str(path)]
         with (path.parent / f"{rank}.log").open("w") as log:

@@ -52,6 +52,7 @@ PMI = {"PMI_RANK": "1", "PMI_SIZE": "2", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANK
         ({"RANK": "", "WORLD_SIZE": ""}, 0, 1),
         ({"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1"}, 0, 1),
         (RANK1, 1, 2),
+        ({name: value for name, value in RANK1.items() if name != "LOCAL_WORLD_SIZE"}, 1, 2),
         (RANK1 | OMPI | {"PMI_SIZE": "8", "PMI_RANK": "5"}, 1, 2),
         (OMPI | MEET, 1, 2),
         (PMI | MEET, 1, 2),
@@ -73,7 +74,7 @@ def test_all_libraries_read_the_place_that_is_decided(
 
 
 def accelerate_reads(environ: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> tuple[int, int, bool]:
-    """(rank, size, whether it would join a group) as accelerate takes CPU ranks from an environment."""
+    """(rank, size, whether it would join a group) as accelerate takes CPU ranks from an environment, where it writes them, too."""
     from accelerate.state import PartialState
     from accelerate.utils import DistributedType
     from accelerate.utils.environment import get_cpu_distributed_information
@@ -84,6 +85,8 @@ def accelerate_reads(environ: dict[str, str], monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setenv(name, value)
     found = get_cpu_distributed_information()
     _, kind = PartialState.__new__(PartialState)._prepare_backend(cpu=True)
+    if found.world_size > 1:
+        assert str(found.local_world_size) == environ["LOCAL_WORLD_SIZE"]
     return found.rank, found.world_size, kind == DistributedType.MULTI_CPU
 
 
