@@ -7,15 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from harness.checkpoint.train_state import State
 from harness.config.errors import UserError
 from harness.config.loader import decode
-from harness.data.sample_order import Order, derive
+from harness.config.schema import RecipeConfig
+from harness.data.feed import Feed
+from harness.data.sample_order import Chunk, Order, StepShards, derive
 from harness.data.seeding import ORDER
 from harness.data.workers import Fetched, Worker
 from harness.plan.plan import plan
 from harness.plan.world import World
+from harness.recipes.base import load_recipe
 from harness.telemetry.events import Ended, Evaluated, Event, Noticed, Stepped, Windowed
+from harness.training.bad_samples import take_up
 from harness.training.loop import train
 from tests.support.processes import ROOT, run_ranks
 
@@ -162,6 +168,17 @@ def test_the_number_of_workers_changes_nothing(tmp_path: Path) -> None:
             + [e.metrics["eval/loss"] for e in events if isinstance(e, Evaluated)]
         )
     assert runs[0] == runs[1] == runs[2]
+
+
+def test_what_a_run_knows_to_be_bad_when_it_resumes_is_not_read_again(tmp_path: Path) -> None:
+    """One that kills or hangs its worker would cost data.restarts at each resume."""
+    recipe = load_recipe(RecipeConfig(use=RECIPE, knobs={"log": str(tmp_path), "raises": [3], "raises_valid": [5]}))
+    options: dict[str, Any] = {"order": None, "device": torch.device("cpu"), "dtype": torch.float32}
+    train_feed, valid_feed = (Feed(recipe.data(split) or [], **options) for split in ("train", "valid"))
+    take_up(State(bad_samples=(3,), bad_valid=(5,)), train_feed, valid_feed)
+    for feed in (train_feed, valid_feed):
+        (found,) = feed.few(StepShards(0, BATCH, (Chunk(0, BATCH),)))
+        assert (found.chunk.count, feed.troubles) == (BATCH - 1, [])
 
 
 def test_two_ranks_agree_on_what_is_bad_and_a_resumed_run_still_knows(tmp_path: Path) -> None:
