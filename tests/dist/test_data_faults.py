@@ -172,9 +172,9 @@ def test_the_number_of_workers_changes_nothing(tmp_path: Path) -> None:
 
 def test_what_a_run_knows_to_be_bad_when_it_resumes_is_not_read_again(tmp_path: Path) -> None:
     """One that kills or hangs its worker would cost data.restarts at each resume."""
-    recipe = load_recipe(RecipeConfig(use=RECIPE, knobs={"log": str(tmp_path), "raises": [3], "raises_valid": [5]}))
+    recipe: Any = load_recipe(RecipeConfig(use=RECIPE, knobs={"log": str(tmp_path), "raises": [3], "raises_valid": [5]}))
     options: dict[str, Any] = {"order": None, "device": torch.device("cpu"), "dtype": torch.float32}
-    train_feed, valid_feed = (Feed(recipe.data(split) or [], **options) for split in ("train", "valid"))
+    train_feed, valid_feed = (Feed(recipe.data(split), **options) for split in ("train", "valid"))
     take_up(State(bad_samples=(3,), bad_valid=(5,)), train_feed, valid_feed)
     for feed in (train_feed, valid_feed):
         (found,) = feed.few(StepShards(0, BATCH, (Chunk(0, BATCH),)))
