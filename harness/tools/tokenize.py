@@ -1,11 +1,13 @@
 """Text files -> files of token ids, by several processes: the same bytes for any number of them, and after any interruption.
 
 Text is cut into parts by its size alone. A part is written under another name and renamed when it is whole, then its counts; what
-is there already is not made again. tokens.json comes last: a folder that has one is complete.
+is there already is not made again. tokens.json comes last: a folder that has one is complete. One command at a time has the folder:
+the first to end would remove what another is writing.
 """
 
 import json
 import os
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -21,11 +23,13 @@ import numpy as np
 import xxhash
 
 from harness.config.errors import UserError
+from harness.config.run_folder import LOCK
 from harness.data.text_parts import Piece, Span, pieces, text_files, text_parts
 from harness.data.token_formats import INDEX, ORIGIN
 from harness.data.workers import end_with
 from harness.recipes.byte_tokenizer import BYTES
 from harness.recipes.pretrained import read_tokenizer
+from harness.supervision.run_lock import FolderLock
 from harness.supervision.safe_files import make_own, write_own
 from harness.watch.progress import counted
 
@@ -33,6 +37,8 @@ EDGE = 1 << 16
 """Bytes at either end of a text file by which it is known again."""
 BATCH = 1 << 20
 """Characters that are given to the tokenizer at once."""
+_WORK = re.compile(rf"{re.escape(LOCK)}|{re.escape(ORIGIN)}|\.{{0,2}}[0-9]{{5,}}\.(bin|json)(\.[0-9a-f]+)?")
+"""Matches the names of what is written before the folder is complete."""
 
 
 @dataclass(frozen=True)
@@ -69,16 +75,28 @@ def tokenize(
     parts = text_parts(files)
     origin = _origin(files, options)
     make_own(out, "--out")
-    if (out / INDEX).is_file():
-        _check_origin(out / INDEX, origin)
+    if _is_complete(out, origin):
         return f"{out} is complete already"
-    if (out / ORIGIN).is_file():
-        _check_origin(out / ORIGIN, origin)
-    elif any(out.iterdir()):
+    lock = FolderLock(out, "--out")
+    try:
+        lock.take("launcher", "widebatch tokenize")
+        if _is_complete(out, origin):  # meanwhile
+            return f"{out} is complete already"
+        write_own(out / ORIGIN, json.dumps({"origin": origin}))
+        return _finish(_all(parts, out, options, procs), out, options, origin)
+    finally:
+        lock.close()
+
+
+def _is_complete(out: Path, origin: str) -> bool:
+    """Whether all is done in a folder. Raises UserError if it holds something else."""
+    for record in (out / INDEX, out / ORIGIN):
+        if record.is_file():
+            _check_origin(record, origin)
+            return record.name == INDEX
+    if any(path.name != LOCK for path in out.iterdir()):
         raise UserError("--out", f"{out} is not empty", "give a new folder")
-    write_own(out / ORIGIN, json.dumps({"origin": origin}))
-    done = _all(parts, out, options, procs)
-    return _finish(done, out, options, origin)
+    return False
 
 
 def _options(tokenizer: str, field: str, *, eos: bool) -> Options:
@@ -159,9 +177,9 @@ def _begin() -> None:
 
 def _part(spans: Sequence[Span], out: Path, number: int, options: Options) -> Done:
     """Write one part, and its counts when it is whole. Raises UserError."""
-    draft, path = out / f".{_name(number)}.{os.getpid()}", out / _name(number)
+    draft, path = out / f".{_name(number)}.{os.urandom(8).hex()}", out / _name(number)
     state, tokens, documents, replaced = xxhash.xxh3_128(), 0, 0, 0
-    with draft.open("wb") as file:
+    with draft.open("xb") as file:
         for batch in _batches(chain.from_iterable(pieces(span, options.field) for span in spans)):
             ids = _encoded(batch, options)
             file.write(ids.tobytes())
@@ -237,7 +255,7 @@ def _finish(done: Sequence[Done], out: Path, options: Options, origin: str) -> s
     }
     write_own(out / INDEX, json.dumps(index, indent=1))
     for path in out.iterdir():
-        if path.name == ORIGIN or path.name.startswith(".") or (path.suffix == ".bin" and path.name not in whole):
+        if _WORK.fullmatch(path.name) and path.name not in whole:
             path.unlink()
     odd = f"; {replaced:,} blocks had bytes that are not UTF-8, now U+FFFD" if replaced else ""
     return f"{tokens:,} tokens of {index['documents']:,} documents in {out}, {options.dtype}{odd}"
