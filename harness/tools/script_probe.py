@@ -1,7 +1,8 @@
 """`python -m harness.tools.script_probe OUT STEPS SCRIPT ARGS...`: runs anybody's training script and writes down what it did.
 
 One process writes OUT/rank-N.json: for each optimizer step the gradient, the rate, the passes and their samples. It observes from
-outside, by torch's hooks and by wrapping `Tensor.backward`, `Module.__call__` and the loss functions.
+outside, by torch's hooks and by wrapping `Tensor.backward`, `Module.__call__` and the loss functions. The process ends within the
+last step: what a script does behind its loop, also in a `finally`, may write the weights of a few steps over those of a real run.
 """
 
 import json
@@ -37,13 +38,17 @@ class DoneError(BaseException):
     """All steps that were asked for are seen: the script ends here."""
 
 
+def _raise(seen: Sequence[StepSeen]) -> None:
+    raise DoneError
+
+
 @final
 class Probe:
-    """Observes one script. `install` before it runs, `remove` after."""
+    """Observes one script. `install` before it runs, `remove` after. `over` ends it after so many steps."""
 
-    def __init__(self, steps: int) -> None:
+    def __init__(self, steps: int, over: Callable[[Sequence[StepSeen]], None]) -> None:
         self.steps: list[StepSeen] = []
-        self._most = steps
+        self._most, self._over = steps, over
         self._undo: list[Callable[[], None]] = []
         self._hooked: dict[int, int] = {}
         self._depth = self._epoch = 0
@@ -192,7 +197,7 @@ class Probe:
         )
         self._own, self._passes, self._random, self._buffers = [0.0] * SKETCHES, [], "", ""
         if len(self.steps) == self._most:
-            raise DoneError
+            self._over(self.steps)
 
 
 def _row_digests(inputs: Sequence[Any]) -> list[str]:
@@ -210,9 +215,9 @@ def _sketch(number: int, tensor: Tensor) -> list[float]:
     return [float(flat @ torch.randn(len(flat), generator=generator, dtype=torch.float64)) for _ in range(SKETCHES)]
 
 
-def see(script: str, argv: Sequence[str], steps: int) -> list[StepSeen]:
-    """Run a script for so many optimizer steps: what it did. Whatever it raises comes out."""
-    probe, before = Probe(steps), sys.argv
+def see(script: str, argv: Sequence[str], steps: int, over: Callable[[Sequence[StepSeen]], None] = _raise) -> list[StepSeen]:
+    """Run a script for so many optimizer steps: what it did. Whatever it raises comes out. `over` may end the process."""
+    probe, before = Probe(steps, over), sys.argv
     sys.argv = [script, *argv]
     sys.path.insert(0, str(Path(script).resolve().parent))
     probe.install()
@@ -230,12 +235,15 @@ def see(script: str, argv: Sequence[str], steps: int) -> list[StepSeen]:
 def main(argv: Sequence[str]) -> None:
     """See the module; ends the process without waiting for what the script has begun."""
     out, steps, script, *rest = argv
-    seen = see(script, rest, int(steps))
-    rank = os.environ.get("RANK", "0")
-    (Path(out) / f"rank-{rank}.json").write_text(json.dumps([asdict(step) for step in seen]))
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
+
+    def end(seen: Sequence[StepSeen]) -> None:
+        rank = os.environ.get("RANK", "0")
+        (Path(out) / f"rank-{rank}.json").write_text(json.dumps([asdict(step) for step in seen]))
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+
+    end(see(script, rest, int(steps), end))
 
 
 if __name__ == "__main__":

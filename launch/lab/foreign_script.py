@@ -17,8 +17,8 @@ from harness.supervision.temporary_folders import temporary_folder
 from launch.processes.command import Command
 from launch.processes.spawn import run
 
-CPU = {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-"""The environment in which torch and Accelerate run CPU ranks over gloo."""
+ENVIRON = {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"}
+"""For torch and Accelerate to run CPU ranks over gloo, and for a script that resumes a run in W&B to write nothing to it."""
 
 
 def verify_script(argv: Sequence[str]) -> int:
@@ -54,7 +54,7 @@ def _seen(folder: Path, ranks: int, args: argparse.Namespace, script: str, optio
     start = torchrun if ranks > 1 else ["-m"]
     steps = args.steps * args.procs if ranks == 1 else args.steps
     probe = ["harness.tools.script_probe", str(folder), str(steps), script, *options]
-    status = run(Command((sys.executable, *start, *probe), CPU))
+    status = run(Command((sys.executable, *start, *probe), ENVIRON))
     files = [folder / f"rank-{rank}.json" for rank in range(ranks)]
     if status or not all(file.is_file() for file in files):
         raise UserError("verify --", f"{script} on {ranks} ranks ended with status {status}", "its own output says why")

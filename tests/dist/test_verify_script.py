@@ -58,11 +58,24 @@ def test_where_single_ranks_gradients_are_not_seen_it_is_said_and_not_guessed() 
     assert differing(list(found.values())) == {}
 
 
+REAL = """
+import runpy, wandb
+from pathlib import Path
+wandb.init(project="real", id="the-real-run", dir=Path(__file__).parent)
+try:
+    runpy.run_path({script!r}, run_name="__main__")
+finally:
+    Path(__file__).with_name("weights.pt").write_text("those of a few steps")
+"""
+
+
 def test_the_command_runs_a_script_and_says_so_by_its_status(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert (
-        main(["verify", "--steps", "2", "--", "accelerate", "launch", "--num_processes", "8", str(SCRIPT), "undivided", "--run"])
-        == 1
-    )
+    """What the script has of a real run stays as it is: its weights, its run in W&B."""
+    script = tmp_path / "train.py"
+    script.write_text(REAL.format(script=str(SCRIPT)))
+    command = ["accelerate", "launch", "--num_processes", "8", str(script), "undivided", "--run"]
+    assert main(["verify", "--steps", "2", "--", *command]) == 1
+    assert list(tmp_path.iterdir()) == [script]
     said = capfd.readouterr().out
     assert "differs loss       the loss is not divided by the 3 passes of a step" in said
     assert "verified on 2 ranks, 2 steps: differs in loss" in said
