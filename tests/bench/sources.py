@@ -2,7 +2,7 @@
 
 `python -m tests.bench.sources` writes configs/results/sources.json. Both read the same files in a shuffled order, in batches of 64,
 in turns, start included, BATCHES of them or for LONGEST_S; the ratio is the median over the rounds of ours to theirs. Libraries
-that are not installed are left out.
+that are not installed (extra: webdataset, mosaicml-streaming) are left out.
 """
 
 import importlib
@@ -106,11 +106,23 @@ def tars(folder: Path) -> tuple[Loader, Loader]:
     return feed(open_dataset(str(folder))), lambda: iter(pipeline)
 
 
+def mds(folder: Path) -> tuple[Loader, Loader]:
+    """A folder of MDS of the same arrays, beside Mosaic's streaming, which reads it in place."""
+    streaming = importlib.import_module("streaming")
+    place = str(folder / "mds")
+    with streaming.MDSWriter(out=place, columns={"x": "ndarray:int64:16"}, size_limit=1 << 20) as out:
+        for n in range(16_000):
+            out.write({"x": np.arange(16) + n})
+    theirs = streaming.StreamingDataset(local=place, shuffle=True, batch_size=BATCH)
+    return feed(open_dataset(place)), lambda: iter(DataLoader(theirs, BATCH))
+
+
 KINDS: dict[str, tuple[str, str | None, Callable[[Path], tuple[Loader, Loader]]]] = {
     "tokens": ("nanoGPT's get_batch", None, tokens),
     "saved dataset": ("datasets, DataLoader", "datasets", saved),
     "parquet, blocks": ("datasets, streamed with a buffer", "datasets", parquet),
     "tars": ("webdataset, with a buffer", "webdataset", tars),
+    "MDS": ("Mosaic's streaming, DataLoader", "streaming", mds),
 }
 
 

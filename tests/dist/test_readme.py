@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench import adam_rules, blocks, sources, tokens
+from tests.bench import adam_rules, blocks, images, sources, tokens
 from tests.bench.lab import MARKS, shown
 from tests.bench.launch import KINDS
 from tests.bench.launch import markdown as launch_table
@@ -103,6 +103,12 @@ def test_the_table_of_token_files_is_the_recorded_one_and_no_rank_grows_with_its
 def test_the_table_of_kinds_of_data_is_the_recorded_one_and_none_is_slower_than_its_own_library() -> None:
     record = json.loads((ROOT / "configs" / "results" / "sources.json").read_text())
     assert sources.table(record) in TEXT
+    assert all(row["ratio"] >= 1 for row in record["rows"])
+
+
+def test_the_table_of_images_is_the_recorded_one_and_none_is_slower_than_a_data_set_by_hand() -> None:
+    record = json.loads((ROOT / "configs" / "results" / "images.json").read_text())
+    assert images.table(record) in TEXT
     assert all(row["ratio"] >= 1 for row in record["rows"])
 
 
