@@ -1,6 +1,6 @@
 """Samples -> batches on the device. Columns are gathered whole; other data sets are read sample by sample (workers.py)."""
 
-from collections.abc import Iterable, Iterator, MutableMapping
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, tee
 from typing import Any, final
@@ -120,7 +120,7 @@ class Feed:
             whole["key"] = torch.from_numpy(np.concatenate([keys(self.key_seed, *span) for span in spans]))
         moved: dict[str, Tensor] = move(whole, self.device, self.dtype)
         counts = [c.count for c in chunks]
-        columns = [[_aligned(part) for part in torch.split(column, counts)] for column in moved.values()]
+        columns = [_parts(column, counts) for column in moved.values()]
         return [dict(zip(moved, parts, strict=True)) for parts in zip(*columns, strict=True)]
 
     def example(self, most: int) -> tuple[Any, int]:
@@ -206,6 +206,20 @@ class Feed:
             every = torch.from_numpy(keys(self.key_seed, chunk.start, chunk.start + count))
             batch["key"] = every if kept is None else every[list(kept)]
         return move(batch, self.device, self.dtype)
+
+
+def _parts(column: Tensor, counts: list[int]) -> Sequence[Tensor]:
+    """The rows of each chunk, one behind another in `column`, at aligned addresses: by one copy for all where they are as many."""
+    rows, chunks = counts[0], len(counts)
+    if counts.count(rows) < chunks or not column.is_contiguous():
+        return [_aligned(part) for part in torch.split(column, counts)]
+    size, unit = rows * column[0].numel(), column.element_size()
+    room = -(-size * unit // ALIGNED) * ALIGNED // unit
+    laid = column
+    if room > size or column.data_ptr() % ALIGNED:
+        laid = column.new_empty(chunks, room)
+        laid[:, :size] = column.view(chunks, size)
+    return laid.as_strided((chunks, rows, *column.shape[1:]), (room, *column.stride())).unbind()
 
 
 def _aligned(part: Tensor) -> Tensor:

@@ -1,9 +1,11 @@
 """What files of tokens of any size cost a run of two ranks: anonymous memory, the start, and waiting for data.
 
 `python -m tests.bench.tokens` writes configs/results/tokens.json. Each round starts each kind once, by torchrun: a model alone (one
-row in memory, again and again), causal_lm on its 4 MB of text, and tokens in a .bin of 4 MB, of 2 GB and, sparse, of 100 GB.
+row in memory, again and again), causal_lm on its 4 MB of text, tokens in a .bin of 4 MB, of 2 GB and, sparse, of 100 GB, and of
+2 GB under a table of pairs in place of a model, whose step takes about a millisecond.
 The start is from the command to the second step, also in CPU seconds of a rank, which a busy machine does not stretch. Memory is
-that of the rank that has more (RssAnon), at the last step. Medians of the rounds.
+that of the rank that has more (RssAnon), at the last step. Waiting is the share of the time of all steps but the first: rows of
+about 500 steps are gathered at once. Medians of the rounds.
 """
 
 import json
@@ -16,7 +18,9 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -31,9 +35,10 @@ from tests.bench.peers.__main__ import machine
 from tests.support.processes import ROOT, environ
 
 OUT = ROOT / "configs" / "results" / "tokens.json"
-ROUNDS, STEPS, CONTEXT = 3, 400, 64
+ROUNDS, STEPS, CONTEXT = 3, 1600, 64
 SIZES = {"4 MB": 4 << 20, "2 GB": 2 << 30, "100 GB": 100 << 30}
 SPARSE = "100 GB"
+FAST = "tokens, 2 GB, a table of pairs"
 MODEL = ["n_layer=1", "n_embd=32", "n_head=2", "n_positions=64", "vocab_size=256"]
 
 
@@ -71,6 +76,27 @@ class FromFiles(Tokens):
     def model(self) -> nn.Module:
         """See Tokens.model."""
         return Counted(super().model())
+
+
+class Pairs(nn.Module):
+    """The logits of the next token by the last one alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(256, 256)
+
+    def forward(self, input_ids: Tensor, **given: Any) -> Any:
+        """[n, context] -> [n, context, 256]."""
+        return SimpleNamespace(logits=self.table(input_ids))
+
+
+@dataclass(frozen=True)
+class Fast(Tokens):
+    """The recipe tokens with a model of a millisecond."""
+
+    def model(self) -> nn.Module:
+        """See Tokens.model."""
+        return Counted(Pairs())
 
 
 @dataclass(frozen=True)
@@ -125,9 +151,17 @@ def started(folder: Path, recipe: dict[str, Any]) -> dict[str, float]:
         "start_s": max(row["at"] for row in first) - begin,
         "start_cpu_s": max(row["cpu_s"] for row in first),
         "anon_mb": max(row["anon_mb"] for row in rows if row["calls"] == STEPS),
-        "data_wait_pct": statistics.median(w["throughput/data_wait_pct"] for w in last),
+        "data_wait_pct": waited(last),
         "step_ms": 1e3 * (last[-1]["progress/train_s"] - last[0]["progress/train_s"]) / (last[-1]["step"] - last[0]["step"]),
     }
+
+
+def waited(windows: list[dict[str, Any]]) -> float:
+    """The share of the windows' time, less the first's, that steps waited for data."""
+    times: list[float] = [w["progress/train_s"] for w in windows]
+    spent = [after - before for before, after in pairwise(times)]
+    shares: list[float] = [w["throughput/data_wait_pct"] for w in windows[1:]]
+    return sum(a * b for a, b in zip(spent, shares, strict=True)) / sum(spent)
 
 
 def table(record: dict[str, Any]) -> str:
@@ -157,6 +191,7 @@ def main() -> None:
                 for _ in range(0 if size == SPARSE else length >> 22):
                     out.write(random.integers(0, 256, 1 << 21, np.uint16).tobytes())
             kinds[f"tokens, {size}"] = {"use": f"{__file__}:FromFiles", "data": str(path)}
+        kinds[FAST] = kinds["tokens, 2 GB"] | {"use": f"{__file__}:Fast"}
         rounds: dict[str, list[dict[str, float]]] = {kind: [] for kind in kinds}
         for _ in range(ROUNDS):
             for kind, recipe in kinds.items():

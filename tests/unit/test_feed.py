@@ -22,7 +22,8 @@ def feed(whole: Table) -> Feed:
 @pytest.mark.parametrize("width", [1, 16])
 @pytest.mark.parametrize(("micro", "world", "processes"), [(1, 1, 1), (7, 1, 1), (16, 1, 1), (16, 4, 1), (8, 4, 2), (5, 3, 3)])
 def test_each_pass_gets_its_own_rows_where_torch_would_lay_them(width: int, micro: int, world: int, processes: int) -> None:
-    whole, order = table(width), Order(SAMPLES, 5)
+    whole = Table(table(width).columns | {"z": torch.randint(256, (SAMPLES, 3, 5), dtype=torch.uint8)})
+    order = Order(SAMPLES, 5)
     for process in range(processes):
         asked = list(step_shards(3, 2 * SAMPLES, micro * world * 2, micro, world, process, processes))
         got = list(feed(whole).steps(asked))
