@@ -19,9 +19,20 @@ from harness.config.plain_file import open_plain
 
 STEP_CURVES = ("train/loss", "train/lr", "train/grad_norm")
 NOISE, NOISE_MOMENTS = "batch/noise_scale_samples", "batch/noise_scale_moments_samples"
-WINDOW_CURVES = ("batch/global_samples", NOISE, NOISE_MOMENTS, "throughput/samples_per_s", "train/update_to_param_ratio")
+WINDOW_CURVES = (
+    "batch/global_samples",
+    NOISE,
+    NOISE_MOMENTS,
+    "throughput/samples_per_s",
+    "throughput/mfu_pct",
+    "memory/gpu_peak_reserved_gib",
+    "memory/host_rss_gib",
+    "train/update_to_param_ratio",
+)
 LAST_S = 253_370_764_800
 """The start of the year 9999, in Unix seconds."""
+KNOTS = 150
+"""About how many windows tell at which samples the run was at which step and time."""
 PLACES = 64
 """How many positions are kept of each kind of event; there may be any number of events."""
 
@@ -49,6 +60,9 @@ class _Teller:
     names: list[str] = field(default_factory=list)
     paused: list[str] = field(default_factory=list)
     trained: float = 0.0
+    wall: float = 0.0
+    before: float = 0.0
+    knots: EveryNth[tuple[int, int, float]] = field(default_factory=lambda: EveryNth(KNOTS))
     comm_known: bool = True
     discarded: list[tuple[int, int]] = field(default_factory=list)
     highest: float = 0.0
@@ -68,15 +82,13 @@ class _Teller:
         elif kind == "notice":
             if line.get("code") == "roll_back" and samples < self.samples:
                 self.discarded = [*self.discarded[1 - PLACES :], (samples, self.samples)]
-            self._event(str(line.get("code")), samples, str(line.get("message")))
+            self._event(str(line.get("code")), line, str(line.get("message")))
         elif kind == "checkpoint":
-            self._event(
-                "checkpoint", samples, f"saved in {number(line.get('seconds')):.2f} s, {number(line.get('bytes')):,.0f} bytes"
-            )
+            self._event("checkpoint", line, f"saved in {number(line.get('seconds')):.2f} s, {number(line.get('bytes')):,.0f} bytes")
         elif kind == "end":
             self.reason, self.message = str(line.get("reason")), str(line.get("message", ""))
             if self.reason in ("failed", "guard", "unsaved"):
-                self._event(self.reason, samples, self.message)
+                self._event(self.reason, line, self.message)
         self.step, self.samples = line["step"], samples
 
     def _start(self, line: Mapping[str, Any], samples: int) -> None:
@@ -85,6 +97,7 @@ class _Teller:
         self.starts, self.reason, self.message = self.starts + 1, None, ""
         for thin in self.thin.values():
             thin.rewind(samples)
+        self.knots.drop_while(lambda row: row[0] > samples)
         for told in (self.losses, *self.evals.values()):
             told.drop_while(lambda row: row[0] > samples)
 
@@ -98,6 +111,9 @@ class _Teller:
         self._curves(WINDOW_CURVES, line, samples)
         self.losses.drop_while(lambda row: row[0] >= samples)
         self.losses.add((samples, number(line.get("train/loss"))))
+        self.wall = max(self.wall, finite(line.get("progress/wall_s")))
+        self.knots.drop_while(lambda row: row[0] >= samples)
+        self.knots.add((samples, line["step"], self.before + self.wall))
         before, self.trained = self.trained, finite(line.get("progress/train_s", self.trained))
         lap, comm = max(self.trained - before, 0.0), line.get("throughput/comm_wait_pct")
         data = lap * finite(line.get("throughput/data_wait_pct")) / 100
@@ -133,24 +149,25 @@ class _Teller:
         """The process that wrote the lines so far has ended: its pauses are final, and the next process's clock begins at 0."""
         for name, seconds in self.pauses.items():
             self.seconds[name] = self.seconds.get(name, 0.0) + seconds
-        self.pauses, self.trained = {}, 0.0
+        self.before += self.wall
+        self.pauses, self.trained, self.wall = {}, 0.0, 0.0
 
-    def _event(self, code: str, samples: int, message: str) -> None:
-        before = self.kinds.get(code)
+    def _event(self, code: str, line: Mapping[str, Any], message: str) -> None:
+        before, samples, place = self.kinds.get(code), line["samples"], (line["samples"], line["step"])
         if before is None:
-            self.kinds[code] = Kind(code, 1, samples, samples, (samples,), message)
+            self.kinds[code] = Kind(code, 1, samples, samples, (place,), message)
             return
-        places = before.places + (() if samples == before.places[-1] else (samples,))
+        places = before.places + (() if place == before.places[-1] else (place,))
         self.kinds[code] = Kind(
             code,
             before.count + 1,
             min(before.first, samples),
             samples,
-            places if len(places) <= PLACES else (*places[:-1:2], samples),
+            places if len(places) <= PLACES else (*places[:-1:2], place),
             message,
         )
 
-    def story(self, name: str) -> RunRecord:
+    def story(self, name: str, folder: str) -> RunRecord:
         """The record, after the last line."""
         self._fold()
         last = {name: None if value is None else number(value) for name, value in self.window.items() if "/" in name}
@@ -162,6 +179,7 @@ class _Teller:
         high = [row[column] for row in noises if row[0] >= self.highest / 2]
         return RunRecord(
             name=name,
+            folder=folder,
             plan=self.plan,
             config=self.config,
             parameters=number(self.about.get("parameters", 0)),
@@ -183,6 +201,7 @@ class _Teller:
             high_noise=[noise for noise in high if math.isfinite(noise)],
             high_windows=len(high),
             discarded=self.discarded,
+            knots=self.knots.rows(),
             began=_when(number(self.about.get("began"))),
             environment=mapping(self.about.get("environment")),
         )
@@ -193,18 +212,18 @@ def _when(seconds: float) -> float | None:
     return seconds if 0 <= seconds < LAST_S else None
 
 
-def read_story(name: str, lines: Iterable[bytes]) -> RunRecord | None:
+def read_story(name: str, lines: Iterable[bytes], folder: str = "RUN") -> RunRecord | None:
     """The record of a run from its journal's lines, or None if no run has started in it. A line that is no event is left out."""
     reporter = _Teller()
     for line in parse(lines):
         reporter.tell(line)
-    return reporter.story(name) if reporter.starts else None
+    return reporter.story(name, folder) if reporter.starts else None
 
 
 def story_of(name: str, journal: Path) -> RunRecord | None:
     """The record of a run from the file `journal`, in little memory however long its lines. Raises OSError."""
     with open_plain(journal) as file:
-        return read_story(name, bounded_lines(file))
+        return read_story(name, bounded_lines(file), str(journal.parent))
 
 
 def _seriousness(kind: Kind) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Did the rule hold? A run's loss against that of a reference run, at equal samples.
+"""Does a run match its reference, so that the rule held? Its loss against that of the reference run, at equal samples.
 
 By the validation loss where both runs have it: a training loss near 0 has large relative differences that mean nothing. A loss also
 differs by chance: what it differs by from one evaluation (or window) to the next is its spread, and a difference that the spread
@@ -14,7 +14,7 @@ from typing import Any, Literal
 from harness.analysis.journal_lines import number
 
 TOLERANCE_PCT = 2.0
-"""In percent: a loss up to this far above the reference's counts as held."""
+"""In percent: a loss up to this far from the reference's matches it."""
 SHARE = 0.1
 """Share of the samples, from the end, over which losses are compared."""
 SPREAD_SHARE = 0.5
@@ -45,24 +45,25 @@ class Verdict:
         return self._pct(self.loss - self.reference)
 
     @property
-    def answer(self) -> Literal["held", "did not hold", "cannot tell"]:
-        """Whether the loss is within the tolerance; if not, whether it exceeds it by more than chance explains."""
+    def answer(self) -> Literal["matches", "is better than", "diverges from", "cannot tell from"]:
+        """Whether the loss is within the tolerance; if above, whether it exceeds it by more than chance explains."""
         if self.worse_pct <= TOLERANCE_PCT:
-            return "held"
+            return "is better than" if self.worse_pct < -TOLERANCE_PCT else "matches"
         if not math.isfinite(self.loss):
-            return "did not hold"
+            return "diverges from"
         beyond = self.loss - self.reference - TOLERANCE_PCT / 100 * abs(self.reference)
-        return "cannot tell" if self.band is None or beyond <= self.band else "did not hold"
+        return "cannot tell from" if self.band is None or beyond <= self.band else "diverges from"
 
     @property
     def held(self) -> bool:
-        """Whether the answer is `held`."""
-        return self.answer == "held"
+        """Whether the loss is no worse than the reference's."""
+        return self.answer in ("matches", "is better than")
 
     @property
     def short(self) -> str:
         """The answer and the difference, for a table."""
-        return f"{self.answer} ({self._difference})"
+        said = {"matches": "matches", "is better than": "better", "diverges from": "diverges", "cannot tell from": "cannot tell"}
+        return f"{said[self.answer]} ({self._difference})"
 
     @property
     def _difference(self) -> str:
@@ -71,10 +72,9 @@ class Verdict:
         return f"{pct:+.1f} %" if not 1000 < pct < math.inf else f"{self.loss / self.reference:.3g} times".replace("e+", "e")
 
     def __str__(self) -> str:
-        how = {"cannot tell": "cannot tell whether the rule held"}.get(self.answer, f"the rule {self.answer}")
         chance = "unknown" if self.band is None else f"up to {self._pct(self.band):.1f} %"
         losses = f"{NAMES[self.measure]} {self.loss:.4f} against {self.reference:.4f} ({self._difference}; chance: {chance})"
-        return f"{how}: {losses} at {self.samples:,} samples"
+        return f"{self.answer} the reference: {losses} at {self.samples:,} samples"
 
     def _pct(self, above: float) -> float:
         if self.reference == 0:

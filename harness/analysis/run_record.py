@@ -1,6 +1,7 @@
 """The record of a run, from its journal: curves, events, where the time went, how it ended. journal_reader.py fills it in."""
 
 import math
+import shlex
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from statistics import median
@@ -11,6 +12,8 @@ from harness.analysis.downsample import Bucket
 SHOWN_HOSTS = 4
 Losses = list[tuple[int, float]]
 """(samples, mean training loss) of each window."""
+OF_A_STEP = ("spike", "nonfinite", "spared")
+"""Codes of what one step's samples may have caused: `widebatch samples` lists them."""
 TROUBLES = (
     "failed",
     "guard",
@@ -46,13 +49,16 @@ PARTS = {
 
 @dataclass(frozen=True)
 class Kind:
-    """All events of one code: how many, the samples of the first, the last and a few between, and what the last one said."""
+    """All events of one code: how many, the samples of the first and the last, and what the last one said.
+
+    `places`: (samples, step) of the first, the last and a few between.
+    """
 
     code: str
     count: int
     first: int
     last: int
-    places: tuple[int, ...]
+    places: tuple[tuple[int, int], ...]
     message: str
 
 
@@ -60,12 +66,15 @@ class Kind:
 class RunRecord:
     """The record of a run. `curves` and `evals` are by metric; `seconds` by PARTS, of all processes of the run.
 
-    The guard rolled back what is `discarded`, from samples to samples. `reason` is how it ended, None if it has not.
+    The guard rolled back what is `discarded`, from samples to samples. `reason` is how it ended, None if it has not. `knots` are
+    (samples, step, seconds that its processes ran, from the first one's start) of windows, by which a curve is drawn over any of
+    the three. `folder` is how a command line names the run.
     `high_noise` holds the noise scales measured in the `high_windows`, those at half the highest rate or more: the scale grows as
     the rate falls, and it is at high rates that a batch must not pass it.
     """
 
     name: str
+    folder: str
     plan: dict[str, Any]
     config: dict[str, Any]
     parameters: float
@@ -87,6 +96,7 @@ class RunRecord:
     high_noise: list[float]
     high_windows: int
     discarded: list[tuple[int, int]]
+    knots: list[tuple[int, int, float]]
     began: float | None
     environment: dict[str, Any]
 
@@ -103,6 +113,10 @@ class RunRecord:
             "software": ", ".join(packages),
         }
         return [(what, text) for what, text in told.items() if text]
+
+    def batch_of(self, step: int) -> str:
+        """The command that lists the samples of a step."""
+        return f"widebatch samples {shlex.quote(self.folder)} --step {step}"
 
     @property
     def noise_scale(self) -> float | None:

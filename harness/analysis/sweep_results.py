@@ -188,11 +188,12 @@ def _rule_line(results: Results, rule: str) -> str:
     for batch in beyond:
         cell = results.cell(rule, batch)
         if not cell.values:
-            told.append(f"at {batch:,} {'all' if len(cell.rows) > 1 else 'it'} died")
+            told.append(f"at {batch:,}: {'all' if len(cell.rows) > 1 else 'it'} died")
         else:
-            less = (mean(base.values) - mean(cell.values)) * (1 if target.higher else -1)
+            apart = mean(cell.values) - mean(base.values)
+            points = " points" if target.metric.endswith("_pct") else ""
             dead = f", {cell.died} of {len(cell.rows)} died" if cell.died else ""
-            told.append(f"at {batch:,} {'worse' if less > 0 else 'better'} by {abs(less):.3g}{dead}")
+            told.append(f"at {batch:,}: {abs(apart):.3g}{points} {'above' if apart > 0 else 'below'} the reference{dead}")
     return "; ".join([start, *told])
 
 

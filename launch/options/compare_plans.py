@@ -106,7 +106,8 @@ def remarks(rows: list[Row]) -> list[str]:
             said.setdefault(warning.code, []).append((r.ranks, warning.message))
     lines = [f"no plan for {r.ranks:,}: {r.problem}" for r in rows if r.plan is None]
     for code, where in said.items():
-        lines.append(f"warning [{code}] at {', '.join(f'{n:,}' for n, _ in where)}; at {where[0][0]:,}: {where[0][1]}")
+        (first, told), others = where[0], ", ".join(f"{n:,}" for n, _ in where[1:])
+        lines.append(f"warning [{code}] {first:,} GPU{'s' * (first > 1)}: {told}" + (f" ({others} GPUs too)" if others else ""))
     if any(r.hours and r.hours.at_best for r in rows):
         lines.append(
             "hours marked >= are for more ranks than were measured and assume no loss of speed per GPU; evaluations come on top"

@@ -33,12 +33,14 @@ BEYOND = 10.0
 class Series:
     """One line. `dash`: for a second quantity of the same run. `points`: a dot at each value, for a few of them.
 
+    `run`: the number of the run, by which the page's bar shows and hides it, and its script finds its steps and times.
     `smooth`: the line is a running mean, and what it is a mean of lies behind it.
     """
 
     name: str
     colour: int
     curve: Sequence[Bucket]
+    run: int | None = None
     dash: bool = False
     points: bool = False
     smooth: bool = False
@@ -46,19 +48,20 @@ class Series:
 
 @dataclass(frozen=True)
 class Mark:
-    """Something that happened at `x`, of a `kind` that the style sheet knows: bad, warn or note."""
+    """Something that happened at `x` to a run, of a `kind` that the style sheet knows: bad, warn or note."""
 
     x: float
     kind: str
     text: str
+    run: int
 
 
 @dataclass(frozen=True)
 class Chart:
     """What is shown. `low` and `high` bound the x-axis; `zero`: the y-axis begins at 0; `log` None: where values are far apart.
 
-    `spans` of x are shaded: what was trained there was thrown away. `robust`: a run that left all bounds is cut off at the top,
-    with a mark, and does not flatten the others.
+    `spans` (run, from x, to x) are shaded: what was trained there was thrown away. `robust`: a run that left all bounds is cut off
+    at the top, with a mark, and does not flatten the others.
     """
 
     title: str
@@ -67,7 +70,7 @@ class Chart:
     low: float
     high: float
     marks: Sequence[Mark] = ()
-    spans: Sequence[tuple[float, float]] = ()
+    spans: Sequence[tuple[int, float, float]] = ()
     unit: str = ""
     zero: bool = False
     log: bool | None = None
@@ -90,7 +93,7 @@ def chart(c: Chart) -> Html:
     frame = {"viewBox": f"0 0 {SIDE} {SIDE}", "preserveAspectRatio": "none", "aria-hidden": "true"}
     lines = [part for number, s in enumerate(shown) for part in _drawn(s, str(number), across, up)]
     beside = _tick_labels(up, ticks_y, across) + _beyond_marks(shown, limit, across)
-    data = {"data-chart": json.dumps(_numbers(c, shown, across), separators=(",", ":"), allow_nan=False)}
+    data = {"data-chart": json.dumps(_numbers(c, shown, across, up), separators=(",", ":"), allow_nan=False)}
     body = {"class": "plot", "tabindex": "0", "role": "img", "aria-label": _spoken(c, shown)}
     return element(
         "figure",
@@ -98,7 +101,7 @@ def chart(c: Chart) -> Html:
         element("figcaption", {}, element("h3", {}, c.title), element("span", {"class": "note"}, c.note)),
         element("div", {"class": "lane"}, *[_pin(*g, first=n == 0) for n, g in enumerate(pins)]) if pins else Html(""),
         element("div", body | data, element("svg", frame, *_grid(c, across, ticks_y), *lines), *beside),
-        _legend(shown) if len(shown) > 1 else Html(""),
+        _legend(shown) if len(shown) > 1 and shown[0].run is None else Html(""),
     )
 
 
@@ -106,7 +109,7 @@ def _grid(c: Chart, across: Axis, ticks_y: Sequence[tuple[float, float]]) -> lis
     """The background of the lines: the grid, the events, and the spans that were discarded."""
     grid = [_line("grid", 0, SIDE * (1 - y), SIDE, SIDE * (1 - y)) for _, y in ticks_y]
     grid += [_line(f"event {kind}", SIDE * x, 0, SIDE * x, SIDE) for x, kind, _, _ in _grouped(c.marks, across, LANE)]
-    return grid + [_shaded(SIDE * across.place(begin), SIDE * across.place(end)) for begin, end in c.spans]
+    return grid + [_shaded(run, SIDE * across.place(begin), SIDE * across.place(end)) for run, begin, end in c.spans]
 
 
 def _tick_labels(up: Axis, ticks_y: Sequence[tuple[float, float]], across: Axis) -> list[Html]:
@@ -118,8 +121,8 @@ def _tick_labels(up: Axis, ticks_y: Sequence[tuple[float, float]], across: Axis)
 
 def _beyond_marks(shown: Sequence[Series], limit: float, across: Axis) -> list[Html]:
     """A mark for each series that exceeds the chart."""
-    beyond = [(s, found) for s in shown if (found := [b for b in s.curve if b.count and b.mean > limit])]
-    return [_beyond(s, found[0], max(b.high for b in found), across) for s, found in beyond]
+    beyond = [(n, s, found) for n, s in enumerate(shown) if (found := [b for b in s.curve if b.count and b.mean > limit])]
+    return [_beyond(n, s, found[0], max(b.high for b in found), across) for n, s, found in beyond]
 
 
 def _limit(shown: Sequence[Series]) -> float:
@@ -133,11 +136,12 @@ def _limit(shown: Sequence[Series]) -> float:
     return low + BEYOND * (high - low or abs(high)) or math.inf
 
 
-def _beyond(s: Series, first: Bucket, highest: float, across: Axis) -> Html:
+def _beyond(number: int, s: Series, first: Bucket, highest: float, across: Axis) -> Html:
     """The mark where a series exceeds the chart."""
     said = f"{s.name} leaves the chart here: up to {short(highest)}"
     place = f"left:{100 * across.place(first.last):.2f}%"
-    return element("span", {"class": f"beyond c{s.colour}", "style": place, "title": said}, "▲")
+    found = {"data-line": str(number), "data-x": f"{first.last:g}"}
+    return element("span", {"class": f"beyond c{s.colour}", "style": place, "title": said} | found, "▲")
 
 
 def _values(shown: Sequence[Series], limit: float) -> list[float]:
@@ -186,8 +190,9 @@ def _path(spots: Sequence[tuple[float, float]]) -> str:
     return "M" + "L".join(f"{x:.1f} {max(min(y, 9 * SIDE), -9 * SIDE):.1f}" for x, y in spots)
 
 
-def _shaded(begin: float, end: float) -> Html:
-    return element("path", {"class": "discarded", "d": f"M{begin:.1f} 0H{end:.1f}V{SIDE}H{begin:.1f}Z"})
+def _shaded(run: int, begin: float, end: float) -> Html:
+    corners = _path([(begin, 0), (end, 0), (end, SIDE), (begin, SIDE)])
+    return element("path", {"class": "discarded", "data-run": str(run), "d": corners + "Z"})
 
 
 def _labelled(along: Axis, ticks: Sequence[tuple[float, float]]) -> list[tuple[str, float]]:
@@ -234,8 +239,8 @@ def _legend(shown: Sequence[Series]) -> Html:
     return element("ul", {"class": "legend"}, *[key(s) for s in shown])
 
 
-def _numbers(c: Chart, shown: Sequence[Series], across: Axis) -> dict[str, object]:
-    """What the script shows under the pointer: for each series x, mean, lowest and highest, rounded to five digits."""
+def _numbers(c: Chart, shown: Sequence[Series], across: Axis, up: Axis) -> dict[str, object]:
+    """What the script works with: both axes, and for each series x, mean, lowest and highest, rounded to five digits."""
 
     def rounded(value: float) -> float | None:
         return float(f"{value:.5g}") if math.isfinite(value) else None
@@ -244,6 +249,7 @@ def _numbers(c: Chart, shown: Sequence[Series], across: Axis) -> dict[str, objec
         {
             "name": s.name,
             "colour": s.colour,
+            "run": s.run,
             "x": [b.last for b in s.curve],
             "y": [rounded(b.mean) for b in s.curve],
             "low": [rounded(b.low) for b in s.curve] if any(b.count > 1 for b in s.curve) else [],
@@ -252,11 +258,12 @@ def _numbers(c: Chart, shown: Sequence[Series], across: Axis) -> dict[str, objec
         }
         for s in shown
     ]
-    marks = [{"x": m.x, "kind": m.kind, "text": m.text} for m in c.marks]
+    marks = [{"x": m.x, "kind": m.kind, "text": m.text, "run": m.run} for m in c.marks]
     return {
         "low": across.low,
         "high": across.high,
         "log": across.log,
+        "up": {"low": up.low, "high": up.high, "log": up.log},
         "unit": c.unit,
         "x": c.x_name,
         "lines": lines,

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import final
 
-VOID = ("meta", "path", "line", "rect", "br")
+VOID = ("meta", "path", "line", "rect", "br", "input")
 """Elements without content."""
 
 
@@ -19,7 +19,7 @@ def element(name: str, attributes: Mapping[str, str], *children: str) -> Html:
     """One element. Values of attributes are escaped, and so is every child that is no Html."""
     told = "".join(f' {key}="{escape(value, quote=True)}"' for key, value in attributes.items())
     if name in VOID:
-        return Html(f"<{name}{told}>" if name in ("meta", "br") else f"<{name}{told}/>")
+        return Html(f"<{name}{told}>" if name in ("meta", "br", "input") else f"<{name}{told}/>")
     return Html(f"<{name}{told}>{joined(*children)}</{name}>")
 
 

@@ -1,104 +1,56 @@
-"use strict";
-// Values under the pointer, and lines that a click on the legend hides. The page reads well without this.
-// What runs said enters by textContent alone, never as markup.
+// The page: which x-axis all charts over samples have, what part of it they show, and which runs. It reads well without this.
 (() => {
-  const short = (v) => {
-    if (v === null || v === undefined) return "–";
-    const size = Math.abs(v);
-    if (size >= 1e5 || (size > 0 && size < 1e-3)) return v.toExponential(3);
-    return String(Number(v.toPrecision(5)));
+  const tools = document.querySelector(".tools");
+  const page = {
+    knots: tools ? JSON.parse(tools.dataset.knots) : [], over: "samples", column: 0, axis: null, view: [0, 1],
+    whole: () => page.view[0] === 0 && page.view[1] === 1,
+    // Show from one share of what is shown to another.
+    look: (from, to) => {
+      const [low, high] = page.view, wide = Math.min(Math.max((to - from) * (high - low), 0.002), 1);
+      const first = Math.min(Math.max(low + from * (high - low), 0), 1 - wide);
+      page.view = [first, wide === 1 ? 1 : first + wide];
+      redraw();
+    },
+    zoom: (how, share) => ({
+      "zoom in": () => page.look(share / 2, share / 2 + 0.5),
+      "zoom out": () => page.look(-share, 2 - share),
+      earlier: () => page.look(-0.25, 0.75),
+      later: () => page.look(0.25, 1.25),
+      "whole run": () => { page.view = [0, 1]; redraw(); },
+    })[how](),
   };
-  const make = (name, kind, text) => {
-    const node = document.createElement(name);
-    if (kind) node.className = kind;
-    if (text !== undefined) node.textContent = text;
-    return node;
-  };
-  const nearest = (xs, x) => {
-    let low = 0, high = xs.length - 1;
-    while (high - low > 1) {
-      const middle = (low + high) >> 1;
-      if (xs[middle] < x) low = middle; else high = middle;
+  const all = [...document.querySelectorAll("figure.chart")].map((figure) => plotted(figure, page));
+  const plots = all.filter((plot) => plot.runs);
+  const redraw = () => {
+    plots.forEach((plot) => plot.redraw());
+    for (const button of tools.querySelectorAll("[data-zoom]")) {
+      const [low, high] = page.view;
+      button.disabled = { "zoom in": high - low < 0.004, earlier: low === 0, later: high === 1 }[button.dataset.zoom] ?? page.whole();
     }
-    return Math.abs(xs[low] - x) <= Math.abs(xs[high] - x) ? low : high;
   };
-  for (const figure of document.querySelectorAll("figure.chart")) {
-    const plot = figure.querySelector(".plot");
-    const data = JSON.parse(plot.dataset.chart);
-    const hidden = new Set();
-    const cursor = make("i", "cursor off"), tip = make("div", "tip off");
-    plot.append(cursor, tip);
-    const at = (share) => data.log ? data.low * Math.pow(data.high / data.low, share) : data.low + share * (data.high - data.low);
-    const place = (x) => data.log ? Math.log(x / data.low) / Math.log(data.high / data.low) : (x - data.low) / (data.high - data.low);
-    let share = 0.5;
-    const show = () => {
-      const x = at(share), rows = [];
-      let here = null;
-      data.lines.forEach((line, n) => {
-        if (hidden.has(n) || !line.x.length) return;
-        const i = nearest(line.x, x);
-        if (Math.abs(place(line.x[i]) - share) > 0.06 && line.x.length > 12) return;
-        if (here === null || Math.abs(line.x[i] - x) < Math.abs(here - x)) here = line.x[i];
-        rows.push([line, i]);
-      });
-      tip.replaceChildren();
-      if (here === null) return hide();
-      tip.append(make("b", "", Math.round(here).toLocaleString("en-US") + " " + data.x));
-      for (const [line, i] of rows) {
-        const row = make("span");
-        row.append(make("i", "swatch c" + line.colour), line.name + "  ");
-        row.append(make("strong", "", short(line.y[i]) + data.unit));
-        if (line.low.length && line.low[i] !== line.high[i]) row.append(make("small", "", "  " + short(line.low[i]) + " to " + short(line.high[i])));
-        if (line.bad[i]) row.append(make("small", "", "  " + line.bad[i] + " not finite"));
-        tip.append(row);
-      }
-      for (const mark of data.marks) {
-        if (Math.abs(place(mark.x) - share) < 0.008) tip.append(make("small", "", mark.text));
-      }
-      cursor.style.left = 100 * place(here) + "%";
-      tip.style.left = share < 0.5 ? "calc(" + 100 * share + "% + 14px)" : "auto";
-      tip.style.right = share < 0.5 ? "auto" : "calc(" + 100 * (1 - share) + "% + 14px)";
-      cursor.classList.remove("off");
-      tip.classList.remove("off");
-    };
-    const hide = () => { cursor.classList.add("off"); tip.classList.add("off"); };
-    const point = (event) => {
-      const box = plot.getBoundingClientRect();
-      share = Math.min(Math.max((event.clientX - box.left) / box.width, 0), 1);
-      show();
-    };
-    plot.addEventListener("pointermove", point);
-    plot.addEventListener("pointerdown", point);
-    plot.addEventListener("pointerleave", hide);
-    plot.addEventListener("focus", () => { if (plot.matches(":focus-visible")) show(); });
-    plot.addEventListener("blur", hide);
-    plot.addEventListener("keydown", (event) => {
-      const by = { ArrowLeft: -0.01, ArrowRight: 0.01, PageUp: -0.1, PageDown: 0.1 }[event.key];
-      if (event.key === "Escape") hide();
-      if (!by) return;
-      event.preventDefault();
-      share = Math.min(Math.max(share + by, 0), 1);
-      show();
+  if (plots.length) {
+    page.axis = plots[0].samples;
+    tools.hidden = false;
+    tools.addEventListener("submit", (event) => event.preventDefault());
+    tools.addEventListener("change", (event) => {
+      page.over = event.target.value;
+      page.column = ["samples", "steps", "wall-clock time"].indexOf(page.over);
+      const ends = page.knots.map((knots) => knots[knots.length - 1][page.column]);
+      page.axis = page.column ? { low: 0, high: Math.max(...ends) || 1, log: false } : plots[0].samples;
+      page.view = [0, 1];
+      document.querySelector(".over").textContent = page.over;
+      document.body.classList.toggle("timed", page.column === 2);
+      redraw();
     });
-    const pins = [...figure.querySelectorAll(".pin")];
-    pins.forEach((pin, n) => pin.addEventListener("keydown", (event) => {
-      const next = pins[n + ({ ArrowLeft: -1, ArrowRight: 1 }[event.key] || 0)];
-      if (event.key === "Escape") pin.blur();
-      if (!next || next === pin) return;
-      event.preventDefault();
-      pin.tabIndex = -1;
-      next.tabIndex = 0;
-      next.focus();
-    }));
-    figure.querySelectorAll(".legend button").forEach((button, n) => {
-      button.addEventListener("click", () => {
-        const off = hidden.has(n);
-        if (off) hidden.delete(n); else hidden.add(n);
-        button.setAttribute("aria-pressed", String(off));
-        for (const path of plot.querySelectorAll("[data-line='" + n + "']")) path.classList.toggle("off", !off);
-        hide();
-      });
-    });
+    for (const button of tools.querySelectorAll("[data-zoom]")) {
+      button.disabled = button.dataset.zoom !== "zoom in";
+      button.addEventListener("click", () => page.zoom(button.dataset.zoom, 0.5));
+    }
   }
-  addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((part) => { part.open = true; }));
+  document.querySelectorAll(".controls .legend button").forEach((button) => button.addEventListener("click", () => {
+    const off = button.getAttribute("aria-pressed") === "true";
+    button.setAttribute("aria-pressed", String(!off));
+    plots.forEach((plot) => plot.toggle(off, (line) => String(line.run) === button.dataset.run));
+  }));
+  addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((details) => { details.open = true; }));
 })();

@@ -19,10 +19,13 @@ from launch.report.sections import compared, events, lowered, measure, plans, ti
 HEADLINES = ("eval/accuracy_pct", "eval/bits_per_byte", "eval/loss")
 """The measures by which a run is judged; the first that it has is used."""
 
+SCRIPT = ("axes.js", "plot.js", "page.js")
+"""The files of the page's one script, in order."""
+
 
 def page(stories: Sequence[RunRecord], comparison: Comparison | None, more: Sequence[Html] = (), *, title: str = "") -> str:
     """The whole document. `more`: further sections, such as a sweep's."""
-    style, script = (files("launch.report").joinpath(f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
+    style, script = _file("page.css"), "".join(_file(name) for name in SCRIPT)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
     title = title or ", ".join(s.name for s in stories)
@@ -44,6 +47,10 @@ def page(stories: Sequence[RunRecord], comparison: Comparison | None, more: Sequ
         element("script", {}, raw(script)),
     )
     return "<!doctype html>\n" + element("html", {"lang": "en"}, head, body) + "\n"
+
+
+def _file(name: str) -> str:
+    return files("launch.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def _sections(stories: Sequence[RunRecord], comparison: Comparison | None) -> list[Html]:

@@ -5,11 +5,11 @@ from typing import Any
 
 from harness.analysis.compare_runs import Comparison, Row
 from harness.analysis.loss_verdict import NAMES, TOLERANCE_PCT
-from harness.analysis.run_record import PARTS, TROUBLES, Kind, RunRecord
+from harness.analysis.run_record import OF_A_STEP, PARTS, TROUBLES, Kind, RunRecord
 from harness.plan import plan_warnings as cautions
 from launch.report.axes import clock, short
 from launch.report.chart import COLOURS
-from launch.report.markup import Html, element
+from launch.report.markup import Html, element, joined
 
 SHOWN = (
     "world_size", "nodes", "micro_batch", "accumulate", "global_batch", "reference_batch", "ratio", "rule", "reference_lr", "lr",
@@ -20,16 +20,16 @@ SHOWN = (
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "") -> Html:
-    """A table that scrolls by itself where the page is narrow."""
+    """A table; where the page is narrow, each row is a list of its cells, each after the head of its column."""
     top = element("tr", {}, *[element("th", {}, h) for h in head])
-    body = [element("tr", {}, *[element("td", {}, cell) for cell in row]) for row in rows]
+    body = [element("tr", {}, *[element("td", {"data-head": h}, cell) for h, cell in zip(head, row, strict=True)]) for row in rows]
     inner = element("table", {"class": kind}, element("thead", {}, top), element("tbody", {}, *body))
     return element("div", {"class": "scroll"}, inner)
 
 
 def compared(c: Comparison) -> Html:
-    """Runs at equal samples, the first as reference."""
-    head = ["run", "against the first", "k", "batch", "rule", "lr", "steps", "training loss", *[measure(m) for m in c.measures]]
+    """Runs at equal samples, the first as reference; one that died, where it did."""
+    head = ["run", "against the reference", "k", "batch", "rule", "lr", "steps", "training loss", *[measure(m) for m in c.measures]]
     head += ["samples/s", "noise scale"]
     rows = [
         [
@@ -49,8 +49,8 @@ def compared(c: Comparison) -> Html:
     ]
     by = next((NAMES[row.verdict.measure] for row in c.rows if row.verdict), "training loss")
     note = (
-        f"Losses: means over the last tenth of the samples. A {by} within {TOLERANCE_PCT:g} % of the first run's held; one "
-        "above it by no more than it varies between evaluations or windows cannot tell."
+        f"Losses: means over the last tenth of the samples. A {by} within {TOLERANCE_PCT:g} % of the reference's matches it; one "
+        "above it by no more than it varies between evaluations or windows cannot be told from it."
     )
     return element(
         "section",
@@ -76,7 +76,9 @@ def lowered(s: RunRecord) -> str:
 def _verdict(row: Row) -> Html:
     if row.verdict is None:
         return element("span", {"class": "note"}, "reference")
-    kind = {"held": "good", "did not hold": "bad", "cannot tell": "open"}[row.verdict.answer]
+    if row.died:
+        return element("span", {"class": "chip bad"}, f"died at {row.samples:,} samples")
+    kind = "good" if row.verdict.held else {"diverges from": "bad"}.get(row.verdict.answer, "open")
     return element("span", {"class": f"chip {kind}"}, row.verdict.short)
 
 
@@ -119,7 +121,7 @@ def _share(part: str, seconds: float, total: float) -> str:
 def events(stories: Sequence[RunRecord]) -> Html:
     """What happened, the most serious first."""
     rows = [
-        [s.name, element("span", {"class": f"chip {_kind(k)}"}, k.code), short(k.count), _place(k), k.message]
+        [s.name, element("span", {"class": f"chip {_kind(k)}"}, k.code), short(k.count), _place(k), _told(s, k)]
         for s in stories
         for k in s.kinds
     ]
@@ -131,6 +133,13 @@ def events(stories: Sequence[RunRecord]) -> Html:
 
 def _kind(k: Kind) -> str:
     return "bad" if k.code in TROUBLES else "open" if k.code == "checkpoint" else "warn"
+
+
+def _told(s: RunRecord, k: Kind) -> Html:
+    """The last message, and where it is of a step, the command that lists its batch."""
+    if k.code not in OF_A_STEP:
+        return joined(k.message)
+    return joined(k.message, element("br", {}), "its batch: ", element("code", {}, s.batch_of(k.places[-1][1])))
 
 
 def _place(k: Kind) -> str:

@@ -68,7 +68,7 @@ def _run(s: RunRecord) -> list[str]:
 
 
 def _compared(c: Comparison) -> list[str]:
-    head = ["", "k", "batch", "lr", "training loss", *[measure(m) for m in c.measures], "against the first"]
+    head = ["", "k", "batch", "lr", "training loss", *[measure(m) for m in c.measures], "against the reference"]
     rows = [
         [
             r.name,
@@ -77,7 +77,7 @@ def _compared(c: Comparison) -> list[str]:
             short(r.lr),
             short(r.loss),
             *[short(r.evals.get(m)) for m in c.measures],
-            "reference" if r.verdict is None else r.verdict.short,
+            "reference" if r.verdict is None else f"died at {r.samples:,} samples" if r.died else r.verdict.short,
         ]
         for r in c.rows
     ]

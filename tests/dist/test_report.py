@@ -153,9 +153,9 @@ def test_runs_are_compared_at_equal_samples(runs: list[Path], capsys: pytest.Cap
     rows = told["comparison"]["rows"]
     assert told["comparison"]["samples"] == 3840
     assert [r["ratio"] for r in rows] == [1, 4, 4]
-    assert [r["steps"] for r in rows] == [120, 30, 30]
+    assert [r["steps"] for r in rows[:2]] == [120, 30]
     assert rows[0]["verdict"] is None
-    assert rows[2]["verdict"]["loss"] == "nan" or rows[2]["verdict"]["loss"] > rows[2]["verdict"]["reference"]
+    assert (rows[2]["died"], rows[2]["samples"] < 3840) == ("divergence", True), "it is compared where it died, the others are not"
     journal = [json.loads(line) for line in (runs[1] / "events.jsonl").read_text().splitlines()]
     last = [line for line in journal if line["event"] == "eval"][-1]
     assert rows[1]["evals"]["eval/loss"] == last["eval/loss"]
@@ -263,6 +263,43 @@ def test_what_the_guard_did_is_seen() -> None:
     assert [a["tabindex"] for a in pins] == ["0"], "one stop of the Tab key for a chart"
 
 
+def test_one_that_died_early_does_not_cut_the_comparison_of_the_others_short() -> None:
+    """All were compared at the samples of the first that died, beside verdicts of later ones."""
+    lived = [story(f"lived{n}", [start(), *steps(1, 100, 1.0 + n)]) for n in range(2)]
+    dead = {"event": "end", "step": 20, "samples": 200, "reason": "guard", "message": "too hot"}
+    found = comparison([*lived, story("died", [start(), *steps(1, 20, 9.0), dead])])
+    assert found is not None
+    assert [(r.samples, r.died) for r in found.rows] == [(1000, ""), (1000, ""), (200, "guard")]
+    assert [r.verdict and r.verdict.samples for r in found.rows] == [None, 1000, 200]
+    assert "died at 200 samples" in page([*lived, story("died", [start(), *steps(1, 20, 9.0), dead])], found)
+
+
+def test_a_spike_s_mark_and_row_say_how_to_list_its_batch(tmp_path: Path) -> None:
+    spikes = [{"event": "notice", "step": n, "samples": 10 * n, "code": "spike", "message": "loss spike"} for n in (15, 25)]
+    folder = write(tmp_path / "my run", [start(), *steps(1, 30, 1.0), *spikes])
+    assert main([str(folder), "--out", str(tmp_path / "page.html")]) == 0
+    read = Reader((tmp_path / "page.html").read_text())
+    command = f"widebatch samples '{folder}' --step "
+    pins = [a["aria-label"] or "" for name, a in read.found if name == "button" and "pin" in (a.get("class") or "")]
+    assert {pin.partition("its batch: ")[2] for pin in pins} == {command + "15", command + "25"}
+    assert command + "25" in read.texts
+
+
+def test_windows_tell_at_which_step_and_second_a_run_was_over_restarts_and_rollbacks() -> None:
+    timed = [line | {"progress/wall_s": line["step"] / 10} for line in steps(1, 50, 1.0) if line["event"] == "window"]
+    again = [line | {"progress/wall_s": 2.0 + line["step"] / 10} for line in steps(31, 60, 1.0) if line["event"] == "window"]
+    knots = story("run", [start(), *timed, start(samples=300, step=30), *again]).knots
+    assert knots[:3] == [(100, 10, 1.0), (200, 20, 2.0), (300, 30, 3.0)]
+    assert knots[3:] == [(400, 40, 11.0), (500, 50, 12.0), (600, 60, 13.0)], "the first process ran for 5 s, two of them in vain"
+
+
+def test_memory_and_utilisation_are_shown_where_the_journal_has_them() -> None:
+    used = {"memory/host_rss_gib": 3.0, "memory/gpu_peak_reserved_gib": 70.0, "throughput/mfu_pct": 41.0}
+    plain, full = (story("run", [start(), *[line | more for line in steps(1, 30, 1.0)]]) for more in ({}, used))
+    titles = [re.findall("<h3>(Memory|Model FLOPs utilisation)</h3>", page([s], None)) for s in (plain, full)]
+    assert titles == [[], ["Model FLOPs utilisation", "Memory"]]
+
+
 def test_a_run_says_when_where_and_with_what_it_ran() -> None:
     about = {"python": "3.11.2", "torch": "2.13.0", "widebatch": "1.2", "device": "NVIDIA H200", "hosts": ["a", "b"]}
     line = start() | {"began": 1_790_000_000.0, "device": "cuda:0", "environment": about}
@@ -308,12 +345,56 @@ def test_the_terminal_reads_what_the_page_shows(runs: list[Path], capsys: pytest
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
 def test_a_real_browser_runs_the_page_s_script_and_nothing_else(runs: list[Path], tmp_path: Path) -> None:
     main([*map(str, runs), "--out", str(tmp_path / "report.html")])
+    browsed = browse(tmp_path / "report.html")
+    assert browsed.count('class="tip off"') == browsed.count("<figure") >= 8
+    assert 'tools" hidden' not in browsed, "the controls are there where the script runs"
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
+def test_all_charts_change_their_axis_and_zoom_together_and_a_run_is_hidden_in_all(tmp_path: Path) -> None:
+    """Two runs of 600 samples: one of 60 steps in 6 s, one of 30 steps in 30 s."""
+    fast = [line | {"progress/wall_s": line["step"] / 10} for line in steps(1, 60, 1.0)]
+    slow = [line | {"progress/wall_s": float(line["step"])} for line in steps(1, 30, 2.0, batch=20)]
+    (tmp_path / "page.html").write_text(page([story("fast", [start(), *fast]), story("slow", [start(batch=20), *slow])], None))
+
+    def after(script: str) -> tuple[list[list[float]], list[str], set[str]]:
+        """(where each line of the loss begins and ends, the loss's x ticks, every chart's share of the axis)."""
+        figures = browse(tmp_path / "page.html", script).split("<figure")[1:]
+        paths = [re.findall(r"[ML]([-\d.]+) ", d) for d in re.findall(r'<path class="line c\d" [^>]*?d="([^"]*)"', figures[0])]
+        views = {" ".join(re.findall(r'viewBox="([-\d.]+) [-\d.]+ ([-\d.]+)', f)[0]) for f in figures}
+        ends = [[round(float(d[0])), round(float(d[-1]))] for d in paths]
+        return ends, re.findall(r'class="tick x"[^>]*>([^<]*)<', figures[0]), views
+
+    over = "document.querySelectorAll('.tools input')[{}].click();"
+    samples, wall, zoomed = (after(script) for script in ("", over.format(2), over.format(1) + ZOOM))
+    assert samples[0] == [[10, 600], [20, 600]]
+    assert (wall[0][0][1], wall[0][1][1]) == (200, 1000), "6 s of 30 s, and all of them"
+    assert wall[1] == ["0", "5 s", "10 s", "15 s", "20 s", "25 s", "30 s"]
+    assert [end for _, end in zoomed[0]] == [1000, 500], "60 steps, and 30 of them"
+    assert zoomed[1] == ["15", "20", "25", "30", "35", "40", "45"]
+    assert (wall[2], zoomed[2]) == ({"0 1000"}, {"250 500"})
+    figures = browse(tmp_path / "page.html", "document.querySelectorAll('.controls .legend button')[1].click();").split("<figure")[
+        1:
+    ]
+    assert all("line c1 off" in f and "line c0 off" not in f for f in figures if "line c1" in f)
+
+
+ZOOM = "document.querySelector('[data-zoom=\"zoom in\"]').click();"
+
+
+def browse(document: Path, script: str = "") -> str:
+    """The document after a real browser has run its script, and then `script`; fails where the browser has anything to say."""
+    shown = document
+    if script:
+        text = re.sub(r"<meta http-equiv[^>]*>", "", document.read_text()).replace("</body>", f"<script>{script}</script></body>")
+        shown = document.with_suffix(".acted.html")
+        shown.write_text(text)
     argv = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-    argv += ["--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr"]
-    argv += ["--dump-dom", f"file://{tmp_path / 'report.html'}"]
+    argv += ["--disable-component-update", "--disable-sync", f"--user-data-dir={document.parent / 'profile'}"]
+    argv += ["--enable-logging=stderr", "--dump-dom", shown.as_uri()]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=LIMIT_S, check=True)
-    assert done.stdout.count('class="tip off"') == done.stdout.count("<figure") >= 8
     assert not re.search(r"CONSOLE|Refused|Uncaught", done.stderr)
+    return done.stdout
 
 
 def swept(folder: Path) -> Path:

@@ -107,9 +107,9 @@ def test_the_verdict_says_how_far_each_rule_holds_and_what_comes_after() -> None
         }
     )
     lines = verdict(results)
-    assert lines[0] == "none: holds up to batch 32; at 128 worse by 2"
-    assert lines[1] == "linear: holds up to batch 128; at 512 all died"
-    assert lines[2].startswith("sqrt: holds at no batch of the sweep; at 512 worse by 0.2, 1 of 2 died")
+    assert lines[0] == "none: holds up to batch 32; at 128: 2 points below the reference"
+    assert lines[1] == "linear: holds up to batch 128; at 512: all died"
+    assert lines[2].startswith("sqrt: holds at no batch of the sweep; at 512: 0.2 points below the reference, 1 of 2 died")
     assert largest_held(results, "linear") == 128
     assert choice(results) == ("linear", 128)
 

@@ -177,9 +177,9 @@ def window(samples: int, loss: float) -> dict[str, Any]:
 def test_the_verdict_is_at_equal_samples() -> None:
     reference = [window(n * 100, 2.0) for n in range(1, 21)]
     held = verdict([window(n * 200, 2.02) for n in range(1, 6)], reference)
-    assert str(held) == "the rule held: training loss 2.0200 against 2.0000 (+1.0 %; chance: up to 0.0 %) at 1,000 samples"
+    assert str(held) == "matches the reference: training loss 2.0200 against 2.0000 (+1.0 %; chance: up to 0.0 %) at 1,000 samples"
     broke = verdict([window(n * 200, 2.5) for n in range(1, 6)], reference)
-    assert str(broke).startswith("the rule did not hold: training loss 2.5000 against 2.0000 (+25.0 %;")
+    assert str(broke).startswith("diverges from the reference: training loss 2.5000 against 2.0000 (+25.0 %;")
     assert verdict([], reference) is None
     above, below, zero = Verdict(-1.0, -2.0, 9), Verdict(-2.1, -2.0, 9), Verdict(0.0, 0.0, 9)
     assert (above.held, below.held, zero.held) == (False, True, True), "a loss may be negative, or nothing"
@@ -194,13 +194,13 @@ def noisy(mean: float, spread: float, share: float = 0.0) -> list[dict[str, Any]
 
 def test_the_verdict_is_by_validation_and_not_where_the_loss_itself_varies_as_much() -> None:
     """The demo's training loss of 0.0038 against 0.0034 said that the rule did not hold."""
-    assert str(verdict(noisy(0.101, 0.0, share=0.12), noisy(0.1, 0.0))).startswith("the rule held: validation loss 0.1010")
-    assert str(verdict(noisy(0.11, 0.005), noisy(0.1, 0.005))).startswith("cannot tell whether the rule held: validation loss")
-    assert str(verdict(noisy(0.2, 0.005), noisy(0.1, 0.005))).startswith("the rule did not hold: validation loss 0.2050")
+    assert str(verdict(noisy(0.101, 0.0, share=0.12), noisy(0.1, 0.0))).startswith("matches the reference: validation loss 0.1010")
+    assert str(verdict(noisy(0.11, 0.005), noisy(0.1, 0.005))).startswith("cannot tell from the reference: validation loss")
+    assert str(verdict(noisy(0.2, 0.005), noisy(0.1, 0.005))).startswith("diverges from the reference: validation loss 0.2050")
     once = [*noisy(0.1, 0.0)[:20], {"samples": 2000, "eval/loss": 0.11}]
     assert "chance: unknown" in str(verdict(once, noisy(0.1, 0.0)))
-    assert Verdict(math.nan, 0.1, 9).answer == "did not hold"
-    assert Verdict(2e15, 0.1, 9, band=0.1).short == "did not hold (2e16 times)"
+    assert Verdict(math.nan, 0.1, 9).answer == "diverges from"
+    assert Verdict(2e15, 0.1, 9, band=0.1).short == "diverges (2e16 times)"
 
 
 def test_the_end_says_whether_the_rule_held(tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_the_end_says_whether_the_rule_held(tmp_path: Path) -> None:
     started = next(e for e in told if isinstance(e, Started))
     terminal(Started(started.plan, {}, str(tmp_path / "mine"), 0, 0, 1, "cpu"))
     terminal(told[-1])
-    assert "the rule held: validation loss" in out.getvalue()
+    assert "matches the reference: validation loss" in out.getvalue()
     assert "(+0.0 %; chance: unknown) at 640 samples" in out.getvalue()
 
 
