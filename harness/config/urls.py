@@ -87,6 +87,11 @@ def checked_place(setting: str, where: str) -> str:
     return checked_folder(setting, where)
 
 
+def is_url(text: str) -> bool:
+    """Whether a text would be a URL if it was meant as one: also where a sign of :// is missing."""
+    return "://" in text or _NEARLY.match(text) is not None
+
+
 def _urls(text: str) -> Iterator[tuple[str, str]]:
     """(scheme, all that follows ://) of each URL in a text, also of one that lost a sign of ://; of a chain, each layer."""
     for url in re.findall(r"[A-Za-z][\w+.\-]*://[^\s'\"<>]*", _NEARLY.sub(r"\1://", text)):

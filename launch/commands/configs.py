@@ -10,6 +10,7 @@ from harness.config.flags import Parser
 from harness.supervision.output_redirect import echo
 from harness.supervision.safe_files import make_own, write_own
 from launch.options.commands import COMMANDS
+from launch.options.out_option import local_path
 
 _PACKAGE = Path(launch.__file__).parent
 FOLDER = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
@@ -41,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="widebatch configs", description=COMMANDS["configs"], allow_abbrev=False)
     parser.add_argument("names", metavar="NAME", nargs="*", help="which run files to copy, by the names in the list (default: all)")
     what = "copy them into this folder, with the schema by which editors complete them; no file is overwritten"
-    parser.add_argument("--to", type=Path, metavar="FOLDER", help=what)
+    parser.add_argument("--to", type=local_path("--to"), metavar="FOLDER", help=what)
     return parser
 
 

@@ -18,6 +18,7 @@ from harness.config.flags import Parser
 from harness.supervision.output_redirect import echo
 from harness.supervision.temporary_folders import temporary_folder
 from launch.options.commands import COMMANDS
+from launch.options.out_option import local_path
 from launch.processes.command import Command
 from launch.processes.spawn import gpu_count, output
 
@@ -34,7 +35,9 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--procs", type=int, default=1, help="CPU ranks, with --gpus 0 or without GPUs")
     parser.add_argument("--seconds", type=float, default=10.0, help="how long the all-reduces may take together (default: 10)")
-    parser.add_argument("--dir", type=Path, default=Path(), help="where runs will be written, for the speed of the disk")
+    parser.add_argument(
+        "--dir", type=local_path("--dir"), default=Path(), help="where runs will be written, for the speed of the disk"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object, for other programs")
     args = parser.parse_args(argv)
     here = gpu_count(os.environ.get("CUDA_VISIBLE_DEVICES"))

@@ -12,8 +12,8 @@ from harness.config.errors import UserError
 from harness.config.flags import Parser
 from harness.config.run_folder import JOURNAL
 from harness.supervision.output_redirect import echo
-from harness.supervision.safe_files import write_own
 from launch.options.commands import COMMANDS
+from launch.options.out_option import local_path, write_out
 
 
 def main(argv: Sequence[str]) -> int:
@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
         help=f"exports: which column holds what, where it is not as this program logs it ({', '.join(COLUMNS)})",
     )
     parser.add_argument("--metric", default="eval/loss", help="metric to minimise (default eval/loss)")
-    parser.add_argument("--out", type=Path, default=Path("fit.json"), help="file for the law (default fit.json)")
+    parser.add_argument("--out", type=local_path("--out"), default=Path("fit.json"), help="file for the law (default fit.json)")
     args = parser.parse_args(argv)
     runs, unit, left = runs_of(_ended(args.runs, columns_of(args.columns), args.metric))
     if not runs:
@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
     law = fit_law(runs, unit, args.metric)
     echo("\n".join([*left, *law.lines]))
     if law.lr is not None:
-        write_own(args.out, json.dumps(_tree(law), indent=1) + "\n")
+        write_out(args.out, json.dumps(_tree(law), indent=1) + "\n")
         echo(f"{args.out}: widebatch plan RUN.yaml --from {args.out}")
     return 0
 

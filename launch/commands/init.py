@@ -13,8 +13,8 @@ from harness.config.loader import load
 from harness.config.schema import EXCLUSIVE, RecipeConfig
 from harness.config.setting_values import setting_values
 from harness.supervision.output_redirect import echo
-from harness.supervision.safe_files import write_own
 from launch.options.commands import COMMANDS
+from launch.options.out_option import local_path, write_out
 
 SHOWN = (
     *("recipe.samples", "batch.reference", "batch.per_gpu", "batch.micro"),
@@ -32,17 +32,16 @@ def main(argv: Sequence[str]) -> int:
     """Write the run file. Raises UserError."""
     parser = Parser(prog="widebatch init", description=COMMANDS["init"], allow_abbrev=False)
     parser.add_argument("recipe", metavar="RECIPE", help="file.py:Class, package.module:Class, or a built-in recipe")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="the run file to write (default: the recipe's name with .yaml)")
+    parser.add_argument(
+        "--out", type=local_path("--out"), metavar="FILE", help="the run file to write (default: the recipe's name with .yaml)"
+    )
     add_settings(parser)
     args, given = parse(parser, argv)
     out = args.out or Path(f"{args.recipe.partition(':')[0].removesuffix('.py').rpartition('.')[2]}.yaml")
     _check(given, out)
     settings = {"batch.per_gpu": given["batch.reference"]} if not _has(given, "batch.per_gpu") else {}
     text = _text(args.recipe, settings | given, out.parent)
-    try:
-        write_own(out, text)
-    except OSError as e:
-        raise UserError("--out", f"{out} cannot be written ({e.strerror})", "give a file in a folder that is there") from e
+    write_out(out, text)
     try:
         load(out, {})
     except UserError:

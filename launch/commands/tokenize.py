@@ -8,6 +8,7 @@ from harness.config.errors import UserError
 from harness.config.flags import Parser
 from harness.supervision.output_redirect import echo
 from launch.options.commands import COMMANDS
+from launch.options.out_option import local_path
 
 
 def main(argv: Sequence[str]) -> int:
@@ -17,7 +18,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("files", metavar="FILES", type=Path, nargs="+", help=files)
     parser.add_argument("--tokenizer", metavar="FOLDER", required=True, help="a local folder with a tokenizer, or `bytes`")
     parser.add_argument(
-        "--out", metavar="DIR", type=Path, required=True, help="output folder; one that an interrupted call left is continued"
+        "--out",
+        metavar="DIR",
+        type=local_path("--out"),
+        required=True,
+        help="output folder; one that an interrupted call left is continued",
     )
     parser.add_argument(
         "--suffix", action="append", help="endings of the files to take from a folder (default: .txt and .jsonl); may be repeated"

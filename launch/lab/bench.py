@@ -20,6 +20,7 @@ from harness.supervision.output_redirect import echo, outlive_readers, say
 from launch.lab.results import LabResults
 from launch.lab.trials import trial_folder
 from launch.options.commands import COMMANDS
+from launch.options.out_option import local_path
 from launch.options.run_argument import read_run
 from launch.options.run_options import dataset, run_parser
 from launch.processes.command import Command, accelerate_file, worker_command
@@ -60,7 +61,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--procs", default="1,2", metavar="1,2", help="numbers of CPU ranks with --gpus 0")
     parser.add_argument("--steps", type=int, default=60, help="optimizer steps of each world (default 60)")
     parser.add_argument(
-        "--out", type=Path, help="folder of the measurement (default runs/NAME-bench); trials done there before are reused"
+        "--out",
+        type=local_path("--out"),
+        help="folder of the measurement (default runs/NAME-bench); trials done there before are reused",
     )
     add_settings(parser)
     args, _, config = read_run(parser, argv)

@@ -22,6 +22,7 @@ from launch.lab.results import LabResults
 from launch.lab.told_plan import ToldPlan, told_plan
 from launch.lab.trials import Trial, of_config, one_device, run_trials, write
 from launch.options.commands import COMMANDS
+from launch.options.out_option import local_path
 from launch.options.run_argument import add_run_folder, read_run_folder
 from launch.options.trust_option import CODE, STORE
 from launch.processes.checkpoint_copy import copy, newest_good
@@ -43,7 +44,9 @@ def main(argv: Sequence[str]) -> int:
     rule = "how the rate follows the ratio: sqrt (Merrill et al. 2025), or adam, linear, none"
     parser.add_argument("--rule", default="sqrt", help=rule)
     parser.add_argument("--jobs", type=int, default=1, help="branches at a time; over the GPUs in turn where there are any")
-    parser.add_argument("--out", type=Path, help="folder of the test (default RUN-branch); trials done there before are reused")
+    parser.add_argument(
+        "--out", type=local_path("--out"), help="folder of the test (default RUN-branch); trials done there before are reused"
+    )
     add_settings(parser)
     args, settings = parse(parser, argv)
     run: Path = args.run

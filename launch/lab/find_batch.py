@@ -23,6 +23,7 @@ from harness.supervision.safe_files import refuse_link, write_own
 from launch.lab.results import LabResults, run_file
 from launch.lab.trials import places, trial_folder
 from launch.options.commands import COMMANDS
+from launch.options.out_option import local_path
 from launch.options.run_argument import read_run
 from launch.options.run_options import add_world, asked_world, run_parser
 from launch.processes.command import Command, device_environ
@@ -44,7 +45,9 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--seconds", type=float, default=2.0, help="time to measure the rate of each micro-batch (default 2)")
     parser.add_argument(
-        "--out", type=Path, help="folder of the search (default runs/NAME-find-batch); trials done there before are reused"
+        "--out",
+        type=local_path("--out"),
+        help="folder of the search (default runs/NAME-find-batch); trials done there before are reused",
     )
     predict = "no trials: what a rank of the planned world would use, by micro-batch, from shapes alone"
     parser.add_argument("--predict", action="store_true", help=predict)

@@ -19,6 +19,7 @@ from harness.supervision.output_redirect import echo
 from launch.lab.results import LabResults
 from launch.lab.trials import Trial, of_config, one_device, run_trials, write
 from launch.options.commands import COMMANDS
+from launch.options.out_option import local_path
 from launch.options.run_argument import read_run
 from launch.options.run_options import dataset, run_parser
 
@@ -36,7 +37,9 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--jobs", type=int, default=1, help="seeds at a time")
     parser.add_argument(
-        "--out", type=Path, help="folder of the search (default runs/NAME-lr-range); trials done there before are reused"
+        "--out",
+        type=local_path("--out"),
+        help="folder of the search (default runs/NAME-lr-range); trials done there before are reused",
     )
     add_settings(parser)
     args, _, config = read_run(parser, argv)

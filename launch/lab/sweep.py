@@ -25,6 +25,7 @@ from launch.lab.slurm_sweep import submit_trials
 from launch.lab.trials import Trial, one_device, run_trials, trial, write
 from launch.lab.wandb_sweep import check_places, wandb_sweep
 from launch.options.commands import COMMANDS
+from launch.options.out_option import local_path
 from launch.options.run_argument import read_run
 from launch.options.run_options import counts, dataset, run_parser
 
@@ -106,7 +107,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     chain = "runs per process, one after the other, to save process starts for small runs (default 1)"
     parser.add_argument("--chain", type=int, default=1, help=chain)
     parser.add_argument(
-        "--out", type=Path, help="folder of the sweep (default runs/NAME-sweep); trials done there before are reused"
+        "--out", type=local_path("--out"), help="folder of the sweep (default runs/NAME-sweep); trials done there before are reused"
     )
     agents = "print the grid as a file for `wandb sweep`, whose agents start the runs; start nothing"
     parser.add_argument("--wandb-sweep", action="store_true", help=agents)

@@ -16,7 +16,9 @@ from harness.config.flags import Parser
 from harness.config.run_folder import JOURNAL, RunFolder
 from harness.plan.evidence import to_json
 from harness.supervision.output_redirect import echo
+from harness.supervision.safe_files import make_own
 from launch.options.commands import COMMANDS
+from launch.options.out_option import local_path, write_out
 from launch.report.page import page
 from launch.report.sweep_section import FILE, read, section
 from launch.report.sweep_section import text as sweep_text
@@ -36,10 +38,10 @@ def main(argv: Sequence[str]) -> int:
         told = [text(stories, comparison(stories))] if stories else []
         echo("\n".join([*told, *(sweep_text(name, found) for name, found in sweeps)]).removesuffix("\n"))
         return 0
-    args.out.parent.mkdir(parents=True, exist_ok=True)
+    make_own(args.out.parent, "--out")
     sections = [section(name, found) for name, found in sweeps]
     document = page(stories, comparison(stories), sections, title=", ".join(name for _, name in named))
-    args.out.write_text(document, encoding="utf-8")
+    write_out(args.out, document)
     echo(f"{args.out}: {', '.join(name for _, name in named)}")
     return 0
 
@@ -49,7 +51,9 @@ def _parser() -> Parser:
     parser.add_argument(
         "run", metavar="RUN", type=Path, nargs="+", help="folders of runs, the first being the reference, or of sweeps"
     )
-    parser.add_argument("--out", metavar="FILE", type=Path, default=Path("report.html"), help="the page (default: report.html)")
+    parser.add_argument(
+        "--out", metavar="FILE", type=local_path("--out"), default=Path("report.html"), help="the page (default: report.html)"
+    )
     parser.add_argument("--text", action="store_true", help="print it for a terminal, write no page")
     parser.add_argument("--json", action="store_true", help="print its numbers as one JSON object, write no page")
     return parser

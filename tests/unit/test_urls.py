@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from harness.config.errors import UserError, redacted
 from harness.config.loader import decode
 from harness.config.urls import check_no_credentials, check_store, checked_place
 from launch.cli import main
+from launch.options.out_option import write_out
 from tests.support.processes import ROOT
 
 SECRETS = [
@@ -138,6 +140,60 @@ def test_no_command_writes_a_credential_or_shows_it(
     assert "credential" in out.err
     assert list(tmp_path.iterdir()) == []
     assert "hunter2" not in json.dumps(dict(os.environ))
+
+
+RUN = str(ROOT / "configs" / "digits.yaml")
+WRITES = {
+    "tokenize": [RUN, "--tokenizer", "bytes", "--no-eos", "--out"],
+    "export": ["run", "--out"],
+    "report": ["run", "--out"],
+    "fit": ["run", "--out"],
+    "init": ["digits", "--batch.reference", "32", "--optim.lr", "0.1", "--schedule.epochs", "1", "--out"],
+    "configs": ["digits", "--to"],
+    "doctor": ["--dir"],
+    "branch": ["run", "--out"],
+    "sweep": [RUN, "--batches", "32", "--out"],
+    "bench": [RUN, *CPU, "--out"],
+    "find-batch": [RUN, *CPU, "--memory", "1GiB", "--out"],
+    "lr-range": [RUN, "--out"],
+}
+"""By command: the arguments before a path at which it writes."""
+
+
+@pytest.mark.parametrize("command", WRITES)
+@pytest.mark.parametrize("where", ["s3://KEY:hunter2@bucket/run", "s3:/KEY:hunter2@bucket/run"])
+def test_no_command_takes_a_url_for_a_folder_to_write_into(
+    command: str, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It wrote into one on this machine, named after the key."""
+    monkeypatch.chdir(tmp_path)
+    assert main([command, *WRITES[command], where]) == 2
+    out = capsys.readouterr()
+    assert "a URL; give a path on this machine" in out.err
+    assert "hunter2" not in out.out + out.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_command_that_writes_where_it_is_told_refuses_a_url() -> None:
+    """`type=Path` is for what is read."""
+    flags = [
+        f"{file.stem}{found.group(1)}"
+        for file in (ROOT / "launch").rglob("*.py")
+        for found in re.finditer(r'"(--[a-z]+)",[^()]*type=Path\b', file.read_text())
+    ]
+    assert sorted(flags) == ["compare_plans--bench", "evidence_option--from"]
+
+
+def test_what_a_command_writes_replaces_no_link_and_no_device(tmp_path: Path) -> None:
+    """As root, `--out /dev/null` made a file of it."""
+    link, file = tmp_path / "link", tmp_path / "file"
+    link.symlink_to(file)
+    write_out(link, "one")
+    assert (link.is_symlink(), file.read_text()) == (True, "one")
+    with pytest.raises(UserError, match=r"--out: .* cannot be written"):
+        write_out(tmp_path, "two")
+    with pytest.raises(UserError, match=r"--out: .* give a file in a folder that is there"):
+        write_out(tmp_path / "no" / "file", "three")
 
 
 @pytest.mark.parametrize("where", ["s3:/KEY:hunter2@bucket/run", "s3//KEY:hunter2@bucket/run", "gs:bucket/run", "file:/tmp/run"])
