@@ -9,7 +9,7 @@ from harness.supervision.safe_files import write_own
 
 
 def local_path(flag: str) -> Callable[[str], Path]:
-    """The `type` of an argument: a path. It raises UserError for a URL, which would make a folder here named after what is in it."""
+    """The `type` of an argument: a path. It raises UserError for a URL: a folder here would be named after what is in it."""
 
     def path(text: str) -> Path:
         if is_url(text):
