@@ -52,14 +52,15 @@ class Sourced(Protocol):
 class Table(Columns):
     """A data set that is a few tensors in memory: a batch is one slice, no Python per sample.
 
-    `columns`: tensors [samples, ...] by name, of any type. Raises ValueError if they differ in their number of samples.
+    `columns`: tensors [samples, ...] by name, of any type. `summary`: one line that a run prints as it starts. Raises ValueError if
+    they differ in their number of samples.
     """
 
-    def __init__(self, columns: Mapping[str, Tensor]) -> None:
+    def __init__(self, columns: Mapping[str, Tensor], *, summary: str = "") -> None:
         lengths = {name: len(column) for name, column in columns.items()}
         if len(set(lengths.values())) != 1:
             raise ValueError(f"columns of a Table differ in length: {lengths}")
-        self.columns = dict(columns)
+        self.columns, self._summary = dict(columns), summary
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values())))
@@ -72,3 +73,7 @@ class Table(Columns):
     def row_bytes(self) -> int:
         """See Columns.row_bytes."""
         return sum(column[:1].nbytes for column in self.columns.values())
+
+    def summary(self) -> str:
+        """See Columns.summary."""
+        return self._summary

@@ -50,7 +50,9 @@ def open_hf(dataset: Any, columns: Sequence[str] | None, *, tensors: bool) -> Da
         at = "the dataset is a stream: how many samples it has, as after a filter, nobody knows before its end"
         raise UserError(SETTING, at, "load it without streaming, or write it with save_to_disk(); filters are then indexed")
     if isinstance(dataset, datasets.DatasetDict):
-        raise UserError(SETTING, f"holds the splits {', '.join(dataset)}", f"name one of them, as FOLDER/{next(iter(dataset))}")
+        raise UserError(
+            SETTING, f"is a dict of the splits {', '.join(dataset)}", f"give one of them, as dataset[{next(iter(dataset))!r}]"
+        )
     if not isinstance(dataset, datasets.Dataset):
         at = f"is a {type(dataset).__name__}"
         raise UserError(SETTING, at, "give the path of files, or a Dataset of Hugging Face's")
@@ -76,10 +78,13 @@ def read_saved(path: Path) -> Any:
         for state in path.rglob(STATE):
             for shard in json.loads(state.read_text())["_data_files"]:
                 _check_whole(state.parent / shard["filename"])
-        return datasets.load_from_disk(str(path))
+        found = datasets.load_from_disk(str(path))
     except (OSError, ValueError, KeyError, TypeError) as e:
         why = (str(e).strip().splitlines() or [type(e).__name__])[0]
         raise UserError(SETTING, f"{path} cannot be read as a saved dataset ({why})", "write it again with save_to_disk()") from e
+    if isinstance(found, datasets.DatasetDict):
+        raise UserError(SETTING, f"{path} holds the splits {', '.join(found)}", f"name one of them, as {path}/{next(iter(found))}")
+    return found
 
 
 def _check_whole(shard: Path) -> None:

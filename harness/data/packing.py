@@ -81,11 +81,11 @@ class PackedRows(Columns):
 
     Batches have int32 [n, context] each: tokens; target, the token that follows in the same document, UNCOUNTED where it is not
     learnt; position, which begins at 0 with each document, and once more with the padding at the end. And length int64 [n], the
-    places that are no padding. `pack` false: each document has a row of its own.
+    places that are no padding. `pack` false: each document has a row of its own. `about`: a line for the summary.
     """
 
-    def __init__(self, documents: Documents, context: int, *, pack: bool = True) -> None:
-        self.context, self._what = context, documents.what
+    def __init__(self, documents: Documents, context: int, *, pack: bool = True, about: str = "") -> None:
+        self.context, self._what, self._about = context, documents.what, about
         sizes = documents.lengths - 1
         rows = best_fit(sizes, context) if pack else np.arange(len(sizes))
         order = np.argsort(rows, kind="stable")
@@ -135,7 +135,8 @@ class PackedRows(Columns):
         used, documents = len(self._tokens), len(self._lines)
         padding, alone = (100 * (1 - used / (rows * self.context)) for rows in (len(self), documents))
         packed = f"{documents:,} {self._what} are packed into {len(self):,} rows of {self.context:,} tokens"
-        return f"{packed}: {padding:.2g} % padding, {alone:.2g} % if each had its own row" if documents > len(self) else ""
+        won = f"{packed}: {padding:.2g} % padding, {alone:.2g} % if each had its own row" if documents > len(self) else ""
+        return "; ".join(filter(None, (won, self._about)))
 
 
 def _joined(parts: Sequence[NDArray[Any]], dtype: type[Any]) -> NDArray[Any]:

@@ -34,7 +34,7 @@ class BytesLM(Recipe):
     suffix: str = ".py"
     """Only files with this ending are read from a folder."""
     max_bytes: int = 4_000_000
-    """Reading stops here."""
+    """Reading stops here, of all files together; a run says so."""
     context: int = 128
     """Bytes that one sample predicts."""
     width: int = 128

@@ -1,6 +1,7 @@
 """Any causal language model of Hugging Face's transformers on text files, cut into rows of equal length."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -11,10 +12,10 @@ from harness.data.feed import Table
 from harness.data.open_dataset import is_table
 from harness.data.packing import PackedRows
 from harness.recipes.base import Split, Sum
-from harness.recipes.documents import FIELD, read_documents
+from harness.recipes.documents import FIELD, LINES, read_documents
 from harness.recipes.hf_model import HuggingFaceModel
 from harness.recipes.preview import token_preview
-from harness.recipes.text import next_token_loss, packed_loss, text_table
+from harness.recipes.text import Budget, next_token_loss, packed_loss, text_table
 
 
 @dataclass(frozen=True)
@@ -27,25 +28,26 @@ class CausalLM(HuggingFaceModel):
     suffix: str = ".py"
     """Only files with this ending are read from a folder."""
     max_bytes: int = 4_000_000
-    """Reading stops here."""
+    """Reading stops here, of all files together; a run says so."""
     field: str | None = None
     """Each line of a .jsonl is a document, whose text (in .parquet files and folders of save_to_disk: or token ids) has this name.
-    Unset: `text` where documents are packed or in a table, else a .jsonl is text as any other."""
+    Unset: `text`."""
     packing: Literal["none", "best_fit"] = "none"
     """best_fit: several documents (files, or lines of a .jsonl) in a row of `context` tokens, none of which sees another."""
 
     def data(self, split: Split) -> Table | PackedRows:
         """Columns tokens int32 [n, context + 1] and length int64 [n], the number of true tokens in it. Documents: PackedRows."""
         words = self._tokenizer()
-        if self.field is not None or self.packing != "none" or (self.files is not None and is_table(self.files)):
+        if self._in_documents():
             field, end = self.field or FIELD, None if words is None else words.eos_token_id
 
             def encode(texts: list[str]) -> list[list[int]]:
                 return [ids if end is None else [*ids, end] for ids in _encode(texts, words)]
 
-            documents = read_documents(self.files, self.suffix, field, split, self.max_bytes, self.context, encode)
+            budget = Budget(self.max_bytes)
+            documents = read_documents(self.files, self.suffix, field, split, budget, self.context, encode)
             self._check_ids(documents.ids)
-            return PackedRows(documents, self.context, pack=self.packing == "best_fit")
+            return PackedRows(documents, self.context, pack=self.packing == "best_fit", about=budget.summary())
 
         def ids(text: bytes) -> NDArray[np.int32]:
             found = _ids(text, words)
@@ -53,6 +55,11 @@ class CausalLM(HuggingFaceModel):
             return found
 
         return text_table(self.files, self.suffix, split, self.max_bytes, self.context, ids)
+
+    def _in_documents(self) -> bool:
+        if self.field is not None or self.packing != "none":
+            return True
+        return self.files is not None and (is_table(self.files) or LINES in (self.suffix, Path(self.files).suffix))
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Sum:
         """Cross-entropy in nats. Padding comes last, where causal attention does not see it."""

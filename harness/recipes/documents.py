@@ -10,7 +10,7 @@ from harness.config.errors import UserError
 from harness.data.open_dataset import is_table, read_samples
 from harness.data.packing import Documents
 from harness.recipes.base import Split
-from harness.recipes.text import VALID_EVERY, text_paths
+from harness.recipes.text import VALID_EVERY, Budget, text_paths
 
 LINES = ".jsonl"
 FIELD = "text"
@@ -22,16 +22,18 @@ _Text = str | list[int]
 _T = TypeVar("_T")
 
 
-def read_documents(files: str | None, suffix: str, field: str, split: Split, most: int, context: int, encode: Encode) -> Documents:
+def read_documents(
+    files: str | None, suffix: str, field: str, split: Split, budget: Budget, context: int, encode: Encode
+) -> Documents:
     """The documents of a split, in pieces of at most `context` + 1 tokens, each token but a document's first predicted once.
 
     Of several files every twentieth is for validation; of a single one, every twentieth document, or piece of its only document.
-    The first `most` bytes of the split's files are read. Raises UserError that names file and line.
+    The split's files are read as far as `budget` goes. Raises UserError that names file and line.
     """
     table = files is not None and is_table(files)
     paths = [] if table else text_paths(files, suffix)
     chosen = _of(split, paths) if len(paths) > 1 else paths
-    texts = list(_values(str(files), field, most) if table else _texts(chosen, field, most))
+    texts = list(_values(str(files), field, budget) if table else _texts(chosen, field, budget))
     if len(paths) < 2 and len(texts) > 1:
         texts = _of(split, texts)
     rows = [piece for line, ids in _encoded(texts, encode) for piece in _pieces(line, ids, context)]
@@ -46,32 +48,36 @@ def _of(split: Split, parts: Sequence[_T]) -> list[_T]:
     return [part for number, part in enumerate(parts) if (number % VALID_EVERY == 0) == (split == "valid")]
 
 
-def _values(files: str, field: str, most: int) -> Iterator[tuple[int, _Text]]:
-    """(row, text or ids) of each row, as far as `most` bytes go. Raises UserError."""
-    for number, sample in read_samples(files, [field]):
+def _values(files: str, field: str, budget: Budget) -> Iterator[tuple[int, _Text]]:
+    """(row, text or ids) of each row, as far as the budget goes. Raises UserError."""
+    for number, sample in _rows(files, field):
         value = sample[field]
         whole = isinstance(value, str) or (isinstance(value, list) and all(isinstance(i, int) for i in value))
         if not whole:
             at = f"{files} row {number} has neither a text nor token ids in {field!r}"
             raise UserError("recipe.files", at, "fix it, or say where the text is: recipe.field")
-        most -= len(value.encode()) if isinstance(value, str) else 4 * len(value)
-        if most < 0:
+        if not budget.spend(len(value.encode()) if isinstance(value, str) else 4 * len(value)):
             return
         yield number, value
 
 
-def _texts(paths: Sequence[Path], field: str, most: int) -> Iterator[tuple[int, _Text]]:
-    """(line, text) of each document, as far as `most` bytes go."""
+def _rows(files: str, field: str) -> Iterator[tuple[int, Any]]:
+    """The rows of a table. Raises UserError that names the setting of these recipes."""
+    try:
+        yield from read_samples(files, [field])
+    except UserError as e:
+        raise UserError("recipe.files", e.problem, e.remedy) from e
+
+
+def _texts(paths: Sequence[Path], field: str, budget: Budget) -> Iterator[tuple[int, _Text]]:
+    """(line, text) of each document, as far as the budget goes."""
     for path in paths:
         if path.suffix != LINES:
-            text = path.read_bytes()[:most]
-            most -= len(text)
-            yield 1, text.decode(errors="replace")
+            yield 1, budget.read(path).decode(errors="replace")
             continue
         with path.open("rb") as lines:
             for number, line in enumerate(lines, 1):
-                most -= len(line)
-                if most < 0:
+                if not budget.spend(len(line)):
                     return
                 if line.strip():
                     yield number, _text(path, number, line, field)

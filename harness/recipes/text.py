@@ -4,7 +4,9 @@ The loss counts tokens, not rows: the last row of a file is shorter, its padding
 """
 
 import sysconfig
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from harness.recipes.base import Split, Sum
 from harness.recipes.document_masks import document_logits
 
 MASKED = UNCOUNTED
+TOKENS = (".bin", ".npy")
 VALID_EVERY = 20
 """Every twentieth file is for validation; of a single file, every twentieth row."""
 
@@ -31,12 +34,45 @@ def text_paths(files: str | None, suffix: str) -> list[Path]:
         root = Path(sysconfig.get_paths()["stdlib"])
         return sorted(root.glob("*.py"))
     path = Path(files)
+    if path.suffix in TOKENS:
+        raise UserError("recipe.files", f"{files!r} holds token ids, not text", "give it to the recipe tokens, as recipe.data")
     if path.is_file():
         return [path]
     found = sorted(p for p in path.rglob(f"*{suffix}") if p.is_file())
     if not found:
-        raise UserError("recipe.files", f"{files!r} holds no file that ends in {suffix!r}", "give a file or a folder of text")
+        ends = Counter(p.suffix for p in path.rglob("*") if p.suffix and p.is_file())
+        remedy = f"set recipe.suffix: {ends.most_common(1)[0][0]}" if ends else "give a file or a folder of text"
+        raise UserError("recipe.files", f"{files!r} holds no file that ends in {suffix!r}", remedy)
     return found
+
+
+@dataclass
+class Budget:
+    """How many bytes of text may still be read, of `most` at first; `cut`: there were more."""
+
+    most: int
+    cut: bool = False
+
+    def __post_init__(self) -> None:
+        self.left = self.most
+
+    def spend(self, size: int) -> bool:
+        """Whether a text of so many bytes is read, all of it; none is after one that was not."""
+        self.left -= size
+        self.cut |= self.left < 0
+        return self.left >= 0
+
+    def read(self, path: Path) -> bytes:
+        """A file, as far as there is room."""
+        with path.open("rb") as file:
+            text = file.read(self.left)
+        self.left -= len(text)
+        self.cut |= path.stat().st_size > len(text)
+        return text
+
+    def summary(self) -> str:
+        """One line where not everything was read."""
+        return f"the first {self.most:,} bytes of text are read, and there are more: see recipe.max_bytes" if self.cut else ""
 
 
 def text_table(
@@ -48,11 +84,9 @@ def text_table(
     """
     paths = text_paths(files, suffix)
     chosen = [p for i, p in enumerate(paths) if (i % VALID_EVERY == 0) == (split == "valid")] if len(paths) > 1 else paths
-    rows, lengths, budget = [], [], most
+    rows, lengths, budget = [], [], Budget(most)
     for path in chosen:
-        text = path.read_bytes()[:budget]
-        budget -= len(text)
-        found = ids(text)
+        found = ids(budget.read(path))
         if len(found) < 2:
             continue
         starts = np.arange(0, len(found) - 1, context)
@@ -67,7 +101,8 @@ def text_table(
         held_out = np.arange(len(tokens)) % VALID_EVERY == 0
         keep = held_out if split == "valid" else ~held_out
         tokens, length = tokens[keep], length[keep]
-    return Table({"tokens": torch.from_numpy(tokens), "length": torch.from_numpy(length).long()})
+    columns = {"tokens": torch.from_numpy(tokens), "length": torch.from_numpy(length).long()}
+    return Table(columns, summary=budget.summary() if files else "")
 
 
 def next_tokens(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:

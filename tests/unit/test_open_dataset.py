@@ -138,7 +138,7 @@ def test_a_dataset_in_memory_is_taken_with_its_filter_and_a_stream_is_refused() 
     assert even.take(torch.arange(len(even)))["x"].tolist() == X[::2].tolist()
     for wrong, said in (
         (whole.to_iterable_dataset(), "is a stream: how many samples it has, as after a filter, nobody knows"),
-        (datasets.DatasetDict(a=whole, b=whole), "holds the splits a, b; name one of them, as FOLDER/a"),
+        (datasets.DatasetDict(a=whole, b=whole), r"is a dict of the splits a, b; give one of them, as dataset\['a'\]"),
         (whole.select([]), "the dataset has no rows"),
         ({"x": 1}, "is a dict; give the path of files"),
     ):

@@ -311,3 +311,39 @@ def test_a_line_that_is_no_document_is_named(text: str, said: str, place: Path, 
     (tmp_path / "bad.jsonl").write_text('{"text": "what is"}\n' + text + "\n")
     with pytest.raises(UserError, match=f"recipe.files: .*bad.jsonl {said}"):
         recipe_of("causal_lm", place, files=str(tmp_path / "bad.jsonl"), packing="best_fit").data("train")
+
+
+def test_lines_are_documents_whatever_else_is_said(place: Path) -> None:
+    """And never their JSON as text."""
+    files = str(place / "texts.jsonl")
+    assert columns_of(recipe_of("causal_lm", place, files=files)) == columns_of(
+        recipe_of("causal_lm", place, files=files, field="text")
+    )
+
+
+def test_text_that_is_left_out_is_told(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("what is the sum " * 100)
+    files = [str(tmp_path / "a.txt"), str(place / "texts.jsonl")]
+    for name in files:
+        whole, part = (recipe_of("causal_lm", place, files=name, max_bytes=most).data("train") for most in (4_000_000, 1000))
+        assert isinstance(whole, Columns)
+        assert isinstance(part, Columns)
+        assert whole.summary() == ""
+        assert part.summary() == "the first 1,000 bytes of text are read, and there are more: see recipe.max_bytes"
+        assert len(part) < len(whole)
+
+
+def test_files_of_another_kind_are_answered_by_what_to_write(place: Path, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("what is the sum")
+    rows = datasets.Dataset.from_dict({"text": ["a"]})
+    datasets.DatasetDict(train=rows, test=rows).save_to_disk(tmp_path / "saved")
+    for files, said in {
+        "texts": "holds no file that ends in '.py'; set recipe.suffix: .txt",
+        "saved": f"{tmp_path}/saved holds the splits train, test; name one of them, as {tmp_path}/saved/train",
+        "train.bin": "holds token ids, not text; give it to the recipe tokens, as recipe.data",
+    }.items():
+        with pytest.raises(UserError, match=f"^recipe.files: .*{said}"):
+            recipe_of("causal_lm", place, files=str(tmp_path / files)).data("train")
