@@ -8,13 +8,17 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = ("widebatch", "torch", "accelerate", "deepspeed")
+_PACKAGES = ("widebatch", "accelerate", "deepspeed")
 
 
-def environment(device: str, hosts: Sequence[str]) -> dict[str, Any]:
-    """Versions, the device's name and the names of the hosts, one for each rank, each reported once."""
+def environment(torch: str, device: str, hosts: Sequence[str]) -> dict[str, Any]:
+    """Versions, the device's name and the names of the hosts, one for each rank, each reported once.
+
+    `torch` is torch.__version__, which tells its build (2.13.0+cu130); what is installed under that name need not.
+    """
     return {
         "python": platform.python_version(),
+        "torch": torch,
         **{name: found for name in _PACKAGES if (found := _version(name))},
         "system": platform.platform(),
         "device": device or _processor(),

@@ -13,6 +13,8 @@ from pathlib import Path
 from socket import gethostname
 from typing import Any
 
+import torch
+
 from harness.checkpoint.place_lock import PlaceLock, hold
 from harness.checkpoint.train_state import State
 from harness.config.loader import encode
@@ -165,7 +167,7 @@ class Loop:
         engine, state = self.engine, self.state
         self.sampler = measure_node(engine)
         told = (engine.parameters(), str(engine.device), engine.estimator, state.began, engine.parameters(trained=True))
-        about = environment(device_name(engine.device), gather(gethostname()))
+        about = environment(torch.__version__, device_name(engine.device), gather(gethostname()))
         return Started(
             self.plan, encode(self.config), str(self.folder or ""), state.step, state.samples, *told, about, len(self.feed.data)
         )
