@@ -36,6 +36,14 @@ def places(model: nn.Module) -> list[Place]:
     ]
 
 
+_SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
+
+
+def _signed(tensor: Tensor) -> Tensor:
+    """The same memory, where it holds unsigned integers as signed ones: not every version of torch.where knows the former."""
+    return tensor.view(_SIGNED[tensor.dtype]) if tensor.dtype in _SIGNED else tensor
+
+
 Kept = list[tuple[Place, Tensor | None, Tensor | None]]
 """(place, the tensor that was there, a copy of it) of each buffer."""
 
@@ -81,9 +89,10 @@ class Buffers:
             now = place.home.get(place.key)
             if now is was:
                 if now is not None and copy is not None:
-                    torch.where(good, now, copy, out=now)
+                    bits = _signed(now)
+                    torch.where(good, bits, _signed(copy), out=bits)
             elif now is not None and copy is not None and now.shape == copy.shape and now.dtype == copy.dtype:
-                place.home[place.key] = torch.where(good, now.detach(), copy)
+                place.home[place.key] = torch.where(good, _signed(now.detach()), _signed(copy)).view(now.dtype)
             else:
                 odd.append((place, copy))
         if odd and not good:

@@ -175,6 +175,7 @@ class Unsavable(Turned):
         return Quantised()
 
 
+@pytest.mark.skipif(torch.__version__ < "2.10", reason="this torch cannot copy such a tensor at all")
 def test_a_type_that_checkpoints_lack_is_refused_at_the_start(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"the model's narrow has the type torch.float4_e2m1fn_x2, for which checkpoints have no name"
