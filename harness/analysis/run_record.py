@@ -42,6 +42,7 @@ PARTS = {
     "eval": "evaluations",
     "checkpoint": "checkpoints",
     "count_flops": "counting operations",
+    "source_losses": "losses of a mixture's sources",
     "recovery": "ranks lost, until the others could train again",
 }
 """Where the time of a run goes, and what it is called."""

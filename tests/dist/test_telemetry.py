@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from harness.analysis.run_record import PARTS
 from harness.telemetry.metric_catalog import METRICS, markdown
 from harness.telemetry.spikes import FLAGGED, LEAST, Spikes
 from harness.training.evaluate import evaluate
@@ -208,8 +209,9 @@ def test_a_new_level_is_no_spike_for_ever() -> None:
     assert min(spikes.memory) > 4.9
 
 
-def test_the_readme_has_the_table_of_metrics() -> None:
+def test_the_readme_has_the_table_of_metrics_and_the_report_a_name_for_each_pause() -> None:
     assert markdown() in TEXT
+    assert {m.name for m in METRICS if m.name.startswith("pause/")} <= {f"pause/{part}_s" for part in PARTS}
 
 
 def test_a_slow_evaluation_is_in_no_step_s_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
