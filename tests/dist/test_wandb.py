@@ -14,7 +14,9 @@ import yaml
 from launch.cli import main
 from tests.dist.workers import patient
 from tests.dist.workers.wandb_run import POINTS
-from tests.support.processes import LIMIT_S, environ
+from tests.support.faults.launching import Launch
+from tests.support.faults.launching import run_file as faulty
+from tests.support.processes import LIMIT_S, ROOT, environ, run_command
 from tests.support.wandb_server import Server
 
 LOSSES = [1 / n for n in range(1, POINTS + 1)]
@@ -175,6 +177,49 @@ def test_a_resumed_run_goes_on_in_its_w_and_b_run_and_drops_no_point(mode: str, 
     told_twice = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
     assert windows == [line["samples"] for line in told_twice if line["event"] == "window"]
     assert len(windows) > len(set(windows))
+
+
+def synced(folder: Path, server: Server) -> list[dict[str, Any]]:
+    """The windows that the service has of an offline run after `wandb sync`: those of the journal, all and in order."""
+    sync(folder / "run", server)
+    (rows,) = [[row for row in server.rows(run) if "train/loss" in row] for run in server.config]
+    told = [json.loads(line) for line in (folder / "run" / "events.jsonl").read_text().splitlines()]
+    assert [row["progress/samples"] for row in rows] == [line["samples"] for line in told if line["event"] == "window"]
+    return rows
+
+
+def test_a_roll_back_leaves_what_was_before_it_in_the_history_and_an_axis_that_never_runs_back(
+    server: Server, tmp_path: Path
+) -> None:
+    tree = json.loads(run_file(tmp_path).read_text())
+    tree["recipe"] = {"use": f"{ROOT}/tests/dist/workers/ruinous.py:Ruinous"}
+    tree |= {"batch": {"reference": 16, "total": 16}, "optim": {"lr": 0.05, "momentum": 0.9}, "schedule": {"samples": 1424}}
+    tree |= {"guard": {"policy": "protect", "spike": "note"}, "checkpoint": {"every_samples": 480}}
+    tree["watch"]["wandb"] = "offline"
+    (tmp_path / "run.yaml").write_text(json.dumps(tree))
+    run_command([sys.executable, "-m", "harness", "run.yaml"], tmp_path)
+    rows = synced(tmp_path, server)
+    samples, trained, backs = ([row[name] for row in rows] for name in ROLLED)
+    assert samples != sorted(samples), "the run went back"
+    assert trained == sorted(set(trained))
+    assert (backs[0], backs[-1], backs) == (0, 1, sorted(backs))
+
+
+ROLLED = ("progress/samples", "progress/samples_trained", "stability/rollbacks")
+
+
+def test_a_restart_out_of_memory_goes_on_in_the_same_history(server: Server, tmp_path: Path) -> None:
+    path = faulty(tmp_path, faults="memory@7:1", watch={"wandb": "offline"})
+    launch = Launch(path)
+    try:
+        assert launch.wait() == 0, launch.text()
+    finally:
+        launch.end()
+    assert "with micro-batch 2" in launch.text()
+    rows = synced(tmp_path, server)
+    assert [row["batch/micro_samples"] for row in rows] == sorted([row["batch/micro_samples"] for row in rows], reverse=True)
+    assert {row["batch/micro_samples"] for row in rows} == {4, 2}
+    assert rows[-1]["reliability/restarts"] == 1
 
 
 def test_a_trial_of_an_agent_is_the_agent_s_run_in_the_sweep_s_project(server: Server, tmp_path: Path) -> None:
