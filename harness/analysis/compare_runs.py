@@ -31,6 +31,13 @@ class Row:
     noise_scale: float | None
     verdict: Verdict | None
 
+    @property
+    def against(self) -> str:
+        """How it compares with the first run, for a table."""
+        if self.died:
+            return f"died at {self.samples:,} samples"
+        return "cannot tell" if self.verdict is None else self.verdict.short
+
 
 @dataclass(frozen=True)
 class Comparison:

@@ -8,11 +8,11 @@ from harness.plan.schedule_checks import longest_warmup
 def too_high(plan: Plan, noise_scale: float | None, spikes: int) -> str:
     """Why the rate may be too high, and the flag to try next. `noise_scale` in samples, None if it is not known."""
     at = f"lr {plan.target_lr:g} (rule {plan.rule} at k = {plan.ratio:g}) is likely too high"
-    seen = [f"{spikes} spike{'s' * (spikes != 1)} so far"]
+    seen = [f"{spikes} spike{'s' * (spikes != 1)} so far"] if spikes else []
     if noise_scale is not None:
         past = "past" if plan.global_batch > noise_scale else "below"
         seen.append(f"the batch of {plan.global_batch} is {past} the noise scale of {noise_scale:.0f} samples")
-    return f"{at}: {', '.join(seen)}; try {_next_flag(plan, noise_scale)}"
+    return f"{at}{': ' * bool(seen)}{', '.join(seen)}; try {_next_flag(plan, noise_scale)}"
 
 
 def _next_flag(plan: Plan, noise_scale: float | None) -> str:

@@ -34,7 +34,7 @@ def compared(c: Comparison) -> Html:
     rows = [
         [
             element("span", {}, element("i", {"class": f"swatch c{n % COLOURS}"}), row.name),
-            _verdict(row),
+            _verdict(row) if n else element("span", {"class": "note"}, "reference"),
             short(row.ratio),
             short(row.batch),
             row.rule,
@@ -74,12 +74,10 @@ def lowered(s: RunRecord) -> str:
 
 
 def _verdict(row: Row) -> Html:
-    if row.verdict is None:
-        return element("span", {"class": "note"}, "reference")
-    if row.died:
-        return element("span", {"class": "chip bad"}, f"died at {row.samples:,} samples")
+    if row.died or row.verdict is None:
+        return element("span", {"class": "chip bad" if row.died else "chip open"}, row.against)
     kind = "good" if row.verdict.held else {"diverges from": "bad"}.get(row.verdict.answer, "open")
-    return element("span", {"class": f"chip {kind}"}, row.verdict.short)
+    return element("span", {"class": f"chip {kind}"}, row.against)
 
 
 def time_bars(stories: Sequence[RunRecord]) -> Html:

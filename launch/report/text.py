@@ -77,9 +77,9 @@ def _compared(c: Comparison) -> list[str]:
             short(r.lr),
             short(r.loss),
             *[short(r.evals.get(m)) for m in c.measures],
-            "reference" if r.verdict is None else f"died at {r.samples:,} samples" if r.died else r.verdict.short,
+            r.against if n else "reference",
         ]
-        for r in c.rows
+        for n, r in enumerate(c.rows)
     ]
     return [f"compared at {c.samples:,} samples", *columns([head, *rows])]
 

@@ -30,6 +30,7 @@ from launch.report.markup import VOID
 from launch.report.page import page
 from launch.report.report import main
 from launch.report.text import text
+from tests.support import pictures
 from tests.support.journals import Line, digits, start, steps, write
 from tests.support.processes import LIMIT_S
 
@@ -271,7 +272,7 @@ def test_one_that_died_early_does_not_cut_the_comparison_of_the_others_short() -
     assert found is not None
     assert [(r.samples, r.died) for r in found.rows] == [(1000, ""), (1000, ""), (200, "guard")]
     assert [r.verdict and r.verdict.samples for r in found.rows] == [None, 1000, 200]
-    assert "died at 200 samples" in page([*lived, story("died", [start(), *steps(1, 20, 9.0), dead])], found)
+    assert [r.against for r in found.rows[1:]] == ["diverges (+100.0 %)", "died at 200 samples"]
 
 
 def test_a_spike_s_mark_and_row_say_how_to_list_its_batch(tmp_path: Path) -> None:
@@ -430,3 +431,11 @@ def test_a_sweep_is_shown_with_its_verdict(runs: list[Path], tmp_path: Path, cap
     (folder / "sweep.json").write_text('{"trials": 3}')
     with pytest.raises(UserError, match=r"sweep.json is not a record of a sweep"):
         main([str(folder)])
+
+
+def test_without_a_browser_the_script_of_pictures_says_so_in_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert pictures.main() == 2
+    assert capsys.readouterr().out == "chromium is not installed: no pictures\n"

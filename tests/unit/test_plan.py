@@ -459,6 +459,7 @@ def test_a_rate_that_is_too_high_is_answered_by_a_flag_that_is_not_in_force(
 ) -> None:
     p = made(World(gpus), scaling={"rule": rule, "warmup_epochs": 1})
     assert too_high(p, noise, 0).endswith(f"; try {tried}")
+    assert ("spike" in too_high(p, noise, 0), "1 spike so far" in too_high(p, noise, 1)) == (False, True)
 
 
 def test_people_are_shown_two_warnings_and_programs_all(capsys: pytest.CaptureFixture[str]) -> None:
