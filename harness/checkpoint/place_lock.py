@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, final
 
-from harness.checkpoint.place_owner import is_own, own_id, take_over
+from harness.checkpoint.place_owner import check_no_checkpoint, is_own, own_id, take_over
 from harness.checkpoint.reader import store_at
 from harness.checkpoint.storage import LocalStore, ShortReadError, Store
 from harness.config.errors import UserError
@@ -132,6 +132,7 @@ def hold(where: str, folder: Path) -> PlaceLock:
     """
     store = store_at(where)
     try:
+        check_no_checkpoint(store, where)
         return _FolderPlace(store, folder) if isinstance(store, LocalStore) else _StorePlace(store, where, folder)
     except OSError as e:
         raise UserError("checkpoint.dir", f"{where!r} cannot be used: {e}", "give a place where files can be written") from e

@@ -9,6 +9,7 @@ import secrets
 from pathlib import Path
 from typing import Any
 
+from harness.checkpoint.manifest import MANIFEST, place_of
 from harness.checkpoint.storage import LocalStore, ShortReadError, Store
 from harness.config.errors import UserError
 from harness.config.run_folder import RunFolder
@@ -73,9 +74,23 @@ def _marked(store: Store) -> dict[str, str] | None:
 
 
 def _around(store: Store) -> dict[str, str] | None:
-    """The run in whose folder a place lies."""
-    if not isinstance(store, LocalStore):
-        return None
-    around = RunFolder(store.root.resolve().parent)
-    inside = around.own_checkpoints == store.root.resolve() and around.journal.is_file()
-    return {"folder": str(around.path), "id": ""} if inside else None
+    """The run among whose checkpoints, in its folder, a place lies: at any depth, as the run deletes old ones whole."""
+    for place in _with_parents(store):
+        around = RunFolder(place.parent)
+        if around.own_checkpoints == place and around.journal.is_file():
+            return {"folder": str(around.path), "id": ""}
+    return None
+
+
+def _with_parents(store: Store) -> list[Path]:
+    """A place on this machine and the folders that it lies in; none of a store elsewhere."""
+    root = store.root.resolve() if isinstance(store, LocalStore) else None
+    return [] if root is None else [root, *root.parents]
+
+
+def check_no_checkpoint(store: Store, where: str) -> None:
+    """Raise UserError where a place is a checkpoint, or lies in one: it would be deleted with that."""
+    inside = any(place_of(place.name) and (place / MANIFEST).is_file() for place in _with_parents(store))
+    if inside or (not isinstance(store, LocalStore) and store.size("", MANIFEST) is not None):
+        remedy = "give a folder without checkpoints; to begin with a checkpoint's weights, use init_from"
+        raise UserError("checkpoint.dir", f"{where} lies in a checkpoint, which its run deletes when it is old", remedy)

@@ -179,6 +179,22 @@ def test_the_checkpoints_in_a_run_folder_are_of_that_run(tmp_path: Path) -> None
     assert "resumed" in codes(run(config(own), tmp_path / "one")), "its own place by its path is its own"
 
 
+def test_a_place_within_a_checkpoint_or_among_those_of_another_run_is_refused(where: str, tmp_path: Path) -> None:
+    """Where that run deletes its old checkpoints, these would go with them."""
+    run(config({"checkpoint": {"dir": where}, "run": {"stop_after_steps": 5}}), tmp_path / "one")
+    run(config({"run": {"stop_after_steps": 5}}), tmp_path / "two")
+    (tmp_path / "two" / "events.jsonl").touch()  # as its journal does
+    before = contents(tmp_path)
+    inside = [f"{where}/samples-000000000040"]
+    if "://" not in where:
+        inside += [f"{where}/samples-000000000040/mine", str(tmp_path / "two" / "checkpoints" / "a" / "b")]
+    for place in inside:
+        with pytest.raises(UserError, match=r"checkpoint\.dir: .* (lies in a checkpoint|holds the checkpoints of the run in)"):
+            run(config({"checkpoint": {"dir": place}}), tmp_path / "three")
+    shutil.rmtree(tmp_path / "three", ignore_errors=True)
+    assert contents(tmp_path) == before
+
+
 @pytest.mark.parametrize(
     "mark", ["", "null", "[]", "{}", '{"folder": 3, "id": "x"}', "[" * 5000, "x" * 20000, '{"folder": "/a\\n", "id": "x"}']
 )
