@@ -43,11 +43,17 @@ def work(case: str, rank: int, port: int, folder: Path) -> list[int] | str:
     victim = 0 if case == "rank 0" else 2
     try:
         if rank == victim:
+            if case == "failed":
+                heartbeat.ended(1, "an error of its own, which all would meet")
             die()
         while True:
             dist.all_reduce(ones)
     except RuntimeError as e:
+        module.NEWS_S = 2.0 if case == "failed" else module.NEWS_S
         lost = peers.lost(e)
+    if not lost:
+        heartbeat.ended(1, "it has lost a peer")  # nor is this one, for the others
+        return "none is lost"
     assert lost == [victim]
     module.CONNECT_S = 2.0  # on a machine that is too busy for it they try again
     if case == "one more meanwhile" and rank == 3:
@@ -109,6 +115,6 @@ def _forked(action: Callable[[], str]) -> tuple[int, int]:
 
 
 if __name__ == "__main__":
-    for name in ("one", "one more meanwhile", "apart", "rank 0", "late"):
+    for name in ("one", "one more meanwhile", "apart", "failed", "rank 0", "late"):
         print(json.dumps(run(name, Path(name))), flush=True)
     sys.exit(0)
