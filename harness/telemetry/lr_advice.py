@@ -7,7 +7,8 @@ from harness.plan.schedule_checks import longest_warmup
 
 def too_high(plan: Plan, noise_scale: float | None, spikes: int) -> str:
     """Why the rate may be too high, and the flag to try next. `noise_scale` in samples, None if it is not known."""
-    at = f"lr {plan.target_lr:g} (rule {plan.rule} at k = {plan.ratio:g}) is likely too high"
+    rule = f" (rule {plan.rule} at k = {plan.ratio:g})" if plan.ratio != 1 else ""
+    at = f"lr {plan.target_lr:g}{rule} is likely too high"
     seen = [f"{spikes} spike{'s' * (spikes != 1)} so far"] if spikes else []
     if noise_scale is not None:
         past = "past" if plan.global_batch > noise_scale else "below"

@@ -131,7 +131,7 @@ def _since(before: Facts, facts: Facts) -> str:
     ranks, batch, lr = (f"{was:g}" if was == now else f"{was:g} -> {now:g}" for was, now in values)
     others = ((name, was, facts.derived.get(name, was)) for name, was in before.derived.items())
     changed = "".join(f", {name} {was:g} -> {now:g}" for name, was, now in others if was != now)
-    return f"{ranks} ranks, global batch {batch}, lr {lr}{changed}"
+    return f"{ranks} rank{'s' * (ranks != '1')}, global batch {batch}, lr {lr}{changed}"
 
 
 def _length(config: Config) -> str:

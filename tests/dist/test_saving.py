@@ -333,6 +333,6 @@ def test_a_run_that_is_complete_says_what_to_do_for_more(tmp_path: Path) -> None
     events = run(config({}), tmp_path)
     resumed = [e.message for e in events if isinstance(e, Noticed) and e.code == "resumed"]
     assert len(resumed) == 1
-    assert " 1 ranks, global batch 8, lr 0.02" in resumed[0]
+    assert " 1 rank, global batch 8, lr 0.02" in resumed[0]
     assert resumed[0].endswith("nothing is left to train: raise schedule.samples, or give another run.dir to begin a new run")
     assert not [e for e in events if isinstance(e, Stepped)]
