@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from harness.plan.plan import plan as make_plan
     from harness.plan.world import World
     from harness.recipes.base import Recipe
+    from harness.recipes.gathers import gather_rows
     from harness.telemetry.spikes import Spikes
     from harness.training.loop import train
     from harness.training.script_run import Run
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LightningGuard", "OrderBatchSampler", "OrderSampler", "PassNoise", "Plan", "Recipe", "Run", "Spikes", "Table", "Telemetry",
-    "TokenFiles", "TrainerGuard", "UserError", "World", "arguments_for", "load", "make_plan", "mixture", "open_dataset", "planned",
-    "train",
+    "TokenFiles", "TrainerGuard", "UserError", "World", "arguments_for", "gather_rows", "load", "make_plan", "mixture",
+    "open_dataset", "planned", "train",
 ]  # fmt: skip
 
 _HOMES = {
@@ -53,6 +54,7 @@ _HOMES = {
     "UserError": "harness.config.errors",
     "World": "harness.plan.world",
     "arguments_for": "harness.plan.for_tools",
+    "gather_rows": "harness.recipes.gathers",
     "load": "harness.config.loader",
     "make_plan": "harness.plan.plan",
     "mixture": "harness.data.joined",

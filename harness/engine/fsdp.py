@@ -20,7 +20,7 @@ from typing_extensions import override
 from harness.config.errors import UserError
 from harness.config.schema import Config
 from harness.data.feed import Micro
-from harness.engine.device_scalars import Number
+from harness.engine.device_scalars import Number, on_device
 from harness.engine.frozen import base_digests
 from harness.engine.fsdp_layout import Shards, units
 from harness.engine.gradients import Gradients
@@ -105,9 +105,17 @@ class ReduceScatter(Gradients):
     @override
     def reduce(self, grads: list[Tensor], local: Sums) -> tuple[Sums, Tensor, Number]:
         """One all-reduce brings the sums and the norm: its square is the sum of the shards' squares."""
-        square = nn.utils.get_total_norm(grads).to(self.process.device, torch.float64) ** 2 / self._copies
-        reduced = self.process.reduce(torch.stack([*map(torch.as_tensor, local), square]))
-        return as_sums(reduced[:3]), reduced[3].sqrt(), 1 / reduced[1]
+        sums, norm = reduce_shards(self.process, grads, local, self._copies)
+        return sums, norm, 1 / sums[1]
+
+
+def reduce_shards(process: Process, grads: list[Tensor], local: Sums, copies: int) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
+    """(the sums over all ranks, the norm of the gradient of whose shards this rank has `grads`, and `copies` ranks the same)."""
+    device = process.device
+    square = nn.utils.get_total_norm(grads).to(device, torch.float64) ** 2 / copies
+    reduced = process.reduce(torch.stack([*(on_device(part, device, torch.float64) for part in local), square]))
+    loss, count, stop, whole = reduced.unbind()
+    return (loss, count, stop), whole.sqrt()
 
 
 def shard_model(model: nn.Module, recipe: Recipe, config: Config, mesh: DeviceMesh) -> FSDPModule:
@@ -125,8 +133,7 @@ def shard_model(model: nn.Module, recipe: Recipe, config: Config, mesh: DeviceMe
     # the backward begins where the forward ends: to free the root's weights in between would only gather them twice
     root: FSDPModule = fully_shard(model, mesh=mesh, reshard_after_forward=False, mp_policy=whole, offload_policy=offload)
     _check_sharded(model, mesh)
-    for unit in units(model):
-        _sum_gradients(unit)
+    sum_gradients(model)
     return root
 
 
@@ -137,12 +144,13 @@ def _check_sharded(model: nn.Module, mesh: DeviceMesh) -> None:
             raise UserError("backend.name", f"fsdp asked for, but parameter {name} is not sharded", "use backend.name: ddp")
 
 
-def _sum_gradients(unit: FSDPModule) -> None:
-    """Have a unit's gradients summed over ranks, and not averaged."""
-    unit.set_gradient_divide_factor(1.0)
-    unit.set_force_sum_reduction_for_comms(True)
-    if "set_reduce_scatter_unused_params" in dir(unit):  # from torch 2.13 on: zeros where this rank has no gradient
-        unit.set_reduce_scatter_unused_params(True)
+def sum_gradients(model: nn.Module) -> None:
+    """Have the gradients of a sharded model summed over ranks, and not averaged."""
+    for unit in units(model):
+        unit.set_gradient_divide_factor(1.0)
+        unit.set_force_sum_reduction_for_comms(True)
+        if "set_reduce_scatter_unused_params" in dir(unit):  # from torch 2.13 on: zeros where this rank has no gradient
+            unit.set_reduce_scatter_unused_params(True)
 
 
 def fsdp_mesh(device: str, ranks: int, copies: int) -> DeviceMesh:

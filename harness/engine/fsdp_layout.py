@@ -27,8 +27,7 @@ class Shards(Layout):
 
     def __init__(self, model: nn.Module, mesh: DeviceMesh) -> None:
         self._model, self._mesh = model, mesh
-        nodes = mesh.ndim == 2
-        self._copy, self.copies = (mesh.get_local_rank("replicate"), mesh.size(0)) if nodes else (0, 1)
+        self._copy, self.copies = (mesh.get_local_rank(0), mesh.size(0)) if mesh.ndim == 2 else (0, 1)
 
     @override
     def local(self, tensor: Tensor) -> Tensor:
@@ -36,8 +35,8 @@ class Shards(Layout):
 
     def _span(self, shape: torch.Size) -> tuple[int, int]:
         """[first, last) of this rank's rows of a sharded tensor."""
-        rows, shards = shape[0], self._mesh["shard"]
-        share, place = -(-rows // shards.size()), shards.get_local_rank()
+        rows, last = shape[0], self._mesh.ndim - 1
+        share, place = -(-rows // self._mesh.size(last)), self._mesh.get_local_rank(last)
         return min(place * share, rows), min((place + 1) * share, rows)
 
     @override

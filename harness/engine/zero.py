@@ -104,7 +104,6 @@ def open_zero(config: Config, plan: Plan, recipe: Recipe, *, cpu: bool) -> Engin
     return TrainingEngine(passes, DeepSpeedStep(passes), state)
 
 
-@final
 class ZeroPasses(Passes):
     """Passes whose gradients DeepSpeed reduces, each rank its slices."""
 
@@ -120,6 +119,11 @@ class ZeroPasses(Passes):
     @override
     def run(self, micro: Micro, stop: float, last: bool) -> Sums:
         total, sums = self.deepspeed(micro, stop)
+        self.backward(total, sums, last)
+        return as_sums(sums)
+
+    def backward(self, total: Tensor, sums: Tensor, last: bool) -> None:
+        """Backward of a pass from its summed loss; `sums`: [loss, count, stop] as float64."""
         self._sums = self._sums + sums
         if last:
             self._sums = self.process.reduce(self._sums)
@@ -127,7 +131,6 @@ class ZeroPasses(Passes):
         override_loss_scale(self.zero, loss_scale(self.zero, self.plan.precision))
         self.uses.root = total
         accumulate(self.deepspeed, total / self.expected, last)
-        return as_sums(sums)
 
     @override
     def first_done(self, sums: Sums) -> None:

@@ -24,7 +24,10 @@ _FUNCTIONAL_FILE = "/torch/distributed/_functional_collectives.py"
 _QUESTIONS = ("get_rank", "get_world_size", "is_initialized")
 _BACKENDS = ("/torch/distributed/fsdp/", "/torch/distributed/_composable/", "/torch/distributed/tensor/", "/deepspeed/")
 """Modules whose collectives belong to the backend and not to the recipe."""
-_BETWEEN = ("/torch/distributed/", "/torch/_dynamo/", "/contextlib.py", "/typing_extensions.py", "/warnings.py")
+_BETWEEN = (
+    *("/torch/distributed/", "/torch/_dynamo/", "/contextlib.py", "/typing_extensions.py", "/warnings.py"),
+    "/harness/recipes/gathers.py",
+)
 """Modules whose frames are skipped between a collective and its caller."""
 
 

@@ -7,14 +7,30 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import torch
 import torch.distributed as dist
 import torch.distributed.distributed_c10d as c10d
+from torch import Tensor
 
 from harness.config.errors import UserError
 from harness.config.schema import Config
 from harness.plan.plan import Plan
 from harness.recipes.base import Recipe
 from harness.recipes.distributed_calls import watched_calls, watched_questions
+
+
+def gather_rows(rows: Tensor) -> tuple[Tensor, int]:
+    """The rows of all ranks, for a loss that compares each row with all others (CLIP), in a recipe with `gathers = True`.
+
+    `rows`: float [n, ...] of this rank, n the same on every rank. Returns them with those of all ranks, [ranks x n, ...], and the
+    number of this rank's first row among them. The gradient reaches the rows of every rank: where each rank sums its own rows'
+    losses, loss and gradient are those of one process with all rows. Source: Radford et al. 2021, 2103.00020.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return rows, 0
+    from torch.distributed.nn.functional import all_gather
+
+    return torch.cat(all_gather(rows)), dist.get_rank() * len(rows)  # type: ignore[no-untyped-call]
 
 
 def check_gathers(recipe: Recipe, config: Config, plan: Plan, valid: int) -> list[str]:

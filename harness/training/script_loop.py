@@ -2,19 +2,27 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import final
 
 from harness.checkpoint.train_state import State
 from harness.distributed.process_group import agree
+from harness.plan.step_triggers import Due
 from harness.telemetry.events import Event
 from harness.telemetry.measurements import Reading
 from harness.training.loop import Loop
-from harness.training.open_window import Passes
+from harness.training.open_window import Passes, Window
 
 
 @final
 class ScriptLoop(Loop):
     """A run whose passes and evaluations are a script's."""
+
+    def _due(self, window: Window, after: int, advance: float) -> Due:
+        """See Loop._due. An epoch's end closes the window too: the script may evaluate there, and reports at the state it sees."""
+        up = super()._due(window, after, advance)
+        ends = after % len(self.feed.data) < self.reporter.plan.global_batch
+        return replace(up, window=True) if ends else up
 
     def _hand_over(self, passes: Passes) -> Iterator[Passes]:
         """See Loop._hand_over."""

@@ -19,7 +19,7 @@ from harness.data.feed import Feed, Micro
 from harness.data.sampler_order import SamplerOrder
 from harness.distributed.process_group import agree, let_gloo_finish, on_rank_0
 from harness.engine.data_agreement import check_data, check_size
-from harness.engine.script import open_script, precision_of, torch_optimizer
+from harness.engine.script import backend_of, open_script, precision_of, torch_optimizer
 from harness.plan.plan import Plan, plan
 from harness.plan.plan_warnings import SHOWN
 from harness.plan.world import Device, World, place
@@ -57,8 +57,8 @@ class Run:
     `prepare`; its data, collate_fn, workers and order are used (shuffled as accelerate's seedable sampler does, with run.seed).
     Its batch_size is batch.micro where none is given. `item`: what the loss counts, "sample" or "token".
 
-    One process or DDP, in fp32 or bf16. Raises UserError where the settings contradict the script, or for a loader, optimizer or
-    backend that it cannot drive.
+    One process, DDP or FSDP2 in fp32 or bf16, DeepSpeed's ZeRO-1 to 3 in fp32. Raises UserError where the settings contradict the
+    script, or for a loader, optimizer or backend that it cannot drive.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Run:
         item: str = "sample",
     ) -> None:
         given, bare = ScriptLoader.of(loader), torch_optimizer(optimizer)
-        config = script_config(settings, given, bare, precision_of(accelerator))
+        config = script_config(settings, given, bare, precision_of(accelerator), backend_of(accelerator))
         recipe = (TokenScript if item == "token" else Script)(given.data, given.collate, given.workers)
         device: Device = "cpu" if accelerator.device.type == "cpu" else "gpu"
         self.plan: Plan = plan(config, World(accelerator.num_processes, place(os.environ).nodes, device))

@@ -47,16 +47,14 @@ class ScriptLoader:
         return ScriptLoader(data, loader.collate_fn, loader.num_workers, loader.batch_size or 1, shuffle)
 
 
-def script_config(settings: Settings, loader: ScriptLoader, optimizer: Optimizer, precision: str) -> Config:
+def script_config(settings: Settings, loader: ScriptLoader, optimizer: Optimizer, precision: str, backend: str) -> Config:
     """The settings as a run file that the script has filled in. Raises UserError if they contradict the script."""
     tree = dict(settings) if isinstance(settings, Mapping) else read_tree(Path(settings))
     _check_own(tree)
     if tree.setdefault("precision", precision) != precision:
         at = f"is {tree['precision']}, but the script's Accelerator computes in {precision}"
         raise UserError("precision", at, "leave it out: the Accelerator decides")
-    backend = (tree.get("backend") or {}).get("name", "ddp")
-    if backend != "ddp":
-        raise UserError("backend.name", f"is {backend}, but an own loop runs on ddp", "write the script as a recipe for it")
+    tree["backend"] = _backend(tree.get("backend") or {}, backend)
     tree["optim"] = with_tuned(dict(tree.get("optim") or {}), optimizer)
     tree["recipe"] = {"use": SCRIPT, "samples": len(loader.data)}
     config = decode(tree)
@@ -75,3 +73,16 @@ def _check_own(tree: Mapping[str, Any]) -> None:
             raise UserError(f"eval.{key}", "is given, but the script evaluates", "leave it out, and call run.evaluated(metrics)")
     if (tree.get("watch") or {}).get("loss_by_source"):
         raise UserError("watch.loss_by_source", "is true, but the script computes its loss", "leave it out")
+
+
+def _backend(section: Mapping[str, Any], found: str) -> dict[str, str]:
+    """The section `backend` of a script whose Accelerator shards as `found` says. Raises UserError if it says otherwise."""
+    for key, value in ({"name": found} | dict(section)).items():
+        if key != "name":
+            raise UserError(f"backend.{key}", "is given, but Accelerate sets up the backend", "leave it out, and tell Accelerate")
+        if value != found:
+            at = f"is {value}, but the script's Accelerator runs on {found}"
+            raise UserError(
+                "backend.name", at, "leave it out: the Accelerator decides (accelerate launch --use_fsdp, --use_deepspeed)"
+            )
+    return {"name": found}

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench import adam_rules, blocks, images, sources, tokens
+from tests.bench import adam_rules, blocks, images, sources, tokens, verify_table
 from tests.bench.lab import MARKS, shown
 from tests.bench.launch import KINDS
 from tests.bench.launch import markdown as launch_table
 from tests.soak.hosts import words as lost_hosts
 from tests.support import settings_page
+from tests.support.planted_scripts import BUGS, CLEAN
 from tests.support.processes import ROOT, run_command, run_ranks
 from tests.support.readmes import COMMANDS, FILES, TEXT, write_examples
 
@@ -110,6 +111,16 @@ def test_the_table_of_images_is_the_recorded_one_and_none_is_slower_than_a_data_
     record = json.loads((ROOT / "configs" / "results" / "images.json").read_text())
     assert images.table(record) in TEXT
     assert all(row["ratio"] >= 1 for row in record["rows"])
+
+
+def test_the_table_of_planted_bugs_is_the_recorded_one_and_all_are_named_in_all_styles() -> None:
+    record = json.loads(verify_table.OUT.read_text())
+    assert verify_table.table(record) in TEXT
+    assert {bug: set(cells.values()) for bug, cells in record["bugs"].items()} == {bug: {"named"} for bug in BUGS}
+    assert {style: list(names) for style, names in record["clean"].items()} == {
+        style: list(names) for style, names in CLEAN.items()
+    }
+    assert [told for names in record["clean"].values() for told in names.values() if told] == []
 
 
 def test_the_tables_of_the_order_of_blocks_are_the_recorded_ones_and_it_reads_less_from_disk() -> None:

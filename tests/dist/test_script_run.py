@@ -2,6 +2,8 @@
 
 import difflib
 import json
+import math
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -45,7 +47,12 @@ def train(folder: Path, name: str, total: int, ranks: int = 1, *, accelerate: bo
 
 def losses(journal: list[dict[str, Any]]) -> list[float]:
     """The loss of each step."""
-    return [line["train/loss"] for line in journal if line["event"] == "step"]
+    return numbers(journal, "step", "train/loss")
+
+
+def numbers(journal: list[dict[str, Any]], event: str, key: str) -> list[float]:
+    """A number of each event of a kind; one that is not finite is in the journal as text."""
+    return [float(line[key]) for line in journal if line["event"] == event]
 
 
 @pytest.mark.parametrize("name", REFERENCE)
@@ -98,3 +105,51 @@ def test_tokens_are_counted_and_a_resumed_run_of_two_ranks_goes_on_where_one_sto
     windows = [line for line in moved if line["event"] == "window"]
     assert windows[-1]["progress/tokens"] == 2 * 1024 * 64
     assert windows[-1]["batch/noise_scale_samples"]
+
+
+def sharded(folder: Path, kind: str, ranks: int, *options: str, **run: Any) -> list[dict[str, Any]]:
+    """Run the small net's own loop as `kind` says, at four times its batch; all lines of its journal."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tree = {
+        "batch": {"reference": 8, "total": 32, "micro": 8},
+        "optim": {"clip": 1.0},
+        "schedule": {"epochs": 2},
+        "watch": {"wandb": "off", "every_steps": 4},
+        "run": {"dir": str(folder / "run")} | run,
+    }
+    (folder / "run.yaml").write_text(to_yaml(tree))
+    run_ranks(ranks, ["tests.dist.workers.sharded_script", kind, str(folder / "run.yaml"), *options], ROOT)
+    return [json.loads(line) for line in (folder / "run" / "events.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+    """(the folder of a run of one process that was stopped after three steps, the journal of one that was not)."""
+    folder = tmp_path_factory.mktemp("whole")
+    sharded(folder / "stopped", "ddp", 1, POISONED, stop_after_steps=3)
+    return folder / "stopped", sharded(folder / "alone", "ddp", 1, POISONED)
+
+
+POISONED = "--poisoned=0"
+"""Sample 0 has a loss that is not finite: in a step of each of the two epochs."""
+
+
+@pytest.mark.parametrize("kind", ["fsdp", "zero1", "zero2", "zero3"])
+def test_shards_take_over_a_run_leave_out_what_is_not_finite_and_hand_it_back(
+    kind: str, whole: tuple[Path, list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    stopped, alone = whole
+    shutil.copytree(stopped, tmp_path / kind)
+    sharded(tmp_path / kind, kind, 2, POISONED, stop_after_steps=13)
+    moved = sharded(tmp_path / kind, "ddp", 1, POISONED)
+    assert [line["plan"]["backend"] for line in moved if line["event"] == "start"] == ["ddp", kind, "ddp"]
+    assert losses(moved) == pytest.approx(losses(alone), rel=1e-5, nan_ok=True)
+    bad = [[line["step"] for line in lines if line.get("code") == "nonfinite"] for lines in (moved, alone)]
+    assert bad[0] == bad[1]
+    assert len(bad[0]) == 2
+    assert any(3 < step <= 13 for step in bad[0]), "one of them on the shards"
+    norms = [[norm for norm in numbers(lines, "step", "train/grad_norm") if math.isfinite(norm)] for lines in (moved, alone)]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
+    evaluated = [{line["step"]: line["eval/loss"] for line in lines if line["event"] == "eval"} for lines in (moved, alone)]
+    assert list(evaluated[1]) == [8, 16], "at the end of each epoch"
+    assert {step: evaluated[0][step] for step in evaluated[1]} == pytest.approx(evaluated[1], rel=1e-5)

@@ -1,7 +1,6 @@
 """Training scripts in four styles, each with one bug planted, and what `verify -- COMMAND` finds in each."""
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import msgspec
 
 from harness.analysis.equivalence import Finding
 from harness.analysis.script_findings import StepSeen, judge_script
-from tests.support.processes import ROOT, run_command, run_ranks
+from tests.support.processes import ROOT, run_ranks
 
 BUGS = {
     "own weights": ("weights", "begin from different weights"),
@@ -45,10 +44,7 @@ def found_in(style: str, folder: Path) -> dict[str, list[Finding]]:
     names = [*BUGS, *CLEAN[style]]
     for ranks in (2, 1):
         argv = ["tests.dist.workers.probed", str(folder / str(ranks)), str(script_of(style)), *names]
-        if ranks == 1:
-            run_command([sys.executable, "-m", *argv], ROOT)
-        else:
-            run_ranks(ranks, argv, ROOT, torchrun=True)
+        run_ranks(ranks, argv, ROOT)
     return {name: judge_script(_read(folder / "2", name, 2), _read(folder / "1", name, 1)[0]) for name in names}
 
 

@@ -14,8 +14,8 @@ from tests.support.processes import ROOT
 
 NAMES = [
     "LightningGuard", "OrderBatchSampler", "OrderSampler", "PassNoise", "Plan", "Recipe", "Run", "Spikes", "Table", "Telemetry",
-    "TokenFiles", "TrainerGuard", "UserError", "World", "arguments_for", "load", "make_plan", "mixture", "open_dataset", "planned",
-    "train",
+    "TokenFiles", "TrainerGuard", "UserError", "World", "arguments_for", "gather_rows", "load", "make_plan", "mixture",
+    "open_dataset", "planned", "train",
 ]  # fmt: skip
 
 

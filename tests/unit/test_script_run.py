@@ -5,17 +5,22 @@ import math
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 
 from harness import Run
 from harness.checkpoint import reader
 from harness.config.errors import UserError
+from harness.engine.script import backend_of, precision_of
+from harness.engine.script_fsdp import open_script_fsdp
+from harness.engine.script_zero import open_script_zero
 
 ROWS = 96
 
@@ -136,7 +141,8 @@ def test_the_plan_s_numbers_are_put_in_the_place_of_the_tuned_ones(tmp_path: Pat
         ({"eval": {"every_epochs": 1}}, r"eval\.every_epochs: is given, but the script evaluates"),
         ({"watch": {"loss_by_source": True}}, r"watch\.loss_by_source: is true, but the script computes its loss"),
         ({"precision": "bf16"}, "precision: is bf16, but the script's Accelerator computes in fp32"),
-        ({"backend": {"name": "zero2"}}, r"backend\.name: is zero2, but an own loop runs on ddp"),
+        ({"backend": {"name": "zero2"}}, r"backend\.name: is zero2, but the script's Accelerator runs on ddp"),
+        ({"backend": {"bucket_mb": 5}}, r"backend\.bucket_mb: is given, but Accelerate sets up the backend"),
     ],
 )
 def test_settings_that_contradict_the_script_are_refused(over: dict[str, Any], match: str, tmp_path: Path) -> None:
@@ -178,3 +184,64 @@ def test_a_run_of_a_script_is_no_recipe_to_train(tmp_path: Path) -> None:
     train(Run(settings(tmp_path), accelerator, model, optimizer, loader), model)
     with pytest.raises(UserError, match="run that script again"):
         load_recipe(load(tmp_path / "run" / "run.yaml").recipe)
+
+
+@pytest.mark.parametrize("name", ["fsdp", "deepspeed"])
+def test_shards_that_accelerate_has_dropped_are_not_taken_for_given(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accelerator, model, optimizer, loader = parts()
+    monkeypatch.setenv(f"ACCELERATE_USE_{name.upper()}", "true")
+    with pytest.raises(UserError, match=f"was started with --use_{name}, but Accelerate has dropped it on cpu"):
+        Run(settings(tmp_path), accelerator, model, optimizer, loader)
+
+
+@pytest.mark.parametrize(
+    ("kind", "held", "match"),
+    [
+        (DistributedType.FSDP, {"fsdp_version": 1}, "got FSDP1, .*--fsdp_version 2"),
+        (DistributedType.FSDP, {"fsdp_version": 2, "activation_checkpointing": True}, "got fsdp_activation_checkpointing"),
+        (DistributedType.DEEPSPEED, {"zero_stage": 0}, "got DeepSpeed with zero_stage 0"),
+        (DistributedType.MEGATRON_LM, {}, "cannot end the steps of MEGATRON_LM"),
+    ],
+)
+def test_what_no_step_of_ours_can_end_is_refused_in_a_line(kind: DistributedType, held: dict[str, Any], match: str) -> None:
+    plugin = SimpleNamespace(**held)
+    state = SimpleNamespace(distributed_type=kind, fsdp_plugin=plugin, deepspeed_plugin=plugin)
+    accelerator: Any = SimpleNamespace(state=state, distributed_type=kind, device=torch.device("cpu"))
+    with pytest.raises(UserError, match=match):
+        backend_of(accelerator)
+
+
+@pytest.mark.parametrize(
+    ("kind", "precision", "match"),
+    [
+        (DistributedType.NO, "fp16", "cannot take over mixed_precision fp16"),
+        (DistributedType.DEEPSPEED, "bf16", "got bf16 under DeepSpeed"),
+    ],
+)
+def test_precisions_that_an_own_loop_cannot_have_are_refused(kind: DistributedType, precision: str, match: str) -> None:
+    accelerator: Any = SimpleNamespace(distributed_type=kind, mixed_precision=precision)
+    with pytest.raises(UserError, match=match):
+        precision_of(accelerator)
+
+
+def test_several_optimizers_are_refused_with_the_example_that_has_two(tmp_path: Path) -> None:
+    accelerator, model, optimizer, loader = parts()
+    with pytest.raises(UserError, match=r"got 2 optimizers, .* see configs/examples/gan_run\.py"):
+        Run(settings(tmp_path), accelerator, model, [optimizer, optimizer], loader)
+
+
+@pytest.mark.parametrize(
+    ("open_it", "backend", "match"),
+    [
+        (open_script_fsdp, "fsdp", "got FSDP2 with weights that are frozen or not sharded \\(weight, bias\\)"),
+        (open_script_zero, "zero3", "got zero3 with frozen weights \\(weight, bias\\)"),
+    ],
+)
+def test_frozen_weights_in_shards_are_refused(open_it: Any, backend: str, match: str) -> None:
+    model = nn.Linear(5, 1).requires_grad_(False)
+    engine = SimpleNamespace(module=model, optimizer=None) if backend == "zero3" else model
+    plan = SimpleNamespace(backend=backend)
+    with pytest.raises(UserError, match=match):
+        open_it(None, plan, None, Accelerator(cpu=True), engine, None)
