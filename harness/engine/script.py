@@ -187,3 +187,8 @@ class ScriptCalls:
         sums: Sums = (total.detach().to(self._process.dtype), weight, 0.0)
         self._backward(total, sums, last)
         self.done.append(sums)
+
+    def take(self, stop: float) -> Sums:
+        """The sums of the next pass that has run, with its stop flag."""
+        loss, count, _ = self.done.popleft()
+        return loss, count, stop

@@ -1,5 +1,7 @@
 """A script's own loop in one process or on DDP, whose ranks have whole models."""
 
+from typing import final
+
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -39,6 +41,7 @@ def open_script_ddp(
     return torch_engine(run, layout), run.calls
 
 
+@final
 class ScriptGradients(Gradients):
     """Gradients that the script's passes leave with the weights, as DDP's means over ranks."""
 
@@ -57,8 +60,7 @@ class ScriptGradients(Gradients):
     @override
     def run(self, micro: Micro, stop: float, last: bool) -> Sums:
         """The script has run the pass."""
-        loss, count, _ = self.calls.done.popleft()
-        return loss, count, stop
+        return self.calls.take(stop)
 
     @override
     def first_done(self, sums: Sums) -> None:

@@ -9,15 +9,18 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from harness.config.errors import UserError
+from harness.data.feed import Micro
+from harness.engine.buffers import Buffers, Kept
 from harness.engine.device_scalars import Number
 from harness.engine.fsdp import reduce_shards, sum_gradients
 from harness.engine.fsdp_layout import Shards
+from harness.engine.gradients import Gradients
 from harness.engine.interface import Engine
+from harness.engine.model_setup import ModelSetup
 from harness.engine.moment_noise import moments_estimator
 from harness.engine.passes import Sums
 from harness.engine.process import Process
 from harness.engine.script import SETTING, ScriptCalls, bare_model, check_held, held_by, set_up_script
-from harness.engine.script_ddp import ScriptGradients
 from harness.engine.torch_engine import torch_engine
 from harness.engine.trained import listed
 from harness.plan.plan import Plan
@@ -38,16 +41,27 @@ def open_script_fsdp(
     sum_gradients(bare)
     layout = Shards(bare, shards[0].device_mesh)
     setup = set_up_script(process, plan, recipe, bare, optimizer, layout.local)
-    run = ScriptShards(process, plan, setup, moments_estimator(plan, process.config, optimizer), accelerator)
-    run.copies = layout.copies
+    run = ScriptShards(process, plan, setup, accelerator, layout.copies)
     return torch_engine(run, layout), run.calls
 
 
 @final
-class ScriptShards(ScriptGradients):
+class ScriptShards(Gradients):
     """Gradients that FSDP2 sums over ranks, each rank its shards. `copies` ranks hold the same shard."""
 
-    copies = 1
+    def __init__(self, process: Process, plan: Plan, setup: ModelSetup, accelerator: Accelerator, copies: int) -> None:
+        super().__init__(process, plan, setup, moments_estimator(plan, process.config, setup.optimizer))
+        self._accelerator, self._copies = accelerator, copies
+        self.calls = ScriptCalls(process, setup.model, accelerator, self._backward)
+
+    def _backward(self, total: Tensor, sums: Sums, last: bool) -> None:
+        """Accelerate divides by the passes of a step."""
+        self._accelerator.backward(total * self._accelerator.gradient_accumulation_steps)
+
+    @override
+    def run(self, micro: Micro, stop: float, last: bool) -> Sums:
+        """The script has run the pass."""
+        return self.calls.take(stop)
 
     @override
     def grads(self) -> list[Tensor]:
@@ -55,5 +69,10 @@ class ScriptShards(ScriptGradients):
 
     @override
     def reduce(self, grads: list[Tensor], local: Sums) -> tuple[Sums, Tensor, Number]:
-        sums, norm = reduce_shards(self.process, grads, local, self.copies)
+        sums, norm = reduce_shards(self.process, grads, local, self._copies)
         return sums, norm, 1 / sums[1]
+
+    @override
+    def kept(self, buffers: Buffers) -> Kept:
+        """The buffers from before the step's first pass, as the passes have run already."""
+        return self.calls.before

@@ -62,8 +62,7 @@ class ScriptZeroPasses(ZeroPasses):
     def run(self, micro: Micro, stop: float, last: bool) -> Sums:
         """The script has run the pass. Its sums are reduced by now, but not `stop`."""
         self._stop += stop
-        loss, count, _ = self.calls.done.popleft()
-        return loss, count, stop
+        return self.calls.take(stop)
 
     @override
     def take(self) -> Tensor:
