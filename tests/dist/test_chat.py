@@ -91,7 +91,7 @@ def test_losses_are_those_of_a_hand_loop(place: Path, knobs: dict[str, Any], ran
     assert expected[-1] < expected[0] - 0.01
 
 
-@pytest.mark.parametrize("backend", ["fsdp", "zero2"])
+@pytest.mark.parametrize("backend", ["fsdp", "zero2", "zero3"])
 def test_adapters_train_alike_where_the_base_lies_in_shards(place: Path, backend: str) -> None:
     assert trained(place, backend, LORA, 2, backend) == pytest.approx(by_hand(place, lora=True), rel=1e-5)
 
