@@ -153,3 +153,10 @@ def test_shards_take_over_a_run_leave_out_what_is_not_finite_and_hand_it_back(
     evaluated = [{line["step"]: line["eval/loss"] for line in lines if line["event"] == "eval"} for lines in (moved, alone)]
     assert list(evaluated[1]) == [8, 16], "at the end of each epoch"
     assert {step: evaluated[0][step] for step in evaluated[1]} == pytest.approx(evaluated[1], rel=1e-5)
+
+
+def test_fsdp2_in_bf16_trains_as_one_process_does(tmp_path: Path) -> None:
+    alone, shards = (sharded(tmp_path / kind, kind, ranks, "--bf16") for kind, ranks in (("ddp", 1), ("fsdp", 2)))
+    assert {line["plan"]["precision"] for line in (*alone, *shards) if line["event"] == "start"} == {"bf16"}
+    assert losses(shards) == pytest.approx(losses(alone), rel=2e-2)
+    assert losses(shards)[-1] < 0.7 * losses(shards)[0]

@@ -1,13 +1,13 @@
 """Worker of test_script_run: a small net in an own loop by Accelerate on FSDP2 or DeepSpeed's ZeRO, or whole, on CPU ranks.
 
-`python -m tests.dist.workers.sharded_script KIND RUN.yaml [--poisoned SAMPLE]`: KIND is ddp, fsdp or zero1 to zero3; the
-loss of the pass that has SAMPLE is not finite.
+`python -m tests.dist.workers.sharded_script KIND RUN.yaml [--bf16] [--poisoned SAMPLE]`: KIND is ddp, fsdp or zero1 to zero3;
+the loss of the pass that has SAMPLE is not finite.
 """
 
 import argparse
 import math
 import os
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator, DeepSpeedPlugin, FullyShardedDataParallelPlugin, InitProcessGroupKwargs, PartialState
@@ -22,25 +22,24 @@ from harness.supervision.exit_codes import end_orderly
 ROWS = 256
 
 
-def accelerator_of(kind: str) -> Accelerator:
+def accelerator_of(kind: str, precision: Literal["no", "bf16"]) -> Accelerator:
     """An Accelerator on CPU ranks. It has FSDP on GPUs only: its state is told that this is one, and the rest is its own."""
     if kind.startswith("zero"):
         os.environ |= {"ACCELERATE_USE_DEEPSPEED": "true", "DS_ACCELERATOR": "cpu"}
         plugin = DeepSpeedPlugin(zero_stage=int(kind[-1]))
         return Accelerator(deepspeed_plugin=plugin, kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")])
     if kind != "fsdp":
-        return Accelerator(cpu=True)
+        return Accelerator(cpu=True, mixed_precision=precision)
     sharded = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="no_wrap")
-    accelerator = Accelerator(cpu=True, fsdp_plugin=sharded)
+    accelerator = Accelerator(cpu=True, fsdp_plugin=sharded, mixed_precision=precision)
     for state in (PartialState(), accelerator.state):
         state.distributed_type = DistributedType.FSDP
     accelerator.state.fsdp_plugin = sharded
     return accelerator
 
 
-def train(kind: str, settings: str, poisoned: int | None) -> None:
+def train(accelerator: Accelerator, settings: str, poisoned: int | None) -> None:
     """The loop."""
-    accelerator = accelerator_of(kind)
     torch.manual_seed(0)
     raw = load_digits()
     image, label = torch.tensor(raw.images).float().flatten(1) / 8 - 1, torch.tensor(raw.target)
@@ -72,7 +71,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("kind")
     parser.add_argument("settings")
+    parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--poisoned", type=int)
     args = parser.parse_args()
-    train(args.kind, args.settings, args.poisoned)
+    train(accelerator_of(args.kind, "bf16" if args.bf16 else "no"), args.settings, args.poisoned)
     end_orderly(0)
