@@ -13,6 +13,8 @@ PATTERN = r"^[0-9]+(\.[0-9]+)?[kMBT]$"
 """The written form, for editors and for `amount`."""
 MARK = "amount"
 """Key in the `extra` of a type's Meta: settings of this type may be written with a letter."""
+MOST = 2**63 - 1
+"""The largest count; floats and files hold no more."""
 _LIKE = re.compile(r"[0-9.]+\s*[A-Za-z]+")
 
 
@@ -23,7 +25,7 @@ def amount(setting: str, text: str) -> int:
     number = Fraction(text[:-1]) * 10 ** POWER[text[-1]]
     if number.denominator != 1:
         raise UserError(setting, f"is {text!r}, which is {float(number):g}", "give a whole number")
-    return int(number)
+    return _countable(setting, int(number))
 
 
 def spelled_out(kind: type, section: Mapping[str, Any], prefix: str) -> dict[str, Any]:
@@ -36,7 +38,15 @@ def spelled_out(kind: type, section: Mapping[str, Any], prefix: str) -> dict[str
 def _number(setting: str, value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_number(setting, item) for item in value]
+    if isinstance(value, int):
+        return _countable(setting, value)
     return amount(setting, value) if isinstance(value, str) and _LIKE.fullmatch(value) else value
+
+
+def _countable(setting: str, number: int) -> int:
+    if number > MOST:
+        raise UserError(setting, f"is {number!s:.40}, more than can be counted", f"give at most {MOST:,}")
+    return number
 
 
 def _is_amount(hint: Any) -> bool:

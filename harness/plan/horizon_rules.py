@@ -19,6 +19,8 @@ EXPONENT = 0.32
 """Bjorck et al. 2024, for Adam."""
 _SOURCE = "Bjorck et al. 2024, arXiv 2409.19913"
 _SCALES_EPS = ("adam", "adam_sde")
+_MOST = 1e9
+"""A factor on lr past this, or below its inverse, is a slip of the pen."""
 
 
 def stretch(config: Config, horizon: int, tokens: int | None) -> float:
@@ -47,10 +49,19 @@ def at_horizon(done: Rewrite, config: Config, ratio: float, family: Family, rule
             raise UserError("scaling.horizon_exponent", at, "give reference.tokens or reference.samples, or leave it out")
         return done
     exponent = (EXPONENT if family == "adam" else 0.0) if given is None else given
-    factor = ratio**-exponent
+    factor = _factor(ratio, exponent)
     why = f"(D0/D)^{exponent:g} = x{factor:.4g} at D/D0 = {ratio:.4g}"
     source = f"{done.source}; {_SOURCE}" if given is None and exponent else done.source
     if not exponent:
         why = f"D/D0 = {ratio:.4g} leaves lr as it is: no law is known for {family} optimizers" if given is None else why
     eps = done.eps * math.sqrt(ratio) if rule in _SCALES_EPS else done.eps
     return replace(done, lr=done.lr * factor, eps=eps, reason=f"{done.reason}, {why}", source=source)
+
+
+def _factor(ratio: float, exponent: float) -> float:
+    """(D0/D)^exponent. Raises UserError where no lr could be meant by it."""
+    power = -exponent * math.log10(ratio)
+    if abs(power) > math.log10(_MOST):
+        at = f"is {exponent:g}, which at D/D0 = {ratio:.4g} is lr x 1e{power:+.0f}"
+        raise UserError("scaling.horizon_exponent", at, "give a smaller one, such as 0.32, or check the reference's horizon")
+    return float(ratio**-exponent)

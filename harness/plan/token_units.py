@@ -1,5 +1,7 @@
 """Tokens -> samples: a sample of a language model is a row of so many tokens."""
 
+import math
+
 from harness.config.amounts import amount
 from harness.config.errors import UserError
 from harness.config.schema import RecipeConfig
@@ -41,4 +43,8 @@ def budget(recipe: RecipeConfig, per_parameter: float) -> float:
     if recipe.parameters is None:
         at = f"missing, and schedule.tokens_per_parameter: {per_parameter:g} needs it"
         raise UserError("recipe.parameters", at, "state it, such as 124M, or give schedule.tokens")
-    return per_parameter * recipe.parameters
+    tokens = per_parameter * recipe.parameters
+    if math.isinf(tokens):
+        at = f"{per_parameter:g} for each of {recipe.parameters:,} parameters are too many to count"
+        raise UserError("schedule.tokens_per_parameter", at, "shorten it")
+    return tokens

@@ -73,6 +73,8 @@ def test_another_size_is_warned_of_until_the_recipe_is_tuned_at_it() -> None:
     [
         ({"reference": {"samples": 10, "tokens": 10}}, "reference"),
         ({"reference": {}, "scaling": {"horizon_exponent": 0.3, "warmup_samples": 0}}, "scaling.horizon_exponent"),
+        ({"scaling": {"horizon_exponent": 400, "warmup_samples": 0}}, "scaling.horizon_exponent"),
+        ({"scaling": {"horizon_exponent": 400, "warmup_samples": 0}, "reference": {"samples": "1B"}}, "scaling.horizon_exponent"),
         ({"reference": {"tokens": "1M"}, "recipe": {"samples": 9}}, "recipe.sample_tokens"),
     ],
 )

@@ -63,6 +63,13 @@ def test_a_run_without_tokens_has_none_in_its_plan() -> None:
         ({"batch": {"reference": 16, "total_tokens": 8192, "total": 64}}, "batch", "exactly one"),
         ({"schedule": {"tokens": "1M", "samples": "1M"}}, "schedule", "exactly one"),
         ({"schedule": {"tokens": 50}}, "schedule.tokens", "less than one sample"),
+        ({"schedule": {"tokens": "9" * 400 + "T"}}, "schedule.tokens", "more than can be counted"),
+        ({"schedule": {"samples": 10**400}}, "schedule.samples", "more than can be counted"),
+        (
+            {"recipe": {"sample_tokens": 128, "parameters": "1M"}, "schedule": {"tokens_per_parameter": 1e308}},
+            "schedule.tokens_per_parameter",
+            "too many to count",
+        ),
     ],
 )
 def test_what_cannot_be_converted_is_refused_by_name(sections: dict[str, Any], setting: str, said: str) -> None:
