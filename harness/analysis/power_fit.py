@@ -75,8 +75,8 @@ def fit_loss(horizon: Sequence[float], batch: Sequence[float], loss: Sequence[fl
     """The loss over horizon and batch (any unit), or why it cannot be fitted."""
     d, b, y = (np.asarray(values, dtype=np.float64) for values in (horizon, batch, loss))
     several = len(set(batch)) > 1
-    if len(set(horizon)) < 3 + (not several) or (several and len(set(batch)) < 3):
-        return f"{len(set(horizon))} horizons and {len(set(batch))} batches are too few (3 of each, or 4 horizons at one batch)"
+    if len(set(horizon)) < 3 + 2 * (not several) or (several and len(set(batch)) < 3):
+        return f"{len(set(horizon))} horizons and {len(set(batch))} batches are too few (3 of each, or 5 horizons at one batch)"
     if len(y) < 4 + SPARE - (not several):
         return f"{len(y)} settings are too few to fit {3 + several} numbers"
     span = [(0.02, 2.0), (np.log(b.min() / 50), np.log(b.max() * 50)) if several else (np.inf, np.inf)]

@@ -1,7 +1,7 @@
 """What a committed checkpoint consists of: its names, and the manifest that holds size and xxh3_128 digest of every file. Pure.
 
     samples-000000012800/                     the newest has the most samples; `-1` behind it where the same place was saved again
-        tensors-0002-of-0004.safetensors      what rank 2 of 4 held (tensorfile.py)
+        tensors-0002-of-0004.safetensors      what rank 2 of 4 held (safetensors_io.py)
         state.json                            where the run stands, and facts of the run it was saved by
         manifest.json                         {"files": {NAME: {"bytes", "xxh3_128"}}, "xxh3_128": digest of "files"}
 
@@ -100,7 +100,7 @@ def decode(text: bytes) -> dict[str, Digest]:
 
 
 def seal(document: Mapping[str, Any]) -> bytes:
-    """A document with its digest, as text."""
+    """A document with its digest, as JSON."""
     return json.dumps({"document": document, "xxh3_128": xxhash.xxh3_128_hexdigest(json.dumps(document).encode())}).encode()
 
 

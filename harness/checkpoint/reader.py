@@ -1,8 +1,8 @@
 """Checkpoints as they are read: every digest checked before anything is used, the newest good one taken.
 
 Nothing here unpickles, follows a link, or runs what a file says. Any number of ranks of any backend reads the pieces it needs
-(pieces.py); the ranks share the work of checking. manifest.py and safetensors_io.py say how a checkpoint is laid out on disk,
-staging.py and writer_process.py how it is written.
+(tensor_slices.py); the ranks share the work of checking. manifest.py and safetensors_io.py say how a checkpoint is laid out on
+disk, staging.py and writer_process.py how it is written.
 """
 
 from collections.abc import Callable, Iterator, Mapping

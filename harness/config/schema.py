@@ -214,7 +214,7 @@ class BackendConfig:
     """How the model is placed on the devices. Changing `name` changes nothing else about the run."""
 
     name: Backend = "ddp"
-    """ddp: a whole copy per GPU. fsdp: all in shards over the GPUs (FSDP2). zero0..zero3: DeepSpeed, see README's table."""
+    """ddp: a whole copy per GPU. fsdp: all in shards over the GPUs (FSDP2). zero0..zero3: DeepSpeed, see harness/README.md."""
     shard: Literal["world", "node"] = "world"
     """fsdp: shards over all GPUs, or over those of one node with a copy per node (HSDP)."""
     reshard: bool = True

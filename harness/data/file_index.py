@@ -36,7 +36,9 @@ def write_index(path: Path, kind: str, parts: Iterator[NDArray[np.int64]], said:
             count = (file.tell() - HEAD) // 8
             head = json.dumps({"magic": MAGIC, "kind": kind, "of": _identity(path), "count": count} | said).encode()
             if len(head) > HEAD:
-                raise UserError(SETTING, f"{path} has members of too many kinds to be indexed", "make files of fewer kinds")
+                raise UserError(
+                    SETTING, f"the members of {path} have too many different suffixes", "split it so that each file has fewer"
+                )
             file.seek(0)
             file.write(head)
         draft.replace(index)

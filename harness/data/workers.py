@@ -235,7 +235,7 @@ def _serve(pipe: Connection, ours: Sequence[Connection], data: MapStyle, collate
             pipe.send(answer)
         except (pickle.PicklingError, TypeError, ValueError, AttributeError, RuntimeError) as e:
             if "No space left" in str(e):
-                at = f"pass batches through /dev/shm, which is full ({_line(e)})"
+                at = f"cannot hand a batch over: /dev/shm is full ({_line(e)})"
                 pipe.send(UserError("recipe.workers", at, "free it, enlarge it (docker: --shm-size=8g), or give workers: 0"))
                 continue
             at = f"the batch of samples {named(task.ids)} cannot be sent to the training process ({type(e).__name__}: {_line(e)})"

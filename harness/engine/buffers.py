@@ -50,7 +50,7 @@ Kept = list[tuple[Place, Tensor | None, Tensor | None]]
 
 @final
 class Buffers:
-    """The buffers of one process's model."""
+    """Restores the model's buffers after a step that is left out, and makes them equal on all ranks."""
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
         self._model, self._device = model, device

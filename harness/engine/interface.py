@@ -77,7 +77,8 @@ class Engine(ABC):
 
     @abstractmethod
     def step(self, micros: Sequence[Micro], lr: float, stop: bool, *, close: bool = False, limit: Limit | None = None) -> None:
-        """One optimizer step over this rank's passes at rate `lr`. Nothing is read back to the host here.
+        """One optimizer step over this rank's passes at rate `lr`. Nothing is read back to the
+        host where torch's fused optimizers step.
 
         `close`: the last step of a window, in which norms of weights and updates are measured too. Raises StepTooLargeError, with
         everything as it was, where the step does not fit in memory; another out-of-memory error where weights may have moved

@@ -88,7 +88,7 @@ class TorchState(State):
 
     @override
     def load(self, source: SliceReader) -> list[str]:
-        """Where the checkpoint has no average, it begins at the checkpoint's weights."""
+        """Weights, optimizer and average, which begins at the loaded weights if it is missing. Returns what extra state is missing."""
         self._layout.settle()
         self._load_weights(source)
         self._load_optimizer(source)

@@ -1,4 +1,4 @@
-"""The optimizer of a plan, by name. None of our own: torch.optim and pytorch_optimizer."""
+"""The optimizer of a plan, by name: of torch.optim, pytorch_optimizer or a file; muon.py puts AdamW beside Muon."""
 
 from collections import Counter
 from collections.abc import Iterator

@@ -65,11 +65,11 @@ def _check_in_place(config: Config, world: World) -> None:
     why = {
         config.backend.name != "ddp": f"{config.backend.name} has no whole copy of weights and moments on each rank",
         world.device == "gpu": "a GPU is given the optimizer's step before the host can know that a rank is lost",
-        world.nodes > 1: "hosts that are lost meet again by torchrun",
+        world.nodes > 1: "over several nodes torchrun restarts all ranks",
         config.backend.compress == "powersgd": "each rank has a remainder of its own under backend.compress: powersgd",
-        config.optim.second_moment == "chunks": "its all-reduce needs all ranks under optim.second_moment: chunks",
-        config.scaling.rule == "adascale": "adascale measures the noise over ranks of equal shares",
-        config.batch.grow == "noise": "the noise scale that the batch follows is measured over ranks of equal shares",
+        config.optim.second_moment == "chunks": "optim.second_moment: chunks reduces over a fixed set of ranks",
+        config.scaling.rule == "adascale": "adascale needs equal samples on each rank",
+        config.batch.grow == "noise": "batch.grow: noise needs equal samples on each rank",
     }
     if reason := why.get(True):
         raise UserError(

@@ -96,7 +96,7 @@ def _adam_linear(f: Facts) -> str:
 def _short_warmup(f: Facts) -> str:
     if f.lr_factor <= 1 or f.warmup_steps >= FEW_WARMUP_STEPS:
         return ""
-    at = f"only {f.warmup_steps} warm-up steps for lr x{f.lr_factor:g}, under {FEW_WARMUP_STEPS} most runs died"
+    at = f"only {f.warmup_steps} warm-up steps for lr x{f.lr_factor:g}, and runs with fewer than {FEW_WARMUP_STEPS} often diverge"
     return f"{at}; {_longer_warmup(f, max(FEW_WARMUP_STEPS, _adam_steps(f.beta2)))}"
 
 
@@ -134,7 +134,7 @@ def _over_budget(f: Facts) -> str:
 def _few_steps(f: Facts) -> str:
     if f.k <= 1 or f.total_steps >= FEW_STEPS:
         return ""
-    at = f"the whole run is {f.total_steps} steps, too few for a scaling rule to hold"
+    at = f"the whole run is {f.total_steps} steps; under {FEW_STEPS} no scaling rule is reliable"
     smaller = _total(f, max(f.horizon // FEW_STEPS, f.reference_batch))
     return f"{at}; set {smaller or f'schedule.samples: {FEW_STEPS * f.global_batch}'}"
 

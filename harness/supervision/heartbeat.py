@@ -128,7 +128,7 @@ class Heartbeat:
             self._set(before, warm)
 
     def in_group(self, number: int) -> None:
-        """The rank trains in its process group of this number, the first is 1; 0: from here on it needs all of its peers."""
+        """Record in which process group, counted from 1, this rank trains; 0: it cannot go on without a peer that is lost."""
         self._put(_AT_GROUP, _GROUP.pack(number))
 
     def ending(self) -> None:

@@ -22,7 +22,11 @@ ARRAY = "array"
 def submit_trials(args: argparse.Namespace, trials: Sequence[Trial], out: Path) -> int:
     """Write the script, and submit it if asked to. `trials`: those to run, their run files written. Raises UserError."""
     if args.gpus not in ((0,), (1,)):
-        raise UserError("--gpus", "is for each run of a sweep", "give 1, or 0 for the CPU")
+        raise UserError(
+            "--gpus",
+            f"is {','.join(map(str, args.gpus))}, and with --slurm each run of a sweep has one GPU",
+            "give 1, or 0 for the CPU",
+        )
     if not trials:
         echo("every run is done; the same command without --slurm shows the results")
         return 0

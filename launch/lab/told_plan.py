@@ -56,5 +56,9 @@ def told_plan(run: Path) -> ToldPlan:
     except (OSError, msgspec.MsgspecError, RecursionError) as e:
         raise UserError("RUN", f"{run} holds no {PLAN} ({e})", "give the folder that a run wrote") from e
     if told["schedule"]["shape"] not in USES:
-        raise UserError("RUN", f"{run}/{PLAN} has the shape {told['schedule']['shape']!r}", "give the folder that a run wrote")
+        raise UserError(
+            "RUN",
+            f"{run}/{PLAN} has schedule.shape {told['schedule']['shape']!r}, which is unknown here",
+            "give the folder that a run wrote",
+        )
     return told

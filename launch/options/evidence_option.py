@@ -97,7 +97,9 @@ def _read(path: Path) -> Evidence:
     if "runs" in tree:
         found = tree.get("evidence")
         if not isinstance(found, dict):
-            raise UserError("--from", f"{path} is a report of runs without a measured noise scale", REMEDY)
+            raise UserError(
+                "--from", f"{path} is a report of runs without a measured noise scale", "run with watch.noise_scale: true"
+            )
         tree = found
     return from_json(tree, str(path))
 

@@ -56,6 +56,6 @@ def check_trust(run: Path, config: Config, given: Container[str], *, trust: bool
         if setting in given:
             continue
         if not trust and not is_sealed(run.parent, setting, name):
-            at = f"{run} names {name}, and nothing shows that you made that folder"
+            at = f"{run} names {name}, and has no seal that shows you made that folder"
             raise UserError(setting, at, "look at what it names, and add --trust to use it")
         say(f"note: {run} names {redacted(name)}, which is {'read' if setting == STORE else 'run'} now")

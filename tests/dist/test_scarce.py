@@ -58,5 +58,5 @@ def test_a_full_shared_memory_is_named_with_its_remedy(tmp_path: Path) -> None:
     done = subprocess.run(argv, cwd=tmp_path, env=environ(), capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
     line = done.stderr.splitlines()[-1]
-    assert line.startswith("error: recipe.workers: pass batches through /dev/shm, which is full (")
+    assert line.startswith("error: recipe.workers: cannot hand a batch over: /dev/shm is full (")
     assert line.endswith("free it, enlarge it (docker: --shm-size=8g), or give workers: 0")

@@ -246,7 +246,10 @@ def test_as_a_job_array_task_i_is_the_i_th_listed_run(tmp_path: Path, capsys: py
     tasks = [tmp_path / "array" / str(i) / "run.yaml" for i in range(4)]
     assert [t.resolve() for t in tasks] == listed
     assert all((t.parent / "logs").is_dir() for t in tasks)
-    for flags, told in (([], "--gpus: missing"), (["--gpus", "2"], "--gpus: is for each run of a sweep")):
+    for flags, told in (
+        ([], "--gpus: missing"),
+        (["--gpus", "2"], "--gpus: is 2, and with --slurm each run of a sweep has one GPU"),
+    ):
         assert main([*grid, "--slurm", *flags]) == 2
         assert told in capsys.readouterr().err
 

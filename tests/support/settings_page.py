@@ -11,10 +11,10 @@ from tests.support.processes import ROOT
 PAGE = ROOT / "configs" / "README.md"
 HEAD = """# Run files, and every setting
 
-`digits.yaml` is the one to start with. Each file says at its top where its numbers come from, its command, and what to expect.
+`digits.yaml` is the one to start with. Each file here says at its top where its numbers come from, its command, and what to expect.
 Each setting below is a flag as well: `--batch.total 4096`, or `batch.total=4096`. An editor that knows YAML completes and checks a
 run file whose first line is `# yaml-language-server: $schema=run.schema.json` (`widebatch schema` prints the schema). This page is
-made from it.
+made from the schema.
 """
 
 

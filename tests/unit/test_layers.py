@@ -1,6 +1,6 @@
 """The layers of the house: imports go down only, each dependency lives in its own file, and files stay small.
 
-Read from the source with ast, so that an import inside a function counts too. The rules are those of DESIGN.md.
+Read from the source with ast, so that an import inside a function counts too. The rules are those of harness/README.md.
 """
 
 import ast
@@ -110,7 +110,7 @@ def file_of(module: str) -> str | None:
 def layer(file: str) -> int:
     """The layer a file is on: of the longest prefix in LAYERS. A file on no layer is a failure."""
     homes = [h for h in LAYERS if file == h or (h.endswith("/") and file.startswith(h))]
-    assert homes, f"{file} is on no layer: say in LAYERS (and DESIGN.md) which"
+    assert homes, f"{file} is on no layer: say in LAYERS (and harness/README.md) which"
     return LAYERS[max(homes, key=len)]
 
 

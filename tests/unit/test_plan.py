@@ -46,7 +46,7 @@ OUTSIDE = [
     "warnings",
     "sources",
 ]
-"""The keys that DESIGN.md promises to other programs."""
+"""The keys that other programs may read."""
 
 
 def config(**sections: dict[str, Any]) -> Config:

@@ -88,7 +88,7 @@ def test_no_command_runs_code_that_a_stranger_s_folder_names(command: str, at: P
     assert main(argv(command, at / "theirs")) == 2
     line = capsys.readouterr().err
     assert line.count("\n") == 1
-    assert f"recipe.use: {at}/theirs/run.yaml names {at}/mine.py:Mine, and nothing shows that you made that folder" in line
+    assert f"recipe.use: {at}/theirs/run.yaml names {at}/mine.py:Mine, and has no seal that shows you made that folder" in line
     assert "--trust" in line
     assert sorted(at.rglob("*")) == before, "nothing is imported, and nothing left behind"
 
@@ -142,7 +142,7 @@ def test_so_it_is_with_all_else_that_a_folder_may_name(
     for command in commands:
         more = ["--out", str(tmp_path / "w.safetensors")] if command == "export" else []
         assert main(argv(command, tmp_path / "run", *more)) == 2
-        assert f"error: {setting}: {path} names {value}, and nothing shows" in capsys.readouterr().err
+        assert f"error: {setting}: {path} names {value}, and has no seal" in capsys.readouterr().err
 
 
 def test_weights_alone_need_no_code_and_no_flag(at: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
