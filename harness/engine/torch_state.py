@@ -88,7 +88,7 @@ class TorchState(State):
 
     @override
     def load(self, source: SliceReader) -> list[str]:
-        """Weights, optimizer and average, which begins at the loaded weights if it is missing. Returns what extra state is missing."""
+        """Weights, optimizer and average, which begins at the loaded weights if it is missing; the missing extra state."""
         self._layout.settle()
         self._load_weights(source)
         self._load_optimizer(source)

@@ -105,8 +105,8 @@ def words(record: dict[str, Any]) -> str:
         f"a host that is killed costs the others {killed['goes_on_alone_s']:.0f} s, and its return costs"
         f" {killed['goes_on_together_s']:.0f} s; one that is asked to leave, {asked['goes_on_alone_s']:.0f} s and"
         f" {asked['samples_repeated']} samples. A cable that is out for 4 s costs {short['restarts']} restarts; one that"
-        f" stays out costs the others {cut['goes_on_alone_s']:.0f} s at `restart.hang_s: {record['hang_s']}`, and to be"
-        f" repaired {cut['goes_on_together_s']:.0f} s"
+        f" stays out costs the others {cut['goes_on_alone_s']:.0f} s at `restart.hang_s: {record['hang_s']}`, and its"
+        f" repair costs {cut['goes_on_together_s']:.0f} s"
     )
 
 

@@ -15,8 +15,8 @@ PATH = re.compile(rf"(?<![\w./*~-])(?:{NAME}|(?:[\w.-]+/)+(?:{NAME})?)(?![\w/*:-
 WRITTEN = {text.splitlines()[0].removeprefix("# ") for kind, text in BLOCKS if kind in ("python", "yaml")}
 RUN = {value for value in vars(run_folder).values() if isinstance(value, str)}
 THEIRS = {
-    *WRITTEN, *RUN, "checkpoints/", "logs/", "ranks/", "wandb/", "runs/", "config.json", "file.py", "fit.json", "index.json", "mine.py", "my_task.py",
-    "tokens.json", "train.py", "utils.py", "gpu.json", "configs/results/gpu_tests.json",
+    *WRITTEN, *RUN, "checkpoints/", "wandb/", "runs/", "config.json", "file.py", "fit.json", "index.json", "mine.py", "my_task.py",
+    "logs/", "ranks/", "tokens.json", "train.py", "utils.py", "gpu.json", "configs/results/gpu_tests.json",
 }  # fmt: skip
 """Files of users, of runs and of later: not in the repository."""
 
