@@ -7,6 +7,7 @@ bf16: the gathered weights are bf16; the shards, the reductions and the accumula
 as ddp does it, would keep a cast copy of every weight for the backward, and so the whole model on every rank.
 """
 
+from collections.abc import Sequence
 from typing import final
 
 import torch
@@ -100,22 +101,28 @@ class ReduceScatter(Gradients):
 
     @override
     def grads(self) -> list[Tensor]:
-        return [p.grad.to_local() for p in self.params if isinstance(p.grad, DTensor)]
+        return shard_grads(self.params)
 
     @override
     def reduce(self, grads: list[Tensor], local: Sums) -> tuple[Sums, Tensor, Number]:
-        """One all-reduce brings the sums and the norm: its square is the sum of the shards' squares."""
-        sums, norm = reduce_shards(self.process, grads, local, self._copies)
-        return sums, norm, 1 / sums[1]
+        return reduce_shards(self.process, grads, local, self._copies)
 
 
-def reduce_shards(process: Process, grads: list[Tensor], local: Sums, copies: int) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
-    """(the sums over all ranks, the norm of the gradient of whose shards this rank has `grads`, and `copies` ranks the same)."""
+def shard_grads(params: Sequence[Tensor]) -> list[Tensor]:
+    """This rank's shards of the gradients."""
+    return [p.grad.to_local() for p in params if isinstance(p.grad, DTensor)]
+
+
+def reduce_shards(process: Process, grads: list[Tensor], local: Sums, copies: int) -> tuple[Sums, Tensor, Number]:
+    """See Gradients.reduce; `grads` are shards, of which `copies` ranks hold the same.
+
+    One all-reduce brings the sums and the norm: its square is the sum of the shards' squares.
+    """
     device = process.device
     square = nn.utils.get_total_norm(grads).to(device, torch.float64) ** 2 / copies
     reduced = process.reduce(torch.stack([*(on_device(part, device, torch.float64) for part in local), square]))
     loss, count, stop, whole = reduced.unbind()
-    return (loss, count, stop), whole.sqrt()
+    return (loss, count, stop), whole.sqrt(), 1 / count
 
 
 def shard_model(model: nn.Module, recipe: Recipe, config: Config, mesh: DeviceMesh) -> FSDPModule:

@@ -77,8 +77,7 @@ class Engine(ABC):
 
     @abstractmethod
     def step(self, micros: Sequence[Micro], lr: float, stop: bool, *, close: bool = False, limit: Limit | None = None) -> None:
-        """One optimizer step over this rank's passes at rate `lr`. Nothing is read back to the
-        host where torch's fused optimizers step.
+        """One optimizer step over this rank's passes at rate `lr`. With a fused optimizer nothing is read back to the host.
 
         `close`: the last step of a window, in which norms of weights and updates are measured too. Raises StepTooLargeError, with
         everything as it was, where the step does not fit in memory; another out-of-memory error where weights may have moved

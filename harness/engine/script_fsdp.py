@@ -12,7 +12,7 @@ from harness.config.errors import UserError
 from harness.data.feed import Micro
 from harness.engine.buffers import Buffers, Kept
 from harness.engine.device_scalars import Number
-from harness.engine.fsdp import reduce_shards, sum_gradients
+from harness.engine.fsdp import reduce_shards, shard_grads, sum_gradients
 from harness.engine.fsdp_layout import Shards
 from harness.engine.gradients import Gradients
 from harness.engine.interface import Engine
@@ -65,12 +65,11 @@ class ScriptShards(Gradients):
 
     @override
     def grads(self) -> list[Tensor]:
-        return [p.grad.to_local() for p in self.params if isinstance(p.grad, DTensor)]
+        return shard_grads(self.params)
 
     @override
     def reduce(self, grads: list[Tensor], local: Sums) -> tuple[Sums, Tensor, Number]:
-        sums, norm = reduce_shards(self.process, grads, local, self._copies)
-        return sums, norm, 1 / sums[1]
+        return reduce_shards(self.process, grads, local, self._copies)
 
     @override
     def kept(self, buffers: Buffers) -> Kept:

@@ -101,8 +101,10 @@ class Health:
         return replace(self, validated=(*self.validated, loss)[-2:], best_validated=best)
 
     def forgiven(self, *, ill: bool) -> "Health":
-        """The state after the guard has acted: the same symptoms do not count twice. `ill`: the losses
-        showed them (divergence, a dead model), so that their history is dropped."""
+        """The state after the guard has acted: the same symptoms do not count twice.
+
+        `ill`: the losses showed them (divergence, a dead model), so that their history is dropped.
+        """
         known = {"recent": (), "validated": (), "sick": True} if ill else {}
         return replace(self, **known, erratic=False, still=0, blown_up=False)  # type: ignore[arg-type]
 
